@@ -1,0 +1,1 @@
+"""Ridgeline: LLM training for Ascend NPUs as a functional core over Megatron-core."""

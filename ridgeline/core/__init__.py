@@ -1,0 +1,1 @@
+"""Specs, transforms, errors, serialisation and model arithmetic."""

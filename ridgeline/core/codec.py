@@ -1,0 +1,219 @@
+"""Specs to plain data and back: JSON, TOML and YAML with an exact round trip, and a digest of what a spec says.
+
+``structure`` reads plain data into a spec and reports every fault at once, each with its path. A member of a union carries
+``kind``. A field that may be None is None by default and left out when it is (TOML has no null). msgspec parses text only.
+"""
+
+import hashlib
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import attrs
+import msgspec
+
+from ridgeline.core.errors import Problem, SpecError, nearest
+from ridgeline.core.fields import field_problems, union_members
+
+Spec = TypeVar("Spec")
+Plain = dict[str, Any]
+
+
+def unstructure(spec: Any) -> Plain:
+    """A spec as dicts, lists and leaves, in the order of its fields."""
+    return {
+        **({"kind": spec.kind} if hasattr(type(spec), "kind") else {}),
+        **{
+            field.name: _plain(value)
+            for field in attrs.fields(type(spec))
+            if (value := getattr(spec, field.name)) is not None
+        },
+    }
+
+
+def structure(plain: Any, cls: type[Spec], *, path: str = "") -> Spec:
+    """Read plain data as a spec of class ``cls``.
+
+    Raises:
+        SpecError: Every unknown, missing or wrong field below ``path``.
+    """
+    problems: list[Problem] = []
+    spec = _structure_spec(plain, cls, path, problems)
+    if problems:
+        raise SpecError(problems)
+    return spec
+
+
+def dumps(spec: Any, *, format: str = "json") -> str:
+    """A spec as text in one of ``FORMATS``."""
+    return FORMATS[format].dump(unstructure(spec))
+
+
+def loads(text: str, cls: type[Spec], *, format: str = "json") -> Spec:
+    """The spec that ``dumps`` wrote.
+
+    Raises:
+        SpecError: The text is not of this format, or not such a spec.
+    """
+    return structure(parse(text, format=format), cls)
+
+
+def parse(text: str, *, format: str, source: str = "text") -> Any:
+    """Plain data out of text.
+
+    Raises:
+        SpecError: The text is not of this format; ``source`` names it.
+    """
+    try:
+        return FORMATS[format].load(text)
+    except (ValueError, msgspec.DecodeError) as error:  # yaml's and tomllib's errors are ValueErrors once wrapped
+        raise SpecError(Problem("file", source, f"is not {format}: {error}")) from error
+
+
+def format_of(path: str | Path) -> str:
+    """The format a file's name promises.
+
+    Raises:
+        SpecError: The suffix is none of ours.
+    """
+    suffix = Path(path).suffix.lower().removeprefix(".")
+    suffix = "yaml" if suffix == "yml" else suffix
+    if suffix not in FORMATS:
+        raise SpecError(Problem("file", str(path), "must end in .toml, .yaml, .yml or .json"))
+    return suffix
+
+
+def digest(spec: Any) -> str:
+    """sha256 of the canonical JSON: equal for equal specs, in every process and Python version."""
+    return hashlib.sha256(msgspec.json.encode(unstructure(spec), order="sorted")).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if attrs.has(type(value)):
+        return unstructure(value)
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _structure_spec(plain: Any, cls: type[Any], path: str, problems: list[Problem]) -> Any:
+    if not isinstance(plain, Mapping):
+        problems.append(Problem(path or "job", plain, f"must be a table of the fields of {cls.__name__}"))
+        return None
+    fields = {field.name: field for field in attrs.fields(cls)}
+    allowed = {*fields, "kind"} if hasattr(cls, "kind") else set(fields)
+    faults = len(problems)
+    for name in plain:
+        if name not in allowed:
+            problems.append(Problem(_join(path, str(name)), plain[name], "unknown field", nearest(str(name), fields)))
+    values = {}
+    for name, field in fields.items():
+        if name in plain:
+            values[name] = _structure_value(plain[name], field.type, _join(path, name), problems)
+        elif field.default is attrs.NOTHING:
+            problems.append(Problem(_join(path, name), None, "is required"))
+    if len(problems) > faults:
+        problems.extend(_own_faults(cls, values, path, already=problems[faults:]))
+        return None
+    try:
+        return cls(**values)
+    except SpecError as error:
+        problems.extend(problem.under(path) for problem in error.problems)
+        return None
+
+
+def _own_faults(cls: type[Any], values: Plain, path: str, *, already: list[Problem]) -> Iterator[Problem]:
+    """Faults of the fields that did arrive, when some did not: fields at fault are left to those already reported."""
+    at_fault = {problem.path.removeprefix(f"{path}.").split(".")[0].split("[")[0] for problem in already}
+
+    for field in attrs.fields(cls):
+        if field.name in values and field.name not in at_fault:
+            value = field.converter(values[field.name]) if field.converter else values[field.name]
+            yield from (problem.under(path) for problem in field_problems(field, value))
+
+
+def _structure_value(plain: Any, annotation: Any, path: str, problems: list[Problem]) -> Any:
+    members = union_members(annotation)
+    if plain is None and types.NoneType in members:
+        return None
+    specs = [member for member in members if attrs.has(member)]
+    if specs:
+        return _structure_member(plain, specs, path, problems)
+    for member in members:
+        if typing.get_origin(member) is tuple and isinstance(plain, (list, tuple)):
+            item = typing.get_args(member)[0]
+            return tuple(_structure_value(value, item, f"{path}[{i}]", problems) for i, value in enumerate(plain))
+        if member is float and isinstance(plain, str):  # YAML 1.1 reads 1e-5 as text
+            return _number(plain)
+    return plain
+
+
+def _structure_member(plain: Any, specs: list[type[Any]], path: str, problems: list[Problem]) -> Any:
+    by_kind = {getattr(spec, "kind", None): spec for spec in specs}
+    if None in by_kind:
+        return _structure_spec(plain, specs[0], path, problems)
+    kind = plain.get("kind") if isinstance(plain, Mapping) else None
+    if kind is None and len(specs) == 1 and isinstance(plain, Mapping):
+        kind = specs[0].kind
+    if kind in by_kind:
+        return _structure_spec(plain, by_kind[kind], path, problems)
+    rule = "must be a table with a kind" if kind is None else "unknown kind"
+    known = [name for name in by_kind if name is not None]
+    problems.append(Problem(_join(path, "kind"), kind, rule, nearest(str(kind), known)))
+    return None
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+@attrs.frozen
+class _Format:
+    load: Callable[[str], Any]
+    dump: Callable[[Plain], str]
+
+
+def _load_json(text: str) -> Any:
+    return msgspec.json.decode(text)
+
+
+def _dump_json(plain: Plain) -> str:
+    return msgspec.json.format(msgspec.json.encode(plain), indent=2).decode() + "\n"
+
+
+def _dump_toml(plain: Plain) -> str:
+    import tomli_w
+
+    return tomli_w.dumps(plain)
+
+
+def _load_yaml(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(error) from error
+
+
+def _dump_yaml(plain: Plain) -> str:
+    import yaml
+
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+FORMATS: Mapping[str, _Format] = MappingProxyType(
+    {
+        "json": _Format(_load_json, _dump_json),
+        "toml": _Format(msgspec.toml.decode, _dump_toml),
+        "yaml": _Format(_load_yaml, _dump_yaml),
+    }
+)

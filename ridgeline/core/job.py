@@ -1,0 +1,259 @@
+"""A training job as one value: the model, its layout, batch, machine, data, and how long to run."""
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal, TypeAlias
+
+import attrs
+
+from ridgeline.core.cluster import Cluster
+from ridgeline.core.errors import Problem
+from ridgeline.core.fields import at_least, check_spec, degree, many, real, reals
+from ridgeline.core.layout import Layout
+from ridgeline.core.model import ModelSpec
+
+
+@attrs.frozen(kw_only=True)
+class Batch:
+    """Sizes of a step. ``seq_len`` in tokens, ``mbs`` and ``gbs`` in samples.
+
+    ``packing="eod_reset"`` keeps the documents of a sample apart: positions restart and attention stops at each end of document.
+    """
+
+    seq_len: int = at_least(1)
+    mbs: int = degree()
+    gbs: int = degree()
+    packing: Literal["none", "eod_reset"] = "none"
+    __attrs_post_init__ = check_spec
+
+
+@attrs.frozen(kw_only=True)
+class Precision:
+    """``params`` is the dtype of weights and activations, ``grads`` that of accumulation and reduction; masters are fp32."""
+
+    params: Literal["bf16", "fp32"] = "bf16"
+    grads: Literal["bf16", "fp32"] = "fp32"
+    __attrs_post_init__ = check_spec
+
+    def _problems(self) -> Iterator[Problem]:
+        if self.params == "fp32" and self.grads == "bf16":
+            yield Problem("grads", self.grads, "must be fp32 when params is fp32")
+
+
+@attrs.frozen(kw_only=True)
+class SelectiveRecompute:
+    """Recompute only these parts of each layer."""
+
+    kind: ClassVar[str] = "selective"
+    modules: tuple[Literal["core_attn", "mlp", "moe", "layernorm"], ...] = many(("core_attn",))
+    __attrs_post_init__ = check_spec
+
+
+@attrs.frozen(kw_only=True)
+class FullRecompute:
+    """Recompute whole layers: every ``num_layers`` together (uniform), or the first ``num_layers`` of each chunk (block)."""
+
+    kind: ClassVar[str] = "full"
+    method: Literal["uniform", "block"] = "uniform"
+    num_layers: int = degree()
+    __attrs_post_init__ = check_spec
+
+
+@attrs.frozen(kw_only=True)
+class Memory:
+    """What is kept, recomputed or sharded to fit. ``distributed_optimizer`` shards optimizer state over dp (ZeRO-1)."""
+
+    recompute: SelectiveRecompute | FullRecompute | None = None
+    distributed_optimizer: bool = True
+    __attrs_post_init__ = check_spec
+
+
+@attrs.frozen(kw_only=True)
+class Comm:
+    """How communication is carried out.
+
+    ``p2p`` matters to interleaved schedules: sends and receives overlapped with compute, or batched.
+    """
+
+    overlap_grad_reduce: bool = False
+    overlap_param_gather: bool = False
+    moe_dispatcher: Literal["alltoall", "allgather"] = "alltoall"
+    p2p: Literal["overlapped", "batched"] = "overlapped"
+    __attrs_post_init__ = check_spec
+
+    def _problems(self) -> Iterator[Problem]:
+        if self.overlap_param_gather and not self.overlap_grad_reduce:
+            yield Problem("overlap_param_gather", True, "needs overlap_grad_reduce", "set comm.overlap_grad_reduce to true")
+
+
+@attrs.frozen(kw_only=True)
+class ConstantLr:
+    """The peak rate after warmup."""
+
+    kind: ClassVar[str] = "constant"
+
+
+@attrs.frozen(kw_only=True)
+class LinearLr:
+    """A straight line from the peak to ``min_lr`` at ``decay_steps`` (None: the run's last step)."""
+
+    kind: ClassVar[str] = "linear"
+    decay_steps: int | None = at_least(1, default=None)
+    __attrs_post_init__ = check_spec
+
+
+@attrs.frozen(kw_only=True)
+class CosineLr:
+    """Half a cosine from the peak to ``min_lr`` at ``decay_steps`` (None: the run's last step)."""
+
+    kind: ClassVar[str] = "cosine"
+    decay_steps: int | None = at_least(1, default=None)
+    __attrs_post_init__ = check_spec
+
+
+@attrs.frozen(kw_only=True)
+class WsdLr:
+    """Warmup, stable, decay: the peak until the last ``anneal_steps`` before ``decay_steps``, then down to ``min_lr``."""
+
+    kind: ClassVar[str] = "wsd"
+    anneal_steps: int = at_least(1)
+    style: Literal["linear", "cosine", "exponential", "minus_sqrt"] = "exponential"
+    decay_steps: int | None = at_least(1, default=None)
+    __attrs_post_init__ = check_spec
+
+
+LrSchedule: TypeAlias = ConstantLr | LinearLr | CosineLr | WsdLr
+
+
+@attrs.frozen(kw_only=True)
+class Optimizer:
+    """AdamW. Weight decay spares biases and norms. ``clip_grad`` 0 leaves gradients as they are."""
+
+    lr: float = real(3e-4, above=0.0)
+    min_lr: float = real(0.0, minimum=0.0)
+    lr_schedule: LrSchedule = CosineLr()
+    warmup_steps: int = at_least(0, default=0)
+    weight_decay: float = real(0.1, minimum=0.0)
+    beta1: float = real(0.9, minimum=0.0, maximum=1.0)
+    beta2: float = real(0.95, minimum=0.0, maximum=1.0)
+    eps: float = real(1e-8, above=0.0)
+    clip_grad: float = real(1.0, minimum=0.0)
+    __attrs_post_init__ = check_spec
+
+    def _problems(self) -> Iterator[Problem]:
+        if self.min_lr > self.lr:
+            yield Problem("min_lr", self.min_lr, f"must be <= lr={self.lr}")
+
+
+@attrs.frozen(kw_only=True)
+class Pretraining:
+    """Next-token loss. ``per_token`` weighs every token of a step alike; otherwise every microbatch of a rank."""
+
+    kind: ClassVar[str] = "pretraining"
+    per_token: bool = False
+    __attrs_post_init__ = check_spec
+
+
+Objective: TypeAlias = Pretraining
+
+
+@attrs.frozen(kw_only=True)
+class Source:
+    """One corpus: the prefix of a ``.bin``/``.idx`` pair, or a raw file or folder; ``weight`` is its share of the blend."""
+
+    path: str
+    weight: float = real(1.0, above=0.0)
+    __attrs_post_init__ = check_spec
+
+
+@attrs.frozen(kw_only=True)
+class Data:
+    """What is trained on.
+
+    Attributes:
+        sources: Corpora of the blend.
+        split: Shares of training, validation and test.
+        tokenizer: Folder of a Hugging Face tokenizer, or its ``tokenizer.json``.
+        text_key: Field of a raw record that holds its text.
+        cache: Folder for tokenised raw files and sample indices; None places it beside the run's output.
+    """
+
+    sources: tuple[Source, ...] = many()
+    split: tuple[float, ...] = reals((0.969, 0.03, 0.001))
+    tokenizer: str | None = None
+    text_key: str = "text"
+    cache: str | None = None
+    __attrs_post_init__ = check_spec
+
+    def _problems(self) -> Iterator[Problem]:
+        if len(self.split) != 3 or min(self.split) < 0 or not sum(self.split) > 0:
+            yield Problem("split", self.split, "must be three shares >= 0: training, validation, test")
+
+
+@attrs.frozen(kw_only=True)
+class Init:
+    """Where the first weights come from: random, a Hugging Face folder (``hf``), or a saved step (``checkpoint``)."""
+
+    hf: str | None = None
+    checkpoint: str | None = None
+    __attrs_post_init__ = check_spec
+
+    def _problems(self) -> Iterator[Problem]:
+        if self.hf and self.checkpoint:
+            yield Problem("hf", self.hf, f"excludes checkpoint={self.checkpoint!r}", "keep one of the two")
+
+
+@attrs.frozen(kw_only=True)
+class Run:
+    """How long to train, and what is written where.
+
+    Attributes:
+        steps: Optimizer steps of the whole run.
+        output: Folder for checkpoints, logs and curves.
+        save_every: Steps between checkpoints; None saves only at the end.
+        keep_last: Checkpoints kept; None keeps all.
+        async_save: Write checkpoints in the background.
+        log_every: Steps between log lines.
+        valid_every, valid_steps: Validate every so many steps, over so many global batches.
+        seed: Of initial weights, data order and dropout.
+    """
+
+    steps: int = at_least(1, default=1000)
+    output: str = "runs"
+    save_every: int | None = at_least(1, default=None)
+    keep_last: int | None = at_least(1, default=None)
+    async_save: bool = False
+    log_every: int = degree()
+    valid_every: int | None = at_least(1, default=None)
+    valid_steps: int = degree()
+    seed: int = at_least(0, default=1234)
+    __attrs_post_init__ = check_spec
+
+
+@attrs.frozen(kw_only=True)
+class Job:
+    """Everything a training run is."""
+
+    name: str = "job"
+    model: ModelSpec
+    cluster: Cluster
+    batch: Batch
+    layout: Layout = Layout()
+    precision: Precision = Precision()
+    memory: Memory = Memory()
+    comm: Comm = Comm()
+    optimizer: Optimizer = Optimizer()
+    objective: Objective = Pretraining()
+    data: Data = Data()
+    init: Init = Init()
+    run: Run = Run()
+    __attrs_post_init__ = check_spec
+
+    @property
+    def dp(self) -> int:
+        """Data parallel degree, where tp*cp*pp divides the world size."""
+        return self.cluster.world_size // (self.layout.tp * self.layout.cp * self.layout.pp)
+
+    @property
+    def num_microbatches(self) -> int:
+        """Microbatches of a step on each dp rank, where mbs*dp divides gbs."""
+        return self.batch.gbs // (self.batch.mbs * self.dp)
