@@ -1,0 +1,1 @@
+"""Thin launchers, one file a verb."""

@@ -1,0 +1,1 @@
+"""Names, reshard plans, formats."""

@@ -1,0 +1,1 @@
+"""Families as data, and their lowering to Megatron-core modules."""

@@ -1,0 +1,1 @@
+"""Mesh, stage maps, schedules, memory, time and the plan."""
