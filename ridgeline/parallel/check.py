@@ -1,0 +1,330 @@
+"""Rules between specs: whatever passes is accepted by megatron-core 0.16.1, and every fault of a job comes at once.
+
+Each rule is a generator of problems over a job. A rule that needs ``dp`` is left out where the degrees do not divide
+the world, so that one fault is not reported many times.
+
+Source:
+    megatron-core 0.16.1: transformer/transformer_config.py and model_parallel_config.py (``__post_init__``),
+    parallel_state.py (``initialize_model_parallel``, ``RankGenerator``), pipeline_parallel/schedules.py,
+    transformer/transformer_block.py (``_checkpointed_forward``), transformer/moe/, optimizer_param_scheduler.py.
+"""
+
+from collections.abc import Callable, Iterator
+from math import gcd, prod
+
+from ridgeline.core.errors import PlanError, Problem, divisors, nearest, one_of
+from ridgeline.core.job import ConstantLr, FullRecompute, Job, SelectiveRecompute, WsdLr
+from ridgeline.core.model import Attention, Mlp, Moe
+
+Rule = Callable[[Job], Iterator[Problem]]
+AXES = ("tp", "cp", "ep", "dp", "pp")
+
+
+def check_job(job: Job) -> None:
+    """Refuse a job that cannot be planned.
+
+    Raises:
+        PlanError: Every rule broken, with its way out.
+    """
+    problems = job_problems(job)
+    if problems:
+        raise PlanError(problems)
+
+
+def job_problems(job: Job) -> tuple[Problem, ...]:
+    """Every rule between specs that a job breaks."""
+    rules = RULES if _dp_exists(job) else tuple(rule for rule in RULES if rule not in NEEDS_DP)
+    return tuple(problem for rule in rules for problem in rule(job))
+
+
+def stage_layers(job: Job) -> tuple[int, ...]:
+    """Layers of each stage in model order; noop layers leave a stage with fewer.
+
+    Defined for a job whose layers do split over its stages.
+    """
+    layout, layers = job.layout, job.model.num_layers
+    if layout.stages is not None:
+        return layout.stages
+    num_stages = layout.pp * layout.vpp
+    per_stage = (layers + len(layout.noop_layers)) // num_stages
+    noops = [0] * num_stages
+    for position in layout.noop_layers:
+        noops[position // per_stage] += 1
+    return tuple(per_stage - count for count in noops)
+
+
+def _dp_exists(job: Job) -> bool:
+    layout = job.layout
+    return job.cluster.world_size % (layout.tp * layout.cp * layout.pp) == 0
+
+
+def _world(job: Job) -> Iterator[Problem]:
+    layout, world = job.layout, job.cluster.world_size
+    if not _dp_exists(job):
+        value = layout.tp * layout.cp * layout.pp
+        rule = f"must divide world_size={world} (cluster.nodes={job.cluster.nodes} * {job.cluster.devices_per_node})"
+        yield Problem("layout.tp*cp*pp", value, rule, one_of(divisors(world)))
+
+
+def _experts_world(job: Job) -> Iterator[Problem]:
+    layout = job.layout
+    ranks = job.cluster.world_size // layout.pp
+    if ranks % (layout.etp * layout.ep):
+        rule = f"must divide tp*cp*dp={ranks}"
+        yield Problem("layout.etp*ep", layout.etp * layout.ep, rule, one_of(divisors(ranks)))
+
+
+def _order(job: Job) -> Iterator[Problem]:
+    layout = job.layout
+    axes = layout.order.split("-")
+    for axis in dict.fromkeys(axes):
+        if axis not in AXES:
+            yield Problem("layout.order", layout.order, f"axis {axis!r} is unknown", nearest(axis, AXES))
+        elif axes.count(axis) > 1:
+            yield Problem("layout.order", layout.order, f"axis {axis!r} appears twice", "name it once")
+    ranks = job.cluster.world_size // layout.pp
+    if not set(axes) <= set(AXES) or len(set(axes)) < len(axes) or ranks % (layout.etp * layout.ep):
+        return
+    attention = {"tp": layout.tp, "cp": layout.cp, "ep": 1, "dp": job.dp, "pp": layout.pp}
+    expert = {"tp": layout.etp, "cp": 1, "ep": layout.ep, "dp": ranks // (layout.etp * layout.ep), "pp": layout.pp}
+    missing = [axis for axis in AXES if axis not in axes and max(attention[axis], expert[axis]) > 1]
+    if missing:
+        degrees = ", ".join(f"{axis}={max(attention[axis], expert[axis])}" for axis in missing)
+        yield Problem("layout.order", layout.order, f"must name every axis of a degree > 1; {degrees} is left out")
+    elif layout.pp > 1:
+        before = axes[: axes.index("pp")]
+        strides = [prod(degrees[axis] for axis in before) for degrees in (attention, expert)]
+        if strides[0] != strides[1] or (axes[-1] != "pp" and attention["dp"] != expert["dp"]):
+            rule = "numbers pipelines of attention and of experts differently for these tp, cp, etp and ep"
+            yield Problem("layout.order", layout.order, rule, "end it in pp, as 'tp-cp-ep-dp-pp'")
+
+
+def _tensor_parallel(job: Job) -> Iterator[Problem]:
+    layout = job.layout
+    sizes: dict[str, int] = {}
+    kv_heads: set[int] = set()
+    for run in job.model.blocks:
+        mixer, feed_forward = run.block.mixer, run.block.feed_forward
+        if isinstance(mixer, Attention):
+            sizes[f"heads={mixer.heads}"] = mixer.heads
+            kv_heads.add(mixer.kv_heads)
+        if isinstance(feed_forward, Mlp):
+            sizes[f"ffn_hidden={feed_forward.ffn_hidden}"] = feed_forward.ffn_hidden
+    fitting = [
+        tp
+        for tp in divisors(gcd(*sizes.values()) if sizes else 1)
+        if all(kv % tp == 0 or tp % kv == 0 for kv in kv_heads)
+    ]
+    for name, size in sizes.items():
+        if size % layout.tp:
+            yield Problem("layout.tp", layout.tp, f"must divide {name}", one_of(fitting))
+    for kv in sorted(kv_heads):
+        if kv % layout.tp and layout.tp % kv:
+            rule = f"must divide kv_heads={kv} or be a multiple of it"
+            yield Problem("layout.tp", layout.tp, rule, one_of(fitting))
+    if layout.sp and layout.tp == 1:
+        yield Problem("layout.sp", True, "needs tp > 1, since it splits the sequence over tp", "set layout.sp to false")
+
+
+def _expert_parallel(job: Job) -> Iterator[Problem]:
+    layout = job.layout
+    moes = list(
+        dict.fromkeys(run.block.feed_forward for run in job.model.blocks if isinstance(run.block.feed_forward, Moe))
+    )
+    if not moes:
+        for name in ("ep", "etp"):
+            if getattr(layout, name) > 1:
+                yield Problem(f"layout.{name}", getattr(layout, name), "needs a model with experts", "use 1")
+        return
+    for moe in moes:
+        if moe.experts % layout.ep:
+            yield Problem("layout.ep", layout.ep, f"must divide experts={moe.experts}", one_of(divisors(moe.experts)))
+        if moe.ffn_hidden % layout.etp:
+            rule = f"must divide the experts' ffn_hidden={moe.ffn_hidden}"
+            yield Problem("layout.etp", layout.etp, rule, one_of(divisors(moe.ffn_hidden)))
+        if moe.topk == 1 and moe.normalize_topk:
+            rule = "with normalize_topk every weight is 1 and the router learns nothing"
+            yield Problem("model.blocks.feed_forward.topk", 1, rule, "set normalize_topk to false")
+    if layout.tp > 1 and not layout.sp:
+        rule = f"must be true for a model with experts when tp={layout.tp} > 1"
+        yield Problem("layout.sp", False, rule, "set layout.sp to true")
+
+
+def _context_parallel(job: Job) -> Iterator[Problem]:
+    layout, seq_len = job.layout, job.batch.seq_len
+    if layout.cp == 1:
+        return
+    for mixer in dict.fromkeys(run.block.mixer for run in job.model.blocks):
+        if not isinstance(mixer, Attention):
+            continue
+        if layout.cp_algorithm == "ulysses" and mixer.heads % (layout.tp * layout.cp):
+            rule = f"tp*cp={layout.tp * layout.cp} must divide heads={mixer.heads} under ulysses"
+            yield Problem("layout.cp", layout.cp, rule, "use a smaller cp or layout.cp_algorithm='ring'")
+        if layout.cp_algorithm == "ring" and mixer.window is not None and mixer.window < seq_len:
+            rule = f"cannot follow a window={mixer.window} shorter than seq_len={seq_len}"
+            yield Problem("layout.cp_algorithm", "ring", rule, "use 'ulysses' or 'kv_allgather'")
+
+
+def _sequence(job: Job) -> Iterator[Problem]:
+    layout, batch, model = job.layout, job.batch, job.model
+    if batch.seq_len > model.max_position:
+        rule = f"must be <= model.max_position={model.max_position}, the longest sequence the model can hold"
+        yield Problem(
+            "batch.seq_len", batch.seq_len, rule, "shorten it, or raise model.max_position and scale its rope"
+        )
+    zigzag = layout.cp > 1 and layout.cp_algorithm != "ulysses"
+    parts = layout.cp * (2 if zigzag else 1)
+    if batch.seq_len % parts:
+        rule = f"must be a multiple of {'2*cp' if zigzag else 'cp'}={parts}"
+        yield Problem("batch.seq_len", batch.seq_len, rule, _multiples(batch.seq_len, parts))
+    elif layout.sp and batch.seq_len // layout.cp % layout.tp:
+        rule = f"must be a multiple of cp*tp={layout.cp * layout.tp} under sp"
+        yield Problem("batch.seq_len", batch.seq_len, rule, _multiples(batch.seq_len, parts * layout.tp))
+
+
+def _batch(job: Job) -> Iterator[Problem]:
+    batch, step = job.batch, job.batch.mbs * job.dp
+    if batch.gbs % step:
+        rule = f"must be a multiple of mbs={batch.mbs} * dp={job.dp} = {step}"
+        yield Problem("batch.gbs", batch.gbs, rule, _multiples(batch.gbs, step))
+
+
+def _stages(job: Job) -> Iterator[Problem]:
+    layout, layers = job.layout, job.model.num_layers
+    num_stages = layout.pp * layout.vpp
+    if layout.stages is not None and layout.noop_layers:
+        rule = "excludes layout.stages, which already says how many layers a stage holds"
+        yield Problem("layout.noop_layers", layout.noop_layers, rule, "keep one of the two")
+    elif layout.stages is not None:
+        if len(layout.stages) != num_stages:
+            rule = f"must have pp*vpp={num_stages} counts, one a stage, not {len(layout.stages)}"
+            yield Problem("layout.stages", layout.stages, rule)
+        if min(layout.stages, default=0) < 0:
+            yield Problem("layout.stages", layout.stages, "counts must be >= 0")
+        elif sum(layout.stages) != layers:
+            rule = f"must add up to num_layers={layers}, not {sum(layout.stages)}"
+            yield Problem("layout.stages", layout.stages, rule)
+    else:
+        yield from _even_stages(job, num_stages)
+
+
+def _even_stages(job: Job, num_stages: int) -> Iterator[Problem]:
+    layout, layers = job.layout, job.model.num_layers
+    total = layers + len(layout.noop_layers)
+    beyond = [position for position in layout.noop_layers if not 0 <= position < total]
+    if beyond:
+        rule = f"positions must lie in 0 .. {total - 1}, the numbering that counts noop layers; {beyond} do not"
+        yield Problem("layout.noop_layers", layout.noop_layers, rule)
+    if len(set(layout.noop_layers)) < len(layout.noop_layers):
+        yield Problem("layout.noop_layers", layout.noop_layers, "names a position twice")
+    if total % num_stages:
+        noops = f" + {len(layout.noop_layers)} noop layers" if layout.noop_layers else ""
+        rule = f"{noops} does not split evenly over pp={layout.pp} * vpp={layout.vpp} = {num_stages} stages".lstrip()
+        numbers = ", ".join(map(str, divisors(total)))
+        way_out = f"use pp*vpp from {{{numbers}}}, set layout.stages, or add noop layers"
+        yield Problem("model.num_layers", layers, rule, way_out)
+
+
+def _schedule(job: Job) -> Iterator[Problem]:
+    layout = job.layout
+    if layout.vpp > 1 and layout.pp == 1:
+        yield Problem("layout.vpp", layout.vpp, "needs pp > 1, since chunks alternate between ranks", "use 1")
+    elif layout.vpp > 1 and layout.schedule_name == "1f1b":
+        rule = f"runs one chunk a rank, not vpp={layout.vpp}"
+        yield Problem("layout.schedule", "1f1b", rule, "use 'interleaved_1f1b' or leave it out")
+    elif layout.vpp == 1 and layout.schedule_name == "interleaved_1f1b":
+        rule = "needs vpp > 1, chunks to interleave"
+        yield Problem("layout.schedule", "interleaved_1f1b", rule, "use '1f1b', or set layout.vpp")
+
+
+def _microbatches(job: Job) -> Iterator[Problem]:
+    layout, batch = job.layout, job.batch
+    interleaved = layout.vpp > 1 and layout.pp > 1
+    if not interleaved or batch.gbs % (batch.mbs * job.dp):
+        return
+    count, step = job.num_microbatches, batch.mbs * job.dp
+    group = layout.microbatch_group_size or layout.pp
+    if group < layout.pp:
+        yield Problem("layout.microbatch_group_size", group, f"must be >= pp={layout.pp}", f"use {layout.pp}")
+    elif group > count:
+        rule = f"must be <= num_microbatches={count} (gbs={batch.gbs} / (mbs={batch.mbs} * dp={job.dp}))"
+        way_out = f"raise batch.gbs to {group * step} or more"
+        yield Problem("layout.microbatch_group_size", group, rule, way_out)
+    elif 0 < count % group < layout.pp:
+        rule = f"leaves {count % group} of num_microbatches={count} over; the rest must be 0 or >= pp={layout.pp}"
+        fitting = [m for m in range(layout.pp, count + 1) if not 0 < count % m < layout.pp]
+        way_out = f"set layout.microbatch_group_size from {{{', '.join(map(str, fitting))}}}, or change batch.gbs"
+        yield Problem("layout.microbatch_group_size", group, rule, way_out)
+
+
+def _recompute(job: Job) -> Iterator[Problem]:
+    recompute = job.memory.recompute
+    if isinstance(recompute, FullRecompute) and recompute.method == "uniform" and not list(_stages(job)):
+        layers = gcd(*stage_layers(job))
+        if layers % recompute.num_layers:
+            rule = f"uniform groups must divide every stage's layers {sorted(set(stage_layers(job)))}"
+            yield Problem("memory.recompute.num_layers", recompute.num_layers, rule, one_of(divisors(layers)))
+
+
+def _learning_rate(job: Job) -> Iterator[Problem]:
+    schedule, warmup = job.optimizer.lr_schedule, job.optimizer.warmup_steps
+    end = None if isinstance(schedule, ConstantLr) else schedule.decay_steps
+    path, end = ("run.steps", job.run.steps) if end is None else ("optimizer.lr_schedule.decay_steps", end)
+    if warmup >= end:
+        rule = f"must be < {path}={end}"
+        yield Problem("optimizer.warmup_steps", warmup, rule, f"use at most {end - 1}")
+    elif isinstance(schedule, WsdLr) and warmup + schedule.anneal_steps > end:
+        rule = f"must leave room for warmup_steps={warmup} before {path}={end}"
+        yield Problem("optimizer.lr_schedule.anneal_steps", schedule.anneal_steps, rule, f"use at most {end - warmup}")
+
+
+def _comm(job: Job) -> Iterator[Problem]:
+    if job.comm.overlap_param_gather and not job.memory.distributed_optimizer:
+        rule = "needs the distributed optimizer, whose parameters it gathers"
+        yield Problem("comm.overlap_param_gather", True, rule, "set memory.distributed_optimizer to true")
+
+
+def _plannable(job: Job) -> Iterator[Problem]:
+    for mixer in dict.fromkeys(run.block.mixer for run in job.model.blocks):
+        if not isinstance(mixer, Attention):
+            rule = "has no parameter table yet, so it can be neither planned nor trained"
+            yield Problem("model.blocks.mixer", mixer.kind, rule, f"use kind={Attention.kind!r}")
+    if job.model.mtp:
+        yield Problem("model.mtp", job.model.mtp, "multi-token prediction cannot be planned yet", "use 0")
+
+
+def no_effect(job: Job) -> Iterator[str]:
+    """Settings that are legal and do nothing in this job, a sentence each."""
+    layout, recompute = job.layout, job.memory.recompute
+    if layout.microbatch_group_size is not None and layout.vpp == 1:
+        yield f"layout.microbatch_group_size={layout.microbatch_group_size} has no effect with vpp=1"
+    if isinstance(recompute, SelectiveRecompute):
+        kinds = {run.block.feed_forward.kind for run in job.model.blocks}
+        for module in recompute.modules:
+            if module in ("mlp", "moe") and module not in kinds:
+                yield f"memory.recompute.modules: {module!r} has no effect, since no layer holds one"
+
+
+def _multiples(size: int, step: int) -> str:
+    below, above = size // step * step, -(-size // step) * step
+    return one_of((below, above) if below else (above,))
+
+
+RULES: tuple[Rule, ...] = (
+    _world,
+    _experts_world,
+    _order,
+    _tensor_parallel,
+    _expert_parallel,
+    _context_parallel,
+    _sequence,
+    _batch,
+    _stages,
+    _schedule,
+    _microbatches,
+    _recompute,
+    _learning_rate,
+    _comm,
+    _plannable,
+)
+NEEDS_DP: frozenset[Rule] = frozenset((_experts_world, _order, _batch, _microbatches))

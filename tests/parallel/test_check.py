@@ -1,0 +1,248 @@
+"""Every rule between specs: refused with path, value, rule and way out, all at once; what is legal passes."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ridgeline.core.errors import PlanError
+from ridgeline.core.job import (
+    Batch,
+    Comm,
+    ConstantLr,
+    FullRecompute,
+    LinearLr,
+    Memory,
+    Optimizer,
+    SelectiveRecompute,
+    WsdLr,
+)
+from ridgeline.core.model import GatedDeltaNet
+from ridgeline.parallel.check import check_job, job_problems, no_effect, stage_layers
+from tests.parallel.examples import DENSE, MOE, changed, dense_model, job_of, moe_model
+
+SPARSE_BLOCK = MOE.blocks[0].block
+
+
+@pytest.mark.parametrize(
+    ("job", "lines"),
+    [
+        (
+            job_of(DENSE, layout__tp=3),
+            [
+                "layout.tp*cp*pp=3: must divide world_size=8 (cluster.nodes=1 * 8); use 1, 2, 4 or 8",
+                "layout.tp=3: must divide heads=8; use 1, 2, 4 or 8",
+                "layout.tp=3: must divide kv_heads=4 or be a multiple of it; use 1, 2, 4 or 8",
+            ],
+        ),
+        (job_of(DENSE, layout__sp=True), ["layout.sp=True: needs tp > 1"]),
+        (job_of(DENSE, layout__ep=2), ["layout.ep=2: needs a model with experts; use 1"]),
+        (job_of(DENSE, layout__etp=2), ["layout.etp=2: needs a model with experts; use 1"]),
+        (
+            job_of(MOE, layout__ep=16),
+            ["layout.etp*ep=16: must divide tp*cp*dp=8", "layout.ep=16: must divide experts=8"],
+        ),
+        (job_of(moe_model(experts=6), layout__ep=4), ["layout.ep=4: must divide experts=6; use 1, 2, 3 or 6"]),
+        (
+            job_of(moe_model(ffn=34), layout__etp=4),
+            ["layout.etp=4: must divide the experts' ffn_hidden=34; use 1, 2, 17 or 34"],
+        ),
+        (job_of(MOE, layout__tp=2), ["layout.sp=False: must be true for a model with experts when tp=2 > 1"]),
+        (job_of(moe_model(topk=1)), ["model.blocks.feed_forward.topk=1: with normalize_topk every weight is 1"]),
+        (job_of(DENSE, batch__gbs=12), ["batch.gbs=12: must be a multiple of mbs=1 * dp=8 = 8; use 8 or 16"]),
+        (job_of(DENSE, batch__seq_len=512), ["batch.seq_len=512: must be <= model.max_position=256"]),
+        (
+            job_of(DENSE, layout__tp=4, layout__sp=True, batch__seq_len=62),
+            ["batch.seq_len=62: must be a multiple of cp*tp=4 under sp; use 60 or 64"],
+        ),
+        (
+            job_of(DENSE, layout__cp=2, batch__seq_len=62),
+            ["batch.seq_len=62: must be a multiple of 2*cp=4; use 60 or 64"],
+        ),
+        (
+            job_of(DENSE, layout__cp=8, layout__cp_algorithm="ulysses", layout__tp=2, world_size=16),
+            ["layout.cp=8: tp*cp=16 must divide heads=8 under ulysses"],
+        ),
+        (
+            job_of(dense_model(attention={"window": 32}), layout__cp=2),
+            ["layout.cp_algorithm='ring': cannot follow a window=32 shorter than seq_len=64"],
+        ),
+        (
+            job_of(dense_model(layers=30), layout__pp=4, layout__vpp=2, batch__gbs=8),
+            [
+                "model.num_layers=30: does not split evenly over pp=4 * vpp=2 = 8 stages; "
+                "use pp*vpp from {1, 2, 3, 5, 6, 10, 15, 30}"
+            ],
+        ),
+        (job_of(DENSE, layout__pp=2, layout__stages=(8,)), ["layout.stages=(8,): must have pp*vpp=2 counts"]),
+        (
+            job_of(DENSE, layout__pp=2, layout__stages=(4, 5)),
+            ["layout.stages=(4, 5): must add up to num_layers=8, not 9"],
+        ),
+        (job_of(DENSE, layout__pp=2, layout__stages=(9, -1)), ["layout.stages=(9, -1): counts must be >= 0"]),
+        (
+            job_of(DENSE, layout__pp=2, layout__stages=(4, 4), layout__noop_layers=(0,)),
+            ["layout.noop_layers=(0,): excludes layout.stages"],
+        ),
+        (
+            job_of(dense_model(layers=7), layout__noop_layers=(8,)),
+            ["layout.noop_layers=(8,): positions must lie in 0 .. 7"],
+        ),
+        (
+            job_of(dense_model(layers=6), layout__noop_layers=(1, 1)),
+            ["layout.noop_layers=(1, 1): names a position twice"],
+        ),
+        (job_of(DENSE, layout__vpp=2), ["layout.vpp=2: needs pp > 1"]),
+        (
+            job_of(DENSE, layout__pp=2, layout__vpp=2, layout__schedule="1f1b"),
+            ["layout.schedule='1f1b': runs one chunk a rank, not vpp=2"],
+        ),
+        (
+            job_of(DENSE, layout__pp=2, layout__schedule="interleaved_1f1b"),
+            ["layout.schedule='interleaved_1f1b': needs vpp > 1"],
+        ),
+        (
+            job_of(DENSE, layout__pp=4, layout__vpp=2, batch__gbs=6),
+            ["layout.microbatch_group_size=4: must be <= num_microbatches=3", "raise batch.gbs to 8 or more"],
+        ),
+        (
+            job_of(DENSE, layout__pp=4, layout__vpp=2, batch__gbs=12),
+            ["layout.microbatch_group_size=4: leaves 2 of num_microbatches=6 over", "from {6}"],
+        ),
+        (
+            job_of(DENSE, layout__pp=4, layout__vpp=2, layout__microbatch_group_size=2),
+            ["layout.microbatch_group_size=2: must be >= pp=4; use 4"],
+        ),
+        (
+            job_of(DENSE, memory=Memory(recompute=FullRecompute(num_layers=3))),
+            ["memory.recompute.num_layers=3: uniform groups must divide every stage's layers [8]; use 1, 2, 4 or 8"],
+        ),
+        (
+            job_of(DENSE, optimizer=Optimizer(warmup_steps=1000)),
+            ["optimizer.warmup_steps=1000: must be < run.steps=1000; use at most 999"],
+        ),
+        (
+            job_of(DENSE, optimizer=Optimizer(warmup_steps=9, lr_schedule=LinearLr(decay_steps=5))),
+            ["optimizer.warmup_steps=9: must be < optimizer.lr_schedule.decay_steps=5"],
+        ),
+        (
+            job_of(DENSE, run__steps=10, optimizer=Optimizer(warmup_steps=4, lr_schedule=WsdLr(anneal_steps=8))),
+            [
+                "optimizer.lr_schedule.anneal_steps=8: must leave room for warmup_steps=4 before run.steps=10; "
+                "use at most 6"
+            ],
+        ),
+        (
+            job_of(
+                DENSE,
+                comm=Comm(overlap_grad_reduce=True, overlap_param_gather=True),
+                memory=Memory(distributed_optimizer=False),
+            ),
+            ["comm.overlap_param_gather=True: needs the distributed optimizer"],
+        ),
+        (job_of(DENSE, layout__order="tp-xp-dp-pp"), ["layout.order='tp-xp-dp-pp': axis 'xp' is unknown"]),
+        (job_of(DENSE, layout__order="tp-dp-dp-pp"), ["layout.order='tp-dp-dp-pp': axis 'dp' appears twice"]),
+        (job_of(DENSE, layout__order="tp-cp"), ["layout.order='tp-cp': must name every axis of a degree > 1; dp=8"]),
+        (
+            job_of(MOE, layout__pp=2, layout__ep=4, layout__order="tp-cp-ep-pp-dp"),
+            ["layout.order='tp-cp-ep-pp-dp': numbers pipelines of attention and of experts differently"],
+        ),
+        (
+            job_of(
+                changed(
+                    DENSE,
+                    blocks=(
+                        changed(
+                            DENSE.blocks[0],
+                            block__mixer=GatedDeltaNet(key_heads=2, value_heads=2, key_head_dim=8, value_head_dim=8),
+                        ),
+                    ),
+                )
+            ),
+            ["model.blocks.mixer='gated_delta_net': has no parameter table yet"],
+        ),
+        (job_of(changed(DENSE, mtp=1)), ["model.mtp=1: multi-token prediction cannot be planned yet; use 0"]),
+    ],
+)
+def test_a_broken_rule_names_path_value_rule_and_way_out(job, lines):
+    with pytest.raises(PlanError) as caught:
+        check_job(job)
+    text = str(caught.value)
+    for line in lines:
+        assert line in text
+    assert len(caught.value.problems) <= max(2, len(lines) + 1)
+
+
+def test_all_problems_of_a_job_come_in_one_error():
+    job = job_of(
+        MOE,
+        layout__tp=2,
+        layout__ep=3,
+        layout__pp=3,
+        layout__vpp=2,
+        layout__schedule="1f1b",
+        batch__seq_len=300,
+        optimizer=Optimizer(warmup_steps=5000),
+    )
+    with pytest.raises(PlanError) as caught:
+        check_job(job)
+    paths = {problem.path for problem in caught.value.problems}
+    assert paths >= {
+        "layout.tp*cp*pp",
+        "layout.sp",
+        "layout.ep",
+        "model.num_layers",
+        "layout.schedule",
+        "batch.seq_len",
+        "optimizer.warmup_steps",
+    }
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        job_of(DENSE),
+        job_of(DENSE, layout__tp=8),  # more ranks than kv heads: Megatron gathers and picks
+        job_of(DENSE, layout__tp=2, layout__sp=True, layout__pp=2, layout__vpp=2),
+        job_of(DENSE, layout__pp=4, layout__vpp=2, batch__gbs=14, layout__microbatch_group_size=7),
+        job_of(DENSE, layout__pp=2, layout__stages=(5, 3)),
+        job_of(dense_model(layers=6), layout__pp=4, layout__noop_layers=(0, 7)),
+        job_of(DENSE, layout__order="tp-pp-dp", layout__pp=2),
+        job_of(MOE, layout__ep=4, layout__etp=2, layout__tp=2, layout__sp=True, layout__pp=1),
+        job_of(moe_model(experts=6), layout__ep=2),
+        job_of(DENSE, memory=Memory(recompute=FullRecompute(method="block", num_layers=100))),
+        job_of(DENSE, batch=Batch(seq_len=256, gbs=8)),
+        job_of(DENSE, optimizer=Optimizer(warmup_steps=999, lr_schedule=ConstantLr())),
+        job_of(DENSE, layout__cp=2, batch__seq_len=64),
+    ],
+)
+def test_what_megatron_accepts_passes(job):
+    assert job_problems(job) == ()
+
+
+@given(
+    layers=st.integers(1, 40),
+    noops=st.sets(st.integers(0, 50), max_size=6),
+    pp=st.sampled_from([1, 2, 4]),
+    vpp=st.integers(1, 4),
+)
+@settings(deadline=None, max_examples=200)
+def test_stages_hold_every_layer_once_and_no_more_than_their_share(layers, noops, pp, vpp):
+    job = job_of(dense_model(layers=layers), layout__pp=pp, layout__vpp=vpp, layout__noop_layers=tuple(sorted(noops)))
+    if any(problem.path in ("model.num_layers", "layout.noop_layers") for problem in job_problems(job)):
+        return
+    counts = stage_layers(job)
+    assert sum(counts) == layers
+    assert len(counts) == pp * vpp
+    share = (layers + len(noops)) // (pp * vpp)
+    for stage, count in enumerate(counts):
+        assert share - count == sum(stage * share <= position < (stage + 1) * share for position in noops)
+
+
+def test_settings_without_effect_are_told():
+    job = job_of(
+        DENSE, layout__microbatch_group_size=3, memory=Memory(recompute=SelectiveRecompute(modules=("moe", "mlp")))
+    )
+    assert list(no_effect(job)) == [
+        "layout.microbatch_group_size=3 has no effect with vpp=1",
+        "memory.recompute.modules: 'moe' has no effect, since no layer holds one",
+    ]
