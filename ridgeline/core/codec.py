@@ -1,7 +1,8 @@
 """Specs to plain data and back: JSON, TOML and YAML with an exact round trip, and a digest of what a spec says.
 
-``structure`` reads plain data into a spec and reports every fault at once, each with its path. A member of a union carries
-``kind``. A field that may be None is None by default and left out when it is (TOML has no null). msgspec parses text only.
+``structure`` reads plain data into a spec and reports every fault at once, each with its path. A member of a union
+carries ``kind``. A field that may be None is None by default and left out when it is (TOML has no null). msgspec parses
+text only.
 """
 
 import hashlib
@@ -126,11 +127,17 @@ def _structure_spec(plain: Any, cls: type[Any], path: str, problems: list[Proble
 def _own_faults(cls: type[Any], values: Plain, path: str, *, already: list[Problem]) -> Iterator[Problem]:
     """Faults of the fields that did arrive, when some did not: fields at fault are left to those already reported."""
     at_fault = {problem.path.removeprefix(f"{path}.").split(".")[0].split("[")[0] for problem in already}
-
-    for field in attrs.fields(cls):
-        if field.name in values and field.name not in at_fault:
-            value = field.converter(values[field.name]) if field.converter else values[field.name]
-            yield from (problem.under(path) for problem in field_problems(field, value))
+    fields = attrs.fields_dict(cls)
+    if at_fault.isdisjoint(fields):  # unknown fields only: the known ones make a spec, with all its rules
+        try:
+            cls(**values)
+        except SpecError as error:
+            yield from (problem.under(path) for problem in error.problems)
+        return
+    for name, value in values.items():
+        if name not in at_fault:
+            converted = fields[name].converter(value) if fields[name].converter else value
+            yield from (problem.under(path) for problem in field_problems(fields[name], converted))
 
 
 def _structure_value(plain: Any, annotation: Any, path: str, problems: list[Problem]) -> Any:
@@ -156,7 +163,7 @@ def _structure_member(plain: Any, specs: list[type[Any]], path: str, problems: l
     kind = plain.get("kind") if isinstance(plain, Mapping) else None
     if kind is None and len(specs) == 1 and isinstance(plain, Mapping):
         kind = specs[0].kind
-    if kind in by_kind:
+    if isinstance(kind, str) and kind in by_kind:
         return _structure_spec(plain, by_kind[kind], path, problems)
     rule = "must be a table with a kind" if kind is None else "unknown kind"
     known = [name for name in by_kind if name is not None]
@@ -207,7 +214,14 @@ def _load_yaml(text: str) -> Any:
 def _dump_yaml(plain: Plain) -> str:
     import yaml
 
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    class Dumper(yaml.SafeDumper):
+        """Quotes text that PyYAML would write plainly yet read back otherwise, such as U+0085."""
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if value.isprintable() else '"')
+
+    Dumper.add_representer(str, text)
+    return yaml.dump(plain, Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 FORMATS: Mapping[str, _Format] = MappingProxyType(

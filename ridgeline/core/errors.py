@@ -1,11 +1,11 @@
 """Every error a user can meet: what was wrong, the rule, and the way out.
 
-    RidgelineError
-        SpecError(ValueError)        one job, file or option is wrong
-        PlanError(ValueError)        no plan exists for these specs
-        LoweringError(RuntimeError)  this runtime cannot do what the plan says
-        DataError(ValueError)        a data file or tokenizer is not what it should be
-        CheckpointError(ValueError)  a checkpoint is damaged, foreign or incomplete
+RidgelineError
+    SpecError(ValueError)        one job, file or option is wrong
+    PlanError(ValueError)        no plan exists for these specs
+    LoweringError(RuntimeError)  this runtime cannot do what the plan says
+    DataError(ValueError)        a data file or tokenizer is not what it should be
+    CheckpointError(ValueError)  a checkpoint is damaged, foreign or incomplete
 """
 
 from collections.abc import Iterable, Sequence

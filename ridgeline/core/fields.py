@@ -1,8 +1,8 @@
 """Fields of a spec that know their own rule, and the one check that reports every fault of a spec at once.
 
-A spec's annotations are its first rule (``int``, ``float``, ``Literal[...]``, ``tuple[int, ...]``, another spec, a union
-of specs); a bound is the second. ``check_spec`` is the ``__attrs_post_init__`` of every spec. A rule over two fields of the
-same spec is a method ``_problems`` that yields ``Problem``.
+A spec's annotations are its first rule (``int``, ``float``, ``Literal[...]``, ``tuple[int, ...]``, another spec, a
+union of specs); a bound is the second. ``check_spec`` is the ``__attrs_post_init__`` of every spec. A rule over two
+fields of the same spec is a method ``_problems`` that yields ``Problem``.
 """
 
 import functools
@@ -16,6 +16,8 @@ import attrs
 
 from ridgeline.core.errors import Problem, SpecError, nearest
 
+LARGEST_INT = 2**63 - 1  # what every reader of JSON, TOML and YAML agrees on
+LARGEST_FLOAT = 2**1023
 UNION_TYPES = (typing.Union, types.UnionType)
 
 
@@ -29,7 +31,13 @@ def degree() -> Any:
     return at_least(1, default=1)
 
 
-def real(default: Any = attrs.NOTHING, *, above: float | None = None, minimum: float | None = None, maximum: float | None = None) -> Any:
+def real(
+    default: Any = attrs.NOTHING,
+    *,
+    above: float | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:
     """A finite number; integers become floats, so that equal specs have equal text."""
     bounds = {"above": above, "minimum": minimum, "maximum": maximum}
     metadata = {name: bound for name, bound in bounds.items() if bound is not None}
@@ -48,7 +56,9 @@ def reals(default: tuple[float, ...]) -> Any:
 
 def check_spec(spec: Any) -> None:
     """Raise one ``SpecError`` with every fault of this spec's own fields."""
-    problems = [problem for field in attrs.fields(type(spec)) for problem in field_problems(field, getattr(spec, field.name))]
+    problems = [
+        problem for field in attrs.fields(type(spec)) for problem in field_problems(field, getattr(spec, field.name))
+    ]
     if not problems and hasattr(spec, "_problems"):
         problems.extend(spec._problems())
     if problems:
@@ -61,7 +71,7 @@ def field_problems(field: Any, value: Any) -> Iterator[Problem]:
     if rule is not None:
         yield Problem(field.name, value, rule)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             yield Problem(field.name, value, "must be a finite number")
         if (minimum := field.metadata.get("minimum")) is not None and value < minimum:
             yield Problem(field.name, value, f"must be >= {minimum}")
@@ -81,11 +91,17 @@ def type_rule(value: Any, annotation: Any) -> str | None:
     members = union_members(annotation)
     if any(_fits(value, member) for member in members):
         return None
+    if type(value) is int and abs(value) > LARGEST_INT:
+        return "must fit in 64 bits"
     if len(members) == 2 and types.NoneType in members:
         members = tuple(member for member in members if member is not types.NoneType)
     choices = tuple(choice for member in members for choice in literal_choices(member))
     if choices:
-        return f"unknown; {nearest(value, choices)}" if isinstance(value, str) else f"must be one of {', '.join(map(str, choices))}"
+        return (
+            f"unknown; {nearest(value, choices)}"
+            if isinstance(value, str)
+            else f"must be one of {', '.join(map(str, choices))}"
+        )
     return "must be " + " or ".join(map(_type_name, members))
 
 
@@ -96,7 +112,9 @@ def literal_choices(annotation: Any) -> tuple[Any, ...]:
 
 
 def _to_float(value: Any) -> Any:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST_FLOAT:
+        return float(value) + 0.0  # -0.0 becomes 0.0: they compare equal, so they must read equal
+    return value
 
 
 def _to_tuple(value: Any) -> Any:
@@ -115,14 +133,18 @@ def _fits(value: Any, member: Any) -> bool:
     if typing.get_origin(member) is tuple:
         args = typing.get_args(member)
         return isinstance(value, tuple) and all(type_rule(item, args[0]) is None for item in value)
-    if member in (int, float):
-        return isinstance(value, member) and not isinstance(value, bool)
+    if member is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INT
+    if member is str:
+        return isinstance(value, str) and (value.isascii() or not any("\ud800" <= char <= "\udfff" for char in value))
     return isinstance(value, member)
 
 
 def _type_name(member: Any) -> str:
     if typing.get_origin(member) is tuple:
-        return "a list, each " + " or ".join(_type_name(item).removeprefix("a list, ") for item in union_members(typing.get_args(member)[0]))
+        return "a list, each " + " or ".join(
+            _type_name(item).removeprefix("a list, ") for item in union_members(typing.get_args(member)[0])
+        )
     if choices := literal_choices(member):
         return "one of " + ", ".join(map(str, choices))
     names = {int: "an integer", float: "a number", bool: "true or false", str: "text"}

@@ -82,7 +82,9 @@ class Comm:
 
     def _problems(self) -> Iterator[Problem]:
         if self.overlap_param_gather and not self.overlap_grad_reduce:
-            yield Problem("overlap_param_gather", True, "needs overlap_grad_reduce", "set comm.overlap_grad_reduce to true")
+            yield Problem(
+                "overlap_param_gather", True, "needs overlap_grad_reduce", "set comm.overlap_grad_reduce to true"
+            )
 
 
 @attrs.frozen(kw_only=True)
