@@ -1,0 +1,68 @@
+"""What each kind of device can do, as data that a planner reads without loading torch."""
+
+from types import MappingProxyType
+from typing import Literal, get_args
+
+import attrs
+
+from ridgeline.core.errors import Problem, SpecError, nearest
+
+DeviceName = Literal["cpu", "npu", "cuda"]
+DEVICE_NAMES: tuple[DeviceName, ...] = get_args(DeviceName)
+
+
+@attrs.frozen(kw_only=True)
+class Capabilities:
+    """One kind of device.
+
+    Attributes:
+        name: As a job spells it; also torch's name for the device type.
+        backend: Name of the torch.distributed backend for its collectives.
+        dtypes: What its kernels compute in, torch's names without ``torch.``.
+        streams: Kernels run behind the host's back, so that timing needs ``synchronize``.
+        counts_memory: It counts its own allocations; otherwise the peak is the host process's resident memory.
+    """
+
+    name: DeviceName
+    backend: Literal["gloo", "hccl", "nccl"]
+    dtypes: tuple[str, ...]
+    streams: bool
+    counts_memory: bool
+
+
+CAPABILITIES: MappingProxyType[str, Capabilities] = MappingProxyType(
+    {
+        "cpu": Capabilities(
+            name="cpu",
+            backend="gloo",
+            dtypes=("float32", "bfloat16", "float64", "float16"),
+            streams=False,
+            counts_memory=False,
+        ),
+        "npu": Capabilities(
+            name="npu", backend="hccl", dtypes=("float32", "bfloat16", "float16"), streams=True, counts_memory=True
+        ),
+        "cuda": Capabilities(
+            name="cuda",
+            backend="nccl",
+            dtypes=("float32", "bfloat16", "float64", "float16"),
+            streams=True,
+            counts_memory=True,
+        ),
+    }
+)
+
+
+def capabilities_of(name: str) -> Capabilities:
+    """Look up what a device can do.
+
+    Raises:
+        SpecError: No such device.
+
+    Example:
+        >>> capabilities_of("npu").backend
+        'hccl'
+    """
+    if name not in CAPABILITIES:
+        raise SpecError(Problem("device", name, "unknown", nearest(name, CAPABILITIES)))
+    return CAPABILITIES[name]

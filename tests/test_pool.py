@@ -1,0 +1,99 @@
+"""The pool of ranks that other tests stand on."""
+
+import os
+import time
+
+import pytest
+
+from tests.pool import Pool, RankError
+
+
+def who() -> tuple[int, int]:
+    from torch import distributed
+
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def total(values: list[float]) -> float:
+    import torch
+    from torch import distributed
+
+    mine = torch.tensor(values[distributed.get_rank()])
+    distributed.all_reduce(mine)
+    return mine.item()
+
+
+def fail_on(rank: int) -> None:
+    from torch import distributed
+
+    if distributed.get_rank() == rank:
+        raise ValueError(f"no={rank}")
+    distributed.barrier()
+
+
+def die_on(rank: int) -> None:
+    from torch import distributed
+
+    if distributed.get_rank() == rank:
+        print("last words", flush=True)
+        os._exit(7)
+    distributed.barrier()
+
+
+def hang_on(rank: int) -> None:
+    from torch import distributed
+
+    if distributed.get_rank() == rank:
+        time.sleep(1000)
+
+
+def descriptors(tp: int) -> int:
+    from megatron.core import parallel_state
+
+    parallel_state.initialize_model_parallel(tp, create_gloo_process_groups=False)
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_each_rank_knows_itself(ranks: Pool, world_size: int) -> None:
+    """Results come back by rank, and no more ranks take part than were asked for."""
+    assert ranks.run(who, world_size) == [(rank, world_size) for rank in range(world_size)]
+
+
+def test_collectives_and_names(ranks: Pool) -> None:
+    """Ranks talk to each other; a function may be given by name."""
+    assert ranks.run(total, 2, [1.0, 2.0]) == [3.0, 3.0]
+    assert ranks.run("os:getpid", 2)[0] != os.getpid()
+
+
+def test_a_failure_names_the_rank_and_the_line(ranks: Pool) -> None:
+    """A rank that raises fails its caller with the rank and the remote traceback, and the next job is sound."""
+    with pytest.raises(RankError, match=r"(?s)fail_on on 2 ranks\nrank 1: Traceback.*ValueError: no=1"):
+        ranks.run(fail_on, 2, 1)
+    assert ranks.run(total, 2, [1.0, 2.0]) == [3.0, 3.0]
+
+
+def test_a_dead_worker_is_replaced(ranks: Pool) -> None:
+    """A rank that dies fails its test with its log, and only that one."""
+    with pytest.raises(RankError, match=r"(?s)rank 1: died with exit code 7.*last words"):
+        ranks.run(die_on, 2, 1)
+    assert ranks.run(total, 2, [1.0, 2.0]) == [3.0, 3.0]
+
+
+def test_a_hanging_worker_is_replaced(ranks: Pool) -> None:
+    """A rank that hangs is ended at the timeout, and its stack says where it hung."""
+    with pytest.raises(RankError, match=r"(?s)rank 1: gave no answer in 2 s.*in hang_on"):
+        ranks.run(hang_on, 2, 1, timeout=2)
+    assert ranks.run(total, 2, [1.0, 2.0]) == [3.0, 3.0]
+
+
+def test_jobs_leave_no_descriptors(ranks: Pool) -> None:
+    """Fifty jobs that build Megatron's process groups leave a worker as few open files as one job."""
+    counts = [max(ranks.run(descriptors, 2, 2)) for _ in range(50)]
+    assert max(counts[2:]) <= counts[1]
+
+
+def test_only_importable_functions(ranks: Pool) -> None:
+    """A lambda cannot be sent, and the error says so."""
+    with pytest.raises(ValueError, match="at the top of a module"):
+        ranks.run(lambda: None, 1)
