@@ -1,7 +1,7 @@
 """One tensor as the zip that ``torch.save`` writes, at the speed of the disk, and back without a copy.
 
-``torch.load(weights_only=True)`` reads what ``write_tensor`` wrote. torch's own writer spends ten times longer on the same bytes,
-nearly all of it in its checksum; here zlib computes the same CRC-32, and ``find_tensor`` checks it, which torch does not.
+``torch.load(weights_only=True)`` reads what ``write_tensor`` wrote. torch's own writer spends ten times longer on the same
+bytes, nearly all of it in its checksum; here zlib computes the same CRC-32, and ``find_tensor`` checks it as torch does not.
 
 Source:
     PKWARE APPNOTE.TXT 6.3.10, sections 4.3.7 (local header), 4.3.12 (central directory), 4.3.16 (its end); torch 2.13,
@@ -14,9 +14,12 @@ import struct
 import sys
 import zipfile
 import zlib
+from collections import OrderedDict
 from typing import Any, BinaryIO
 
+import attrs
 import torch
+from torch._utils import _rebuild_tensor_v2
 
 from ridgeline.core.errors import CheckpointError
 
@@ -32,8 +35,9 @@ _PADDING_ID = 0x4246  # "FB", as torch marks its own padding
 
 
 def write_tensor(stream: BinaryIO, tensor: torch.Tensor) -> None:
-    """Append a contiguous CPU tensor of under ``MAX_BYTES`` to a stream, its data aligned to ``ALIGNMENT`` from its start."""
-    assert tensor.is_contiguous() and tensor.device.type == "cpu" and tensor.nbytes < MAX_BYTES
+    """Append a contiguous CPU tensor of under ``MAX_BYTES`` to a stream, its data aligned to ``ALIGNMENT`` from where it began."""
+    assert tensor.is_contiguous()
+    assert tensor.nbytes < MAX_BYTES
     records = (
         ("archive/data.pkl", _pickled(tensor)),
         ("archive/byteorder", sys.byteorder.encode()),
@@ -46,7 +50,9 @@ def write_tensor(stream: BinaryIO, tensor: torch.Tensor) -> None:
         size, checksum, encoded = len(data), zlib.crc32(data), name.encode()
         padding = -(position + _LOCAL.size + len(encoded) + _PADDING.size) % ALIGNMENT
         extra = _PADDING.pack(_PADDING_ID, padding) + b"Z" * padding
-        header = _LOCAL.pack(0x04034B50, 20, 0, 0, 0, 0, checksum, size, size, len(encoded), len(extra)) + encoded + extra
+        header = (
+            _LOCAL.pack(0x04034B50, 20, 0, 0, 0, 0, checksum, size, size, len(encoded), len(extra)) + encoded + extra
+        )
         stream.write(header)
         stream.write(data)
         directory += _ENTRY.pack(
@@ -58,8 +64,10 @@ def write_tensor(stream: BinaryIO, tensor: torch.Tensor) -> None:
     stream.write(_END.pack(0x06054B50, 0, 0, len(records), len(records), len(directory), position, 0))
 
 
-def find_tensor(mapped: torch.Tensor, *, start: int, length: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-    """A saved tensor inside a mapped file, its checksum verified; no copy where its alignment allows.
+def find_tensor(
+    mapped: torch.Tensor, *, start: int, length: int, dtype: torch.dtype, shape: tuple[int, ...], verify: bool = True
+) -> torch.Tensor:
+    """A saved tensor inside a mapped file; no copy where its alignment allows.
 
     Args:
         mapped: The whole file: (bytes,), uint8.
@@ -67,6 +75,7 @@ def find_tensor(mapped: torch.Tensor, *, start: int, length: int, dtype: torch.d
         length: Bytes of the zip.
         dtype: What the index says it holds.
         shape: The same.
+        verify: Whether to compare its checksum, which reads all of it.
 
     Raises:
         CheckpointError: The bytes are not such a tensor, or damaged.
@@ -81,9 +90,13 @@ def find_tensor(mapped: torch.Tensor, *, start: int, length: int, dtype: torch.d
     begin = data.header_offset + _LOCAL.size + name_length + extra_length
     expected = dtype.itemsize * torch.Size(shape).numel()
     if data.compress_type != zipfile.ZIP_STORED or data.file_size != expected or begin + expected > length:
-        raise CheckpointError(f"the tensor at byte {start} holds {data.file_size} bytes, expected {expected} for {dtype} {shape}")
-    if (found := zlib.crc32(window[begin : begin + expected])) != data.CRC:
-        raise CheckpointError(f"the tensor at byte {start} is damaged: its CRC-32 is {found:08x}, expected {data.CRC:08x}")
+        raise CheckpointError(
+            f"the tensor at byte {start} holds {data.file_size} bytes, expected {expected} for {dtype} {shape}"
+        )
+    if verify and (found := zlib.crc32(window[begin : begin + expected])) != data.CRC:
+        raise CheckpointError(
+            f"the tensor at byte {start} is damaged: its CRC-32 is {found:08x}, expected {data.CRC:08x}"
+        )
     raw = mapped[start + begin : start + begin + expected]
     if raw.storage_offset() % dtype.itemsize:
         raw = raw.clone()
@@ -92,21 +105,38 @@ def find_tensor(mapped: torch.Tensor, *, start: int, length: int, dtype: torch.d
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor, seen as bytes."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy()).cast("B") if tensor.numel() else memoryview(b"")
+    return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
 
 
 def _pickled(tensor: torch.Tensor) -> bytes:
     stream = io.BytesIO()
-    _TensorPickler(stream, protocol=2).dump(tensor.detach())
+    _TensorPickler(stream, protocol=2).dump(_Described(tensor))
     return stream.getvalue()
+
+
+@attrs.frozen
+class _Described:
+    """Pickles as a tensor that alone fills its storage, whatever part of a larger one it is here."""
+
+    tensor: torch.Tensor
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        tensor, storage = self.tensor, _StorageOf(self.tensor)
+        return _rebuild_tensor_v2, (storage, 0, tuple(tensor.shape), tensor.stride(), False, OrderedDict())
+
+
+@attrs.frozen
+class _StorageOf:
+    tensor: torch.Tensor
 
 
 class _TensorPickler(pickle.Pickler):
     """torch's form: the storage is named, and its bytes stand elsewhere."""
 
     def persistent_id(self, obj: Any) -> Any:
-        if isinstance(obj, torch.storage.TypedStorage):
-            return ("storage", getattr(torch, obj._pickle_storage_type()), "0", "cpu", obj._size())
+        if isinstance(obj, _StorageOf):
+            kind = getattr(torch, torch.storage._dtype_to_storage_type_map()[obj.tensor.dtype])
+            return ("storage", kind, "0", "cpu", obj.tensor.numel())
         return None
 
 
