@@ -10,14 +10,15 @@ Source:
 """
 
 from collections.abc import Callable, Iterator
-from math import gcd, prod
+from math import gcd
 
-from ridgeline.core.errors import PlanError, Problem, divisors, nearest, one_of
+from ridgeline.core.errors import PlanError, Problem, SpecError, divisors, one_of
 from ridgeline.core.job import ConstantLr, FullRecompute, Job, SelectiveRecompute, WsdLr
 from ridgeline.core.model import Attention, Mlp, Moe
+from ridgeline.parallel.mesh import Mesh
+from ridgeline.parallel.stages import StageMap, plan_stages, stage_problems
 
 Rule = Callable[[Job], Iterator[Problem]]
-AXES = ("tp", "cp", "ep", "dp", "pp")
 
 
 def check_job(job: Job) -> None:
@@ -37,20 +38,31 @@ def job_problems(job: Job) -> tuple[Problem, ...]:
     return tuple(problem for rule in rules for problem in rule(job))
 
 
-def stage_layers(job: Job) -> tuple[int, ...]:
-    """Layers of each stage in model order; noop layers leave a stage with fewer.
+def mesh_of(job: Job) -> Mesh:
+    """The mesh of a job's layout on its cluster.
 
-    Defined for a job whose layers do split over its stages.
+    Raises:
+        SpecError: No mesh has these degrees in this order.
     """
-    layout, layers = job.layout, job.model.num_layers
-    if layout.stages is not None:
-        return layout.stages
-    num_stages = layout.pp * layout.vpp
-    per_stage = (layers + len(layout.noop_layers)) // num_stages
-    noops = [0] * num_stages
-    for position in layout.noop_layers:
-        noops[position // per_stage] += 1
-    return tuple(per_stage - count for count in noops)
+    layout = job.layout
+    return Mesh(tp=layout.tp, cp=layout.cp, ep=layout.ep, etp=layout.etp, dp=job.dp, pp=layout.pp, order=layout.order)
+
+
+def stages_of(job: Job) -> StageMap:
+    """Which layers each stage of a job owns.
+
+    Raises:
+        PlanError: The layers cannot be divided so.
+    """
+    layout = job.layout
+    return plan_stages(
+        job.model.num_layers,
+        pp=layout.pp,
+        vpp=layout.vpp,
+        stages=layout.stages,
+        noop_layers=layout.noop_layers,
+        mtp=job.model.mtp,
+    )
 
 
 def _dp_exists(job: Job) -> bool:
@@ -66,37 +78,11 @@ def _world(job: Job) -> Iterator[Problem]:
         yield Problem("layout.tp*cp*pp", value, rule, one_of(divisors(world)))
 
 
-def _experts_world(job: Job) -> Iterator[Problem]:
-    layout = job.layout
-    ranks = job.cluster.world_size // layout.pp
-    if ranks % (layout.etp * layout.ep):
-        rule = f"must divide tp*cp*dp={ranks}"
-        yield Problem("layout.etp*ep", layout.etp * layout.ep, rule, one_of(divisors(ranks)))
-
-
-def _order(job: Job) -> Iterator[Problem]:
-    layout = job.layout
-    axes = layout.order.split("-")
-    for axis in dict.fromkeys(axes):
-        if axis not in AXES:
-            yield Problem("layout.order", layout.order, f"axis {axis!r} is unknown", nearest(axis, AXES))
-        elif axes.count(axis) > 1:
-            yield Problem("layout.order", layout.order, f"axis {axis!r} appears twice", "name it once")
-    ranks = job.cluster.world_size // layout.pp
-    if not set(axes) <= set(AXES) or len(set(axes)) < len(axes) or ranks % (layout.etp * layout.ep):
-        return
-    attention = {"tp": layout.tp, "cp": layout.cp, "ep": 1, "dp": job.dp, "pp": layout.pp}
-    expert = {"tp": layout.etp, "cp": 1, "ep": layout.ep, "dp": ranks // (layout.etp * layout.ep), "pp": layout.pp}
-    missing = [axis for axis in AXES if axis not in axes and max(attention[axis], expert[axis]) > 1]
-    if missing:
-        degrees = ", ".join(f"{axis}={max(attention[axis], expert[axis])}" for axis in missing)
-        yield Problem("layout.order", layout.order, f"must name every axis of a degree > 1; {degrees} is left out")
-    elif layout.pp > 1:
-        before = axes[: axes.index("pp")]
-        strides = [prod(degrees[axis] for axis in before) for degrees in (attention, expert)]
-        if strides[0] != strides[1] or (axes[-1] != "pp" and attention["dp"] != expert["dp"]):
-            rule = "numbers pipelines of attention and of experts differently for these tp, cp, etp and ep"
-            yield Problem("layout.order", layout.order, rule, "end it in pp, as 'tp-cp-ep-dp-pp'")
+def _mesh(job: Job) -> Iterator[Problem]:
+    try:
+        mesh_of(job)
+    except SpecError as error:
+        yield from (problem.under("layout") for problem in error.problems)
 
 
 def _tensor_parallel(job: Job) -> Iterator[Problem]:
@@ -190,39 +176,10 @@ def _batch(job: Job) -> Iterator[Problem]:
 
 
 def _stages(job: Job) -> Iterator[Problem]:
-    layout, layers = job.layout, job.model.num_layers
-    num_stages = layout.pp * layout.vpp
-    if layout.stages is not None and layout.noop_layers:
-        rule = "excludes layout.stages, which already says how many layers a stage holds"
-        yield Problem("layout.noop_layers", layout.noop_layers, rule, "keep one of the two")
-    elif layout.stages is not None:
-        if len(layout.stages) != num_stages:
-            rule = f"must have pp*vpp={num_stages} counts, one a stage, not {len(layout.stages)}"
-            yield Problem("layout.stages", layout.stages, rule)
-        if min(layout.stages, default=0) < 0:
-            yield Problem("layout.stages", layout.stages, "counts must be >= 0")
-        elif sum(layout.stages) != layers:
-            rule = f"must add up to num_layers={layers}, not {sum(layout.stages)}"
-            yield Problem("layout.stages", layout.stages, rule)
-    else:
-        yield from _even_stages(job, num_stages)
-
-
-def _even_stages(job: Job, num_stages: int) -> Iterator[Problem]:
-    layout, layers = job.layout, job.model.num_layers
-    total = layers + len(layout.noop_layers)
-    beyond = [position for position in layout.noop_layers if not 0 <= position < total]
-    if beyond:
-        rule = f"positions must lie in 0 .. {total - 1}, the numbering that counts noop layers; {beyond} do not"
-        yield Problem("layout.noop_layers", layout.noop_layers, rule)
-    if len(set(layout.noop_layers)) < len(layout.noop_layers):
-        yield Problem("layout.noop_layers", layout.noop_layers, "names a position twice")
-    if total % num_stages:
-        noops = f" + {len(layout.noop_layers)} noop layers" if layout.noop_layers else ""
-        rule = f"{noops} does not split evenly over pp={layout.pp} * vpp={layout.vpp} = {num_stages} stages".lstrip()
-        numbers = ", ".join(map(str, divisors(total)))
-        way_out = f"use pp*vpp from {{{numbers}}}, set layout.stages, or add noop layers"
-        yield Problem("model.num_layers", layers, rule, way_out)
+    layout = job.layout
+    yield from stage_problems(
+        job.model.num_layers, pp=layout.pp, vpp=layout.vpp, stages=layout.stages, noop_layers=layout.noop_layers
+    )
 
 
 def _schedule(job: Job) -> Iterator[Problem]:
@@ -259,10 +216,11 @@ def _microbatches(job: Job) -> Iterator[Problem]:
 
 def _recompute(job: Job) -> Iterator[Problem]:
     recompute = job.memory.recompute
-    if isinstance(recompute, FullRecompute) and recompute.method == "uniform" and not list(_stages(job)):
-        layers = gcd(*stage_layers(job))
+    if isinstance(recompute, FullRecompute) and recompute.method == "uniform" and not any(_stages(job)):
+        counts = {len(layers) for layers in stages_of(job).layers}
+        layers = gcd(*counts)
         if layers % recompute.num_layers:
-            rule = f"uniform groups must divide every stage's layers {sorted(set(stage_layers(job)))}"
+            rule = f"uniform groups must divide every stage's layers {sorted(counts)}"
             yield Problem("memory.recompute.num_layers", recompute.num_layers, rule, one_of(divisors(layers)))
 
 
@@ -312,8 +270,7 @@ def _multiples(size: int, step: int) -> str:
 
 RULES: tuple[Rule, ...] = (
     _world,
-    _experts_world,
-    _order,
+    _mesh,
     _tensor_parallel,
     _expert_parallel,
     _context_parallel,
@@ -327,4 +284,4 @@ RULES: tuple[Rule, ...] = (
     _comm,
     _plannable,
 )
-NEEDS_DP: frozenset[Rule] = frozenset((_experts_world, _order, _batch, _microbatches))
+NEEDS_DP: frozenset[Rule] = frozenset((_mesh, _batch, _microbatches))
