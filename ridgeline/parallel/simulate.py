@@ -1,0 +1,109 @@
+"""When each action of a schedule runs, how much of a step is bubble, and how many activations a rank holds."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from operator import sub
+
+import attrs
+
+from ridgeline.core.errors import PlanError, Problem
+from ridgeline.parallel.dataflow import Flow, flow_of, overlapped_waits, run
+from ridgeline.parallel.schedule import Schedule
+
+
+@attrs.frozen(kw_only=True)
+class Timeline:
+    """A schedule in time.
+
+    Attributes:
+        schedule: What was run.
+        start_us, end_us: For each pipeline rank the times of its actions, in microseconds from the start of the step.
+    """
+
+    schedule: Schedule
+    start_us: tuple[tuple[float, ...], ...]
+    end_us: tuple[tuple[float, ...], ...]
+
+    @property
+    def makespan_us(self) -> float:
+        """From the first action's start to the last one's end."""
+        return max((ends[-1] for ends in self.end_us if ends), default=0.0)
+
+    @property
+    def busy_us(self) -> tuple[float, ...]:
+        """For each pipeline rank the sum of its actions."""
+        return tuple(sum(map(sub, ends, starts)) for starts, ends in zip(self.start_us, self.end_us, strict=True))
+
+    @property
+    def bubble(self) -> float:
+        """Idle share of all ranks' time, 0 .. 1."""
+        span = self.makespan_us * self.schedule.pp
+        return 1.0 - sum(self.busy_us) / span if span else 0.0
+
+
+def simulate(
+    schedule: Schedule,
+    *,
+    stage_us: Mapping[str, Sequence[float]],
+    p2p_us: float | Sequence[float] = 0.0,
+) -> Timeline:
+    """Run a schedule on a clock: each rank in order, each action when its input has arrived.
+
+    Args:
+        schedule: A schedule that ``check_schedule`` accepts.
+        stage_us: For each kind of action that occurs its time on every stage, ``pp*vpp`` entries.
+        p2p_us: Time of one transfer between two ranks, for all or for each of the ``pp*vpp - 1`` boundaries of stages.
+            Transfers run beside the compute; what depends on one waits for it.
+
+    Raises:
+        PlanError: Times are missing, or the schedule deadlocks.
+    """
+    hops = [p2p_us] * (schedule.num_stages - 1) if isinstance(p2p_us, (int, float)) else p2p_us
+    if problems := tuple(_time_problems(schedule, stage_us, hops)):
+        raise PlanError(problems)
+    flow = flow_of(schedule)
+    durations = [stage_us[kind][stage] for actions in schedule.ranks for stage, kind, _ in actions]
+    start, end = run(schedule, flow, overlapped_waits(flow, hops), durations)
+    return Timeline(schedule=schedule, start_us=_by_rank(start, flow), end_us=_by_rank(end, flow))
+
+
+def peak_in_flight(schedule: Schedule, *, stage_sizes: Sequence[int] | None = None) -> tuple[int, ...]:
+    """The most activations each pipeline rank holds at a time.
+
+    An activation lives from its forward to its backward, to the weight gradient where the backward is split.
+
+    Args:
+        schedule: A schedule of training that ``check_schedule`` accepts.
+        stage_sizes: What one microbatch's activation of each stage counts, in bytes for instance; None counts 1.
+
+    Example:
+        >>> from ridgeline.parallel.schedules.one_f_one_b import one_f_one_b
+        >>> peak_in_flight(one_f_one_b(pp=4, num_microbatches=8))
+        (4, 3, 2, 1)
+    """
+    sizes = [1] * schedule.num_stages if stage_sizes is None else stage_sizes
+    peaks = []
+    for actions in schedule.ranks:
+        held = peak = 0
+        for stage, kind, _ in actions:
+            if kind == "F":
+                held += sizes[stage]
+                peak = max(peak, held)
+            elif kind == "B" or kind == "W":
+                held -= sizes[stage]
+        peaks.append(peak)
+    return tuple(peaks)
+
+
+def _time_problems(
+    schedule: Schedule, stage_us: Mapping[str, Sequence[float]], hops: Sequence[float]
+) -> Iterator[Problem]:
+    kinds = sorted({kind for actions in schedule.ranks for _, kind, _ in actions})
+    wanted = [(f"stage_us[{kind!r}]", stage_us.get(kind, ()), "stage", schedule.num_stages) for kind in kinds]
+    for path, times, place, size in (*wanted, ("p2p_us", hops, "boundary of stages", schedule.num_stages - 1)):
+        if len(times) != size or any(time < 0 for time in times):
+            yield Problem(path, tuple(times), f"must hold {size} times >= 0, one for each {place}")
+
+
+def _by_rank(times: list[float], flow: Flow) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(times[first:stop]) for first, stop in itertools.pairwise(flow.first))
