@@ -165,9 +165,11 @@ def _structure_member(plain: Any, specs: list[type[Any]], path: str, problems: l
         kind = specs[0].kind
     if isinstance(kind, str) and kind in by_kind:
         return _structure_spec(plain, by_kind[kind], path, problems)
-    rule = "must be a table with a kind" if kind is None else "unknown kind"
     known = [name for name in by_kind if name is not None]
-    problems.append(Problem(_join(path, "kind"), kind, rule, nearest(str(kind), known)))
+    if kind is None:
+        problems.append(Problem(path, plain, "must be a table with a kind", nearest(str(plain), known)))
+    else:
+        problems.append(Problem(_join(path, "kind"), kind, "unknown kind", nearest(str(kind), known)))
     return None
 
 

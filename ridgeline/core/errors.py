@@ -31,6 +31,10 @@ class Problem:
         return attrs.evolve(self, path=f"{prefix}.{self.path}" if prefix else self.path)
 
 
+SHOWN = 24
+"""The longest list of known names that a message spells out."""
+
+
 class RidgelineError(Exception):
     """The root of every error that is the user's to mend."""
 
@@ -65,7 +69,7 @@ class CheckpointError(RidgelineError, ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The way out for a name that does not exist: a near match and what is known.
+    """The way out for a name that does not exist: a near match and what is known, or what is near if that is long.
 
     Example:
         >>> nearest("1f1b_interleaved", ["1f1b", "interleaved_1f1b"])
@@ -74,9 +78,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     from difflib import get_close_matches  # 11 ms that only a mistake should cost
 
     names = sorted(known)
-    close = get_close_matches(name, names, n=1, cutoff=0.5)
-    listed = ", ".join(names)
-    return f"did you mean {close[0]!r}? known: {listed}" if close else f"known: {listed}"
+    close = get_close_matches(name, names, n=SHOWN // 4, cutoff=0.5)
+    shown = names if len(names) <= SHOWN else close or names[: SHOWN // 4]
+    rest = f" and {len(names) - len(shown)} more" if len(shown) < len(names) else ""
+    listed = f"known: {', '.join(shown)}{rest}"
+    return f"did you mean {close[0]!r}? {listed}" if close else listed
 
 
 def divisors(number: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from tests.strategies import jobs
 
 
 @given(jobs(), jobs())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_there_is_a_difference_iff_specs_differ(left, right):
     """And read from the other side it is the same, mirrored."""
     half = attrs.evolve(left, batch=right.batch, memory=right.memory)

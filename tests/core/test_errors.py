@@ -35,3 +35,11 @@ def test_divisors_are_all_that_divide(number):
 def test_a_name_far_from_all_gets_the_list_only():
     """No guess where there is no likeness."""
     assert nearest("zzz", ["tp", "pp"]) == "known: pp, tp"
+
+
+def test_a_long_list_is_cut_to_what_is_near():
+    """Seventy names are not spelled out; the near ones come first and the rest is counted."""
+    names = [f"qwen-{size}b" for size in range(70)]
+    assert nearest("qwen-7", names).startswith("did you mean 'qwen-7b'? known: qwen-7b, ")
+    assert nearest("qwen-7", names).endswith(" and 64 more")
+    assert nearest("zzz", names) == f"known: {', '.join(sorted(names)[:6])} and 64 more"

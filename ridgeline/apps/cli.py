@@ -1,0 +1,79 @@
+"""The command line: verbs by name, loaded when used, and one clear message for every error.
+
+Exit codes: 0 done (or a run stopped by a signal with its state saved), 1 a difference found or a failure underway,
+2 bad input. ``RIDGELINE_DEBUG=1`` or ``--debug`` shows where an error came from.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+VERBS = (
+    ("plan", "Print what every rank will do, hold and send: no device, no torch."),
+    ("train", "Train a job: on one process, or started by torchrun on many."),
+    ("launch", "Write the torchrun, Slurm or Kubernetes form of a job."),
+    ("diff", "Compare two jobs field by field."),
+    ("models", "List the published models known by name, or show one."),
+    ("convert", "Export a checkpoint to a Hugging Face folder, or import one."),
+    ("generate", "Continue a text with a trained model."),
+    ("chat", "Talk to a trained model."),
+    ("version", "Print the versions of everything that matters."),
+)
+DATA_VERBS = (
+    ("pretrain", "Turn text files into Megatron's .bin/.idx."),
+    ("bpe", "Train a small tokenizer."),
+)
+HELP = """Train large language models on Ascend NPUs: plan a job, train it, stop it, resume it, export it.
+
+JOB is a file (.toml, .yaml, .json), a preset such as qwen2.5-7b, or a folder with a Hugging Face config.json.
+Every field of a job is an option: --layout.tp 8, or for short --tp 8."""
+
+
+def application() -> App:
+    """All verbs, each named by an import string."""
+    app = App(name="ridgeline", help=HELP, version_flags=[], result_action="return_value")
+    for name, help in VERBS:
+        app.command(f"ridgeline.apps.{name}:{name}", name=name, help=help)
+    data = App(name="data", help="Prepare training data.", version_flags=[])
+    for name, help in DATA_VERBS:
+        data.command(f"ridgeline.apps.data:{name}", name=name, help=help)
+    app.command(data)
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command and leave the process with its exit code."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run a command; its exit code. Errors are one message on stderr."""
+    debug = "--debug" in argv or os.environ.get("RIDGELINE_DEBUG", "0") not in ("", "0")
+    tokens = [token for token in argv if token != "--debug"]
+    try:
+        code = application()(tokens, exit_on_error=False, print_error=False)
+        return code if isinstance(code, int) else 0
+    except CycloptsError as error:
+        return _fail(error, "ridgeline", str(error), code=2, debug=debug)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        from ridgeline.apps.failures import explain
+
+        message, code = explain(error)
+        return _fail(error, type(error).__name__, message, code=code, debug=debug)
+
+
+def _fail(error: Exception, kind: str, message: str, *, code: int, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+    for line in message.splitlines():
+        sys.stderr.write(f"{kind}: {line}\n")
+    return code
