@@ -1,0 +1,107 @@
+"""Choosing a kernel: which one an op gets, why, and what was passed over."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+import attrs
+
+from ridgeline.core.errors import LoweringError, nearest
+from ridgeline.kernels.capabilities import CAPABILITIES, DeviceName
+from ridgeline.kernels.table import KERNELS, Kernel
+
+Policy = Literal["auto", "strict"]
+NO_TRAITS: Mapping[str, int] = MappingProxyType({})
+
+
+@attrs.frozen(kw_only=True)
+class Passed:
+    """A kernel that was not taken, and why."""
+
+    kernel: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.kernel} ({self.why})"
+
+
+@attrs.frozen(kw_only=True)
+class Choice:
+    """The kernel an op gets.
+
+    Attributes:
+        op: What is computed.
+        kernel: Name of the kernel, one of the op's.
+        reason: Why this one.
+        passed_over: Those that were preferred but cannot, in the table's order.
+    """
+
+    op: str
+    kernel: str
+    reason: str
+    passed_over: tuple[Passed, ...] = ()
+
+    def __str__(self) -> str:
+        passed = f"; passed over: {', '.join(map(str, self.passed_over))}" if self.passed_over else ""
+        return f"{self.op}: {self.kernel}, {self.reason}{passed}"
+
+
+def select(
+    op: str,
+    *,
+    device: DeviceName,
+    dtype: str,
+    traits: Mapping[str, int] = NO_TRAITS,
+    policy: Policy = "auto",
+    table: Mapping[str, tuple[Kernel, ...]] = KERNELS,
+) -> Choice:
+    """Choose the first kernel of an op that can do the call.
+
+    Args:
+        op: A key of ``table``.
+        device: Where it runs.
+        dtype: Of its inputs, torch's name: "bfloat16".
+        traits: Sizes of the call that kernels may limit, by name: ``{"head_dim": 128}``.
+        policy: "auto" takes what works, if need be plain torch; "strict" only what was written for the device.
+        table: Kernels of each op, preferred ones first.
+
+    Raises:
+        LoweringError: No such op, or no kernel of it can.
+
+    Example:
+        >>> print(select("rms_norm", device="cpu", dtype="bfloat16"))
+        rms_norm: torch, the first that runs on cpu in bfloat16
+    """
+    if op not in table:
+        raise LoweringError(f"op={op!r}: unknown; {nearest(op, table)}")
+    passed: list[Passed] = []
+    for kernel in table[op]:
+        why = _obstacle(kernel, device, dtype, traits, policy)
+        if not why:
+            reason = f"the first that runs on {device} in {dtype}"
+            return Choice(op=op, kernel=kernel.name, reason=reason, passed_over=tuple(passed))
+        passed.append(Passed(kernel=kernel.name, why=why))
+    raise LoweringError(
+        f"op={op!r} has no kernel on device={device!r} for dtype={dtype}; passed over: {', '.join(map(str, passed))}"
+    )
+
+
+def kernel_of(choice: Choice, *, table: Mapping[str, tuple[Kernel, ...]] = KERNELS) -> Kernel:
+    """Look up the row that was chosen."""
+    return next(kernel for kernel in table[choice.op] if kernel.name == choice.kernel)
+
+
+def _obstacle(kernel: Kernel, device: DeviceName, dtype: str, traits: Mapping[str, int], policy: Policy) -> str:
+    """Why a kernel cannot do a call; nothing if it can."""
+    if device not in kernel.devices:
+        return "device"
+    if dtype not in kernel.dtypes or dtype not in CAPABILITIES[device].dtypes:
+        return "dtype"
+    if policy == "strict" and device in kernel.fallback_on:
+        return "policy='strict'"
+    # A limit on a trait that the caller did not state cannot be known to hold.
+    rules = [
+        limit.rule(traits[limit.trait]) if limit.trait in traits else f"{limit.trait} not given"
+        for limit in kernel.limits
+    ]
+    return next(filter(None, rules), "")

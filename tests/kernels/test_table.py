@@ -1,0 +1,46 @@
+"""The kernel table as data."""
+
+import re
+
+import attrs
+import pytest
+
+from ridgeline.kernels.capabilities import CAPABILITIES
+from ridgeline.kernels.table import KERNELS, Kernel, Limit
+
+ROWS = [kernel for kernels in KERNELS.values() for kernel in kernels]
+
+
+@pytest.mark.parametrize("kernel", ROWS, ids=lambda kernel: f"{kernel.op}-{kernel.name}")
+def test_rows_are_sound(kernel: Kernel) -> None:
+    """A row stands under its op, names a module of an edge folder, and claims only dtypes that its devices have."""
+    assert kernel in KERNELS[kernel.op]
+    assert re.fullmatch(r"ridgeline\.kernels\.(reference|npu)\.\w+:\w+", kernel.function)
+    assert kernel.devices
+    assert set(kernel.fallback_on) <= set(kernel.devices)
+    assert set(kernel.dtypes) <= {dtype for device in kernel.devices for dtype in CAPABILITIES[device].dtypes}
+
+
+@pytest.mark.parametrize("op", KERNELS)
+def test_every_op_has_its_meaning(op: str) -> None:
+    """Names are unique within an op, and its last row is plain torch, on every device."""
+    names = [kernel.name for kernel in KERNELS[op]]
+    assert len(set(names)) == len(names)
+    assert names[-1] == "torch"
+    assert set(KERNELS[op][-1].devices) == set(CAPABILITIES)
+
+
+def test_the_table_is_read_only() -> None:
+    """Neither the table nor a row can be changed."""
+    with pytest.raises(TypeError):
+        KERNELS["rms_norm"] = ()  # pyright: ignore[reportIndexIssue]  the mistake under test
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        ROWS[0].name = "other"  # pyright: ignore[reportAttributeAccessIssue]  the mistake under test
+
+
+def test_limits() -> None:
+    """A limit says which rule a value breaks, and nothing of one it keeps."""
+    limit = Limit(trait="head_dim", maximum=768, multiple_of=16)
+    assert limit.rule(768) == ""
+    assert limit.rule(784) == "head_dim=784: must be <= 768"
+    assert limit.rule(40) == "head_dim=40: must be a multiple of 16"
