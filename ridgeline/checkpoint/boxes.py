@@ -1,7 +1,7 @@
 """Boxes of tensors: cutting flat ranges into them, meeting of two, and whether some tile a whole.
 
-A box is an offset and a shape inside a tensor, one entry per dim. Elements are numbered as they lie in memory, the last dim
-fastest; a *flat range* is a run of those numbers.
+A box is an offset and a shape inside a tensor, one entry per dim. Elements are numbered as they lie in memory, the
+last dim fastest; a *flat range* is a run of those numbers.
 """
 
 import math

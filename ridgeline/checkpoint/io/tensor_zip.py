@@ -1,7 +1,7 @@
 """One tensor as the zip that ``torch.save`` writes, at the speed of the disk, and back without a copy.
 
-``torch.load(weights_only=True)`` reads what ``write_tensor`` wrote. torch's own writer spends ten times longer on the same
-bytes, nearly all of it in its checksum; here zlib computes the same CRC-32, and ``find_tensor`` checks it as torch does not.
+``torch.load(weights_only=True)`` reads what ``write_tensor`` wrote. torch's own writer takes ten times as
+long, most of it for its checksum; zlib computes the same CRC-32, and ``find_tensor`` checks it, as torch does not.
 
 Source:
     PKWARE APPNOTE.TXT 6.3.10, sections 4.3.7 (local header), 4.3.12 (central directory), 4.3.16 (its end); torch 2.13,
@@ -35,7 +35,7 @@ _PADDING_ID = 0x4246  # "FB", as torch marks its own padding
 
 
 def write_tensor(stream: BinaryIO, tensor: torch.Tensor) -> None:
-    """Append a contiguous CPU tensor of under ``MAX_BYTES`` to a stream, its data aligned to ``ALIGNMENT`` from where it began."""
+    """Append a contiguous CPU tensor of under ``MAX_BYTES`` to a stream; its data is aligned if the stream's end is."""
     assert tensor.is_contiguous()
     assert tensor.nbytes < MAX_BYTES
     records = (

@@ -5,8 +5,8 @@
     common.pt        what is the same for all ranks
     metadata.json    the format's name, for Megatron-core
 
-``.metadata`` is a pickle, the format has it so. It is read through an allow-list of torch's own index classes; a file that asks
-for anything else is refused, and so is every object in the other files that is not a tensor or plain data.
+``.metadata`` is a pickle, the format has it so. It is read through an allow-list of torch's own index classes; a file
+that asks for anything else is refused, and so is every object in the other files that is not a tensor or plain data.
 """
 
 import importlib
@@ -35,6 +35,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from ridgeline.checkpoint.boxes import Box, cut, meeting, tiling_fault, within
+from ridgeline.checkpoint.io.folders import write_file
 from ridgeline.checkpoint.io.tensor_zip import MAX_BYTES, find_tensor, write_tensor
 from ridgeline.core.errors import CheckpointError
 
@@ -223,7 +224,7 @@ def read_index(folder: Path) -> Index:
 
 @attrs.frozen
 class Reader:
-    """An open checkpoint: its index, its files as they come to be mapped, and which parts (file, start) were verified."""
+    """An open checkpoint: its index, the files mapped so far, and which parts (file, start) were verified."""
 
     folder: Path
     index: Index
@@ -282,14 +283,6 @@ def stored_tensor(reader: Reader, key: str) -> StoredTensor:
     if stored is None:
         raise CheckpointError(f"checkpoint={reader.folder}: holds no tensor {key}")
     return stored
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file and flush it to the disk."""
-    with path.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 class _IndexUnpickler(pickle.Unpickler):

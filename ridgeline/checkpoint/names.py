@@ -1,0 +1,73 @@
+"""Under which key a checkpoint stores each tensor: Megatron-core's own, each layer apart, so that any layout finds it.
+
+    decoder.layers.3.mlp.linear_fc1.weight                                 as it is
+    decoder.layers.3.mlp.experts.local_experts.5.linear_fc1.weight         slice 5 of
+    decoder.layers.3.mlp.experts.experts.linear_fc1.weight                 a tensor with one dim more, the experts
+    optimizer.state.exp_avg.KEY, .exp_avg_sq.KEY, .fp32_param.KEY          what the optimizer keeps of KEY
+
+The optimizer's keys do not say how it was laid out: neither over how many optimizers Megatron-core chained (it has one
+more when ep > 1), nor over which dp ranks the distributed one spread it.
+
+Source:
+    megatron-core 0.16.1: transformer/transformer_block.py and transformer/moe/experts.py, ``sharded_state_dict`` with
+    ``non_homogeneous_layers``; optimizer/optimizer.py, ``Float16OptimizerWithFloat16Params.sharded_state_dict``.
+"""
+
+from typing import Literal, TypeAlias
+
+import attrs
+
+from ridgeline.checkpoint.boxes import Box, Shape
+
+OptimizerPart: TypeAlias = Literal["fp32_param", "exp_avg", "exp_avg_sq"]
+
+_LOCAL = ".mlp.experts.local_experts."
+_STACKED = ".mlp.experts.experts."
+
+
+@attrs.frozen
+class Stored:
+    """Where a tensor of the model lies in a checkpoint: all of ``key``, or one slice of its first dim."""
+
+    key: str
+    shape: Shape
+    expert: int | None = None
+
+
+def stored(fqn: str, shape: Shape, *, experts: int = 0) -> Stored:
+    """Where a parameter is stored.
+
+    Args:
+        fqn: Its full name.
+        shape: Its global shape.
+        experts: How many its layer has, where it is an expert's.
+
+    Example:
+        >>> stored("decoder.layers.3.mlp.experts.local_experts.5.linear_fc1.weight", (64, 8), experts=16)
+        Stored(key='decoder.layers.3.mlp.experts.experts.linear_fc1.weight', shape=(16, 64, 8), expert=5)
+    """
+    if not experts:
+        return Stored(fqn, shape)
+    layer, _, rest = fqn.partition(_LOCAL)
+    expert, _, name = rest.partition(".")
+    return Stored(layer + _STACKED + name, (experts, *shape), int(expert))
+
+
+def stored_box(place: Stored, box: Box) -> Box:
+    """A box of a parameter, seen in the tensor that stores it."""
+    return box if place.expert is None else Box((place.expert, *box.offset), (1, *box.shape))
+
+
+def optimizer_key(part: OptimizerPart, key: str) -> str:
+    """Where a part of the optimizer's state of a stored tensor is stored.
+
+    Example:
+        >>> optimizer_key("exp_avg", "output_layer.weight")
+        'optimizer.state.exp_avg.output_layer.weight'
+    """
+    return f"optimizer.state.{part}.{key}"
+
+
+def rng_key(rank: int, world_size: int) -> str:
+    """Where a rank's random streams are stored; spelled as Megatron-core spells a shard of an object."""
+    return f"rng_state/shard_{rank}_{world_size}"
