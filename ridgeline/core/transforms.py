@@ -52,7 +52,7 @@ def with_layout(**fields: object) -> Transform:
 def recompute(
     granularity: Literal["none", "selective", "full"],
     *,
-    modules: tuple[str, ...] = ("core_attn",),
+    modules: tuple[Literal["core_attn", "mlp", "moe", "layernorm"], ...] = ("core_attn",),
     method: Literal["uniform", "block"] = "uniform",
     num_layers: int = 1,
 ) -> Transform:

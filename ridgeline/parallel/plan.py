@@ -5,17 +5,30 @@
 A known fault of the layout is repaired first and said as a warning; then every rule between specs is checked at once.
 """
 
+from collections.abc import Iterator, Sequence
+
 import attrs
 
 from ridgeline.core.errors import PlanError
 from ridgeline.core.job import Job
+from ridgeline.core.model import Attention
+from ridgeline.kernels.select import Choice, select
+from ridgeline.kernels.table import KERNELS
 from ridgeline.parallel.check import job_problems, mesh_of, no_effect, stages_of
+from ridgeline.parallel.collectives import Collective, plan_collectives
 from ridgeline.parallel.known_wrong import refusals, repaired
+from ridgeline.parallel.links import LINK_EFFICIENCY, spread_of
+from ridgeline.parallel.memory import BAND, RankMemory, plan_memory
 from ridgeline.parallel.mesh import Mesh
 from ridgeline.parallel.schedule import Schedule
 from ridgeline.parallel.schedules.known import plan_schedule
-from ridgeline.parallel.shards import ParamRow, plan_shards
+from ridgeline.parallel.shards import ParamRow, padded_vocab, plan_shards
 from ridgeline.parallel.stages import StageMap
+from ridgeline.parallel.time import EFFICIENCIES, StepTime, plan_time
+from ridgeline.parallel.work import stage_work
+
+GIB = 2**30
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 
 
 @attrs.frozen(kw_only=True)
@@ -28,6 +41,10 @@ class Plan:
         stages: Which layers each pipeline stage owns.
         schedule: What each pipeline rank does, in order.
         shards: How every parameter lies on the mesh.
+        kernels: The kernel of every op, why, and what was passed over.
+        collectives: Every collective of one step.
+        memory: Of each pipeline rank, at its peak.
+        time: Of one step.
         warnings: What the user should know, a sentence each; every repair is here.
         assumptions: What the numbers rest on, a sentence each.
     """
@@ -37,8 +54,17 @@ class Plan:
     stages: StageMap
     schedule: Schedule
     shards: tuple[ParamRow, ...]
+    kernels: tuple[Choice, ...]
+    collectives: tuple[Collective, ...]
+    memory: tuple[RankMemory, ...]
+    time: StepTime
     warnings: tuple[str, ...]
     assumptions: tuple[str, ...]
+
+    @property
+    def peak(self) -> RankMemory:
+        """The pipeline rank that needs the most memory."""
+        return max(self.memory, key=lambda rank: rank.total_bytes)
 
 
 def plan(job: Job) -> Plan:
@@ -51,14 +77,25 @@ def plan(job: Job) -> Plan:
     problems = (*job_problems(job), *refusals(job))
     if problems:
         raise PlanError(problems)
+    mesh, stages, schedule = mesh_of(job), stages_of(job), schedule_of(job)
+    shards = plan_shards(job.model, job.layout)
+    work = stage_work(job, stages)
+    parts = {"mesh": mesh, "stages": stages, "shards": shards, "work": work}
+    collectives = plan_collectives(job, **parts)
+    memory = plan_memory(job, **parts, schedule=schedule, collectives=collectives)
+    kernels = kernels_of(job)
     return Plan(
         job=job,
-        mesh=mesh_of(job),
-        stages=stages_of(job),
-        schedule=schedule_of(job),
-        shards=plan_shards(job.model, job.layout),
-        warnings=(*repairs, *no_effect(job)),
-        assumptions=(),
+        mesh=mesh,
+        stages=stages,
+        schedule=schedule,
+        shards=shards,
+        kernels=kernels,
+        collectives=collectives,
+        memory=memory,
+        time=plan_time(job, **parts, schedule=schedule, collectives=collectives),
+        warnings=(*repairs, *no_effect(job), *_warnings(job, mesh, memory, kernels)),
+        assumptions=tuple(_assumptions(job)),
     )
 
 
@@ -72,3 +109,91 @@ def schedule_of(job: Job) -> Schedule:
         num_microbatches=job.num_microbatches,
         microbatch_group_size=layout.microbatch_group_size if layout.vpp > 1 else None,
     )
+
+
+def kernels_of(job: Job) -> tuple[Choice, ...]:
+    """The kernel of every op of a job, on its cluster's device and in its dtype.
+
+    Raises:
+        LoweringError: An op has no kernel there.
+    """
+    mixers = [run.block.mixer for run in job.model.blocks if isinstance(run.block.mixer, Attention)]
+    traits = {"head_dim": max(mixer.head_dim for mixer in mixers), "hidden": job.model.hidden}
+    device, dtype = job.cluster.chip.device, DTYPES[job.precision.params]
+    return tuple(select(op, device=device, dtype=dtype, traits=traits) for op in KERNELS)
+
+
+def _warnings(job: Job, mesh: Mesh, memory: Sequence[RankMemory], kernels: Sequence[Choice]) -> Iterator[str]:
+    layout, cluster, model = job.layout, job.cluster, job.model
+    full = [rank for rank in memory if not rank.fits]
+    if full:
+        worst = max(full, key=lambda rank: rank.total_bytes)
+        yield (
+            f"does not fit: pp_rank={worst.pp_rank} needs {worst.total_bytes / GIB:.1f} GiB of the "
+            f"{worst.capacity_bytes / GIB:.1f} GiB of a {cluster.chip.name}; raise tp, pp or ep, or recompute more"
+        )
+    for axes, degree in (("tp", layout.tp), ("etp", layout.etp)):
+        if degree > 1 and spread_of(axes, mesh, cluster).nodes > 1:
+            yield f"layout.{axes}={degree} spans nodes, whose links are slower; use at most {cluster.devices_per_node}"
+    if layout.pp > 1 and job.num_microbatches < layout.pp:
+        yield f"num_microbatches={job.num_microbatches} is below pp={layout.pp}: ranks stay idle; raise batch.gbs"
+    pads = padded_vocab(model.vocab_size, layout) - model.vocab_size
+    if pads:
+        yield f"the vocabulary of {model.vocab_size} is padded by {pads} rows, to a multiple of tp*vocab_multiple"
+    plain = [choice.op for choice in kernels if choice.kernel == "torch"]
+    if cluster.chip.device == "npu" and plain:
+        yield f"{', '.join(plain)}: no npu kernel yet, plain torch will run; memory and time are those of fused kernels"
+    if job.memory.distributed_optimizer and mesh.dp * mesh.cp == 1:
+        yield "memory.distributed_optimizer has no effect with dp*cp=1"
+
+
+def _assumptions(job: Job) -> Iterator[str]:
+    chip, efficiency = job.cluster.chip, EFFICIENCIES[job.cluster.chip.device]
+    yield f"chip {chip.name}: peak {chip.cube_flops / 1e12:.1f} TFLOP/s divides MFU ({chip.source})"
+    yield (
+        f"efficiencies: GEMM {efficiency.gemm:.2f} of the cube peak (half at dims of {efficiency.half_dim}), attention "
+        f"{efficiency.attention_forward:.2f} forward and {efficiency.attention_backward:.2f} backward, memory traffic "
+        f"{efficiency.memory:.2f} of HBM bandwidth, links {LINK_EFFICIENCY:.2f}, {efficiency.launch_us:.0f} us a kernel"
+    )
+    yield "mfu_full counts attention over the whole sequence (Megatron's formula), mfu_causal what the mask leaves"
+    yield "gradients are added to the fp32 sum by a kernel of their own, not by the GEMM that makes them"
+    yield (
+        f"memory errs high: the allocator's peak is expected within {BAND[0]:+.0%} .. {BAND[1]:+.0%} of allocated_bytes"
+    )
+    if any(run.block.feed_forward.kind == "moe" for run in job.model.blocks):
+        yield "experts get equal shares of the tokens; a hot expert takes longer and more memory"
+    if job.batch.packing == "eod_reset":
+        yield "attention is counted as over whole samples; packed documents cost less"
+
+
+def plan_data(plan: Plan) -> dict[str, object]:
+    """A plan's numbers as plain data, for machines to read."""
+    time, job = plan.time, plan.job
+    return {
+        "mesh": {axis: getattr(plan.mesh, axis) for axis in ("tp", "cp", "dp", "pp", "ep", "etp", "edp", "world_size")},
+        "stages": [list(layers) for layers in plan.stages.layers],
+        "schedule": {"name": plan.schedule.name, "num_microbatches": plan.schedule.num_microbatches},
+        "kernels": {choice.op: choice.kernel for choice in plan.kernels},
+        "memory": [_memory_data(rank) for rank in plan.memory],
+        "time": {
+            "step_us": time.step_us,
+            "parts_us": dict(time.parts),
+            "forward_us": list(time.forward_us),
+            "backward_us": list(time.backward_us),
+            "bubble": time.bubble,
+            "tokens_per_s": time.tokens_per_s,
+            "tokens_per_s_per_device": time.tokens_per_s_per_device,
+            "flops_per_s": time.flops_per_s,
+            "mfu_full": time.mfu_full,
+            "mfu_causal": time.mfu_causal,
+        },
+        "collectives": [row._asdict() | {"counts": list(row.counts)} for row in plan.collectives],
+        "chip": {"name": job.cluster.chip.name, "cube_flops": job.cluster.chip.cube_flops},
+        "warnings": list(plan.warnings),
+        "assumptions": list(plan.assumptions),
+    }
+
+
+def _memory_data(rank: RankMemory) -> dict[str, object]:
+    derived = {name: getattr(rank, name) for name in ("static_bytes", "allocated_bytes", "total_bytes", "fits")}
+    return attrs.asdict(rank) | derived

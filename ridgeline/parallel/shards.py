@@ -23,8 +23,9 @@ import attrs
 
 from ridgeline.core.layout import Layout
 from ridgeline.core.model import ModelSpec
-from ridgeline.core.params import Param, block_params, fqn_of, model_params
+from ridgeline.core.params import Param, Role, block_params, fqn_of, model_params
 from ridgeline.parallel.mesh import ExpertCoords, Mesh, expert_coords, rank_coords
+from ridgeline.parallel.stages import StageMap
 
 if TYPE_CHECKING:
     from ridgeline.parallel.plan import Plan
@@ -173,16 +174,25 @@ def experts_of(experts: int, coords: ExpertCoords, degrees: Mesh | Layout) -> ra
     return range(coords.ep_rank * local, (coords.ep_rank + 1) * local)
 
 
-def stage_rows(plan: "Plan", stage: int) -> Iterator[tuple[ParamRow, int]]:
+def stage_rows(shards: tuple[ParamRow, ...], stages: StageMap, stage: int) -> Iterator[tuple[ParamRow, int]]:
     """The rows a stage holds, each with how many of its layers lie there; a tied head's copy of the embedding too."""
-    layers = plan.stages.layers[stage]
-    for row in plan.shards:
+    layers = stages.layers[stage]
+    for row in shards:
         if row.layers is None:
-            copies = _copies_outside(plan, row, stage)
+            copies = int(row.param.role in outside_roles(shards, stages, stage))
         else:
             copies = min(row.layers.stop, layers[-1] + 1) - max(row.layers.start, layers[0]) if layers else 0
         if copies > 0:
             yield row, copies
+
+
+def outside_roles(shards: tuple[ParamRow, ...], stages: StageMap, stage: int) -> tuple[Role, ...]:
+    """Roles of the parameters outside of the layers that a stage holds; a tied head is an embedding."""
+    first: tuple[Role, ...] = ("embedding",) if stage == 0 else ()
+    if stage < stages.num_stages - 1:
+        return first
+    tied = all(row.param.role != "head" for row in shards)
+    return (*first, "norm", *(() if tied and first else ("embedding",) if tied else ("head",)))
 
 
 def rank_params(plan: "Plan", rank: int) -> Iterator[LocalParam]:
@@ -192,32 +202,23 @@ def rank_params(plan: "Plan", rank: int) -> Iterator[LocalParam]:
         SpecError: ``rank`` lies outside the mesh.
     """
     pp_rank, experts = rank_coords(rank, plan.mesh).pp_rank, expert_coords(rank, plan.mesh)
-    outside = [row for row in plan.shards if row.layers is None]
+    outside = {row.param.role: row for row in plan.shards if row.layers is None}
     for chunk in range(plan.stages.vpp):
         stage = chunk * plan.stages.pp + pp_rank
         layers = plan.stages.layers[stage]
+        place = {"chunk": chunk, "first_layer": min(layers, default=0), "mesh": plan.mesh}
+        roles = outside_roles(plan.shards, plan.stages, stage)
         if stage == 0:
-            yield _local(outside[0], None, chunk=chunk, first_layer=0, mesh=plan.mesh)
+            yield _local(outside["embedding"], None, **place)
         for layer in layers:
             for row in plan.shards:
                 if row.layers is not None and layer in row.layers:
-                    place = {"chunk": chunk, "first_layer": layers[0], "mesh": plan.mesh}
                     owned = experts_of(row.param.experts, experts, plan.mesh) if row.param.experts else (None,)
                     for expert in owned:
                         yield _local(row, layer, expert=expert, first_expert=owned[0], **place)
-        if stage == plan.stages.num_stages - 1:
-            for row in outside[1:]:
-                yield _local(row, None, chunk=chunk, first_layer=0, mesh=plan.mesh)
-            if stage and plan.job.model.tied_embeddings:
-                yield attrs.evolve(_local(outside[0], None, chunk=chunk, first_layer=0, mesh=plan.mesh), name=OUTPUT)
-
-
-def _copies_outside(plan: "Plan", row: ParamRow, stage: int) -> int:
-    """How often a stage holds a row that belongs to no layer."""
-    last = stage == plan.stages.num_stages - 1
-    if row.param.role == "embedding":
-        return int(stage == 0 or (last and plan.job.model.tied_embeddings))
-    return int(last)
+        for role in roles[1:] if stage == 0 else roles:
+            held = _local(outside[role], None, **place)
+            yield attrs.evolve(held, name=OUTPUT) if role == "embedding" else held
 
 
 def _local(

@@ -122,7 +122,7 @@ def test_rows_of_a_stage_count_what_its_ranks_hold(model, layout):
         rank = stage % pp * (8 // pp)
         held = Counter(param.param for param in rank_params(planned, rank) if param.chunk == stage // pp)
         rows = Counter()
-        for row, copies in stage_rows(planned, stage):
+        for row, copies in stage_rows(planned.shards, planned.stages, stage):
             rows[row.param] += copies * max(1, row.param.experts // planned.mesh.ep)
         assert held == rows
 

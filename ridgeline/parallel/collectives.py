@@ -1,0 +1,184 @@
+"""Every collective of one step: its kind, its group, its bytes, and how often each pipeline rank runs it.
+
+Sizes are of the whole tensor: what an all-gather gathers, a reduce-scatter or all-reduce reduces, what one rank sends
+in an all-to-all (its own part included) or to its peer. Experts are taken to get equal shares of the tokens.
+
+Source:
+    megatron-core 0.16.1: distributed/finalize_model_grads.py, distributed/distributed_data_parallel.py (buckets),
+    optimizer/distrib_optimizer.py, optimizer/clip_grads.py, pipeline_parallel/schedules.py; those within layers:
+    ``ridgeline.parallel.ops``.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import ceil, prod
+from types import MappingProxyType
+from typing import NamedTuple
+
+from ridgeline.core.job import Job
+from ridgeline.parallel.mesh import Mesh
+from ridgeline.parallel.ops import Sizes, sizes_of
+from ridgeline.parallel.shards import ParamRow, local_shape, stage_rows
+from ridgeline.parallel.stages import StageMap
+from ridgeline.parallel.work import StageWork
+
+WIDTHS: Mapping[str, int] = MappingProxyType({"bf16": 2, "fp32": 4})
+BUCKET_ELEMENTS = 40_000_000
+BUCKET_ELEMENTS_PER_RANK = 1_000_000
+
+
+class Collective(NamedTuple):
+    """Equal collectives of one step.
+
+    Attributes:
+        kind: ``all_gather``, ``reduce_scatter``, ``all_reduce``, ``all_to_all``, ``broadcast`` or ``p2p``.
+        axes: Of the mesh, which its group spans, as ``group_of`` takes them.
+        group_size: Ranks that take part; two of ``pp`` for the tied embedding, which its first and last rank share.
+        size_bytes: The whole tensor.
+        counts: How often a rank of each pipeline rank runs it (of p2p: sends) in a step.
+        phase: ``forward``, ``backward``, or ``step`` between the last backward and the next forward.
+        why: What needs it.
+    """
+
+    kind: str
+    axes: str
+    group_size: int
+    size_bytes: int
+    counts: tuple[int, ...]
+    phase: str
+    why: str
+
+
+class _Key(NamedTuple):
+    phase: str
+    why: str
+    kind: str
+    axes: str
+    group_size: int
+    size_bytes: int
+
+
+class LocalParams(NamedTuple):
+    """Elements that one rank holds of one stage.
+
+    Attributes:
+        dense: Reduced over dp and cp.
+        expert: Reduced over edp.
+        replicated: Of ``dense``, those whose gradients are also summed over tp.
+    """
+
+    dense: int
+    expert: int
+    replicated: int
+
+
+def plan_collectives(
+    job: Job, *, mesh: Mesh, stages: StageMap, shards: tuple[ParamRow, ...], work: Sequence[StageWork]
+) -> tuple[Collective, ...]:
+    """Every collective of one step, in the order forward, backward, step."""
+    counts: dict[_Key, list[int]] = {}
+    for stage in range(stages.num_stages):
+        for key, count in _stage_collectives(job, mesh, stages, shards, work[stage], stage):
+            counts.setdefault(key, [0] * mesh.pp)[stage % mesh.pp] += count
+    for pp_rank in range(mesh.pp):
+        for key, count in _step_collectives(job, mesh, pp_rank):
+            counts.setdefault(key, [0] * mesh.pp)[pp_rank] += count
+    order = ("forward", "backward", "step")
+    rows = sorted(counts.items(), key=lambda item: order.index(item[0].phase))
+    return tuple(
+        Collective(key.kind, key.axes, key.group_size, key.size_bytes, tuple(per_rank), key.phase, key.why)
+        for key, per_rank in rows
+    )
+
+
+def local_params(job: Job, *, mesh: Mesh, stages: StageMap, shards: tuple[ParamRow, ...], stage: int) -> LocalParams:
+    """How many elements one rank of a stage holds."""
+    dense = expert = replicated = 0
+    for row, copies in stage_rows(shards, stages, stage):
+        size = copies * prod(local_shape(row.shard, mesh)) * max(1, row.param.experts // mesh.ep)
+        if row.param.experts and mesh.ep > 1:  # with ep=1 Megatron-core reduces experts as it does all others
+            expert += size
+        else:
+            dense += size
+        whole = ("norm", "router", "out_bias", "down_bias")
+        if mesh.tp > 1 and (row.param.role == "head_norm" or (job.layout.sp and row.param.role in whole)):
+            replicated += size
+    return LocalParams(dense, expert, replicated)
+
+
+def group_size_of(axes: str, mesh: Mesh) -> int:
+    """Ranks of a group over these axes.
+
+    Example:
+        >>> group_size_of("dp-cp", Mesh(dp=4, cp=2))
+        8
+    """
+    return prod(getattr(mesh, axis) for axis in axes.split("-"))
+
+
+def _stage_collectives(
+    job: Job, mesh: Mesh, stages: StageMap, shards: tuple[ParamRow, ...], work: StageWork, stage: int
+) -> Iterator[tuple[_Key, int]]:
+    """Those of one stage: within its layers, to its neighbours, and of its gradients and weights."""
+    microbatches = job.num_microbatches
+    for run in work.runs:
+        for op in run.ops:
+            again = run.recomputes(op)
+            for comm in op.comms:
+                size = group_size_of(comm.axes, mesh)
+                key = _Key("forward", op.name, comm.kind, comm.axes, size, comm.size_bytes)
+                times = microbatches * run.layers * comm.repeats
+                if comm.phase == "B":
+                    yield key._replace(phase="backward"), times
+                    continue
+                yield key, times
+                if again:
+                    yield key._replace(phase="backward", why=f"{op.name} recomputed"), times
+    if mesh.pp > 1:
+        stream = _stream_bytes(sizes_of(job))
+        if stage < stages.num_stages - 1:
+            yield _Key("forward", "activations to the next stage", "p2p", "pp", 2, stream), microbatches
+        if stage > 0:
+            yield _Key("backward", "gradients to the previous stage", "p2p", "pp", 2, stream), microbatches
+    params = local_params(job, mesh=mesh, stages=stages, shards=shards, stage=stage)
+    yield from _gradient_collectives(job, mesh, params, stage)
+    embeds = stage in (0, stages.num_stages - 1) and stages.num_stages > 1
+    if embeds and job.model.tied_embeddings:
+        rows = local_shape(shards[0].shard, mesh)
+        size_bytes = prod(rows) * WIDTHS[job.precision.grads]
+        yield _Key("step", "gradient of the tied embedding", "all_reduce", "pp", 2, size_bytes), 1
+
+
+def _gradient_collectives(job: Job, mesh: Mesh, params: LocalParams, stage: int) -> Iterator[tuple[_Key, int]]:
+    grads, weights = WIDTHS[job.precision.grads], WIDTHS[job.precision.params]
+    for name, elements, axes in (("", params.dense, "dp-cp"), ("expert ", params.expert, "edp")):
+        size = group_size_of(axes, mesh)
+        if size == 1 or not elements:
+            continue
+        bucket = max(BUCKET_ELEMENTS, BUCKET_ELEMENTS_PER_RANK * size)
+        buckets = ceil(elements / bucket) if job.comm.overlap_grad_reduce and stage == 0 else 1
+        kind = "reduce_scatter" if job.memory.distributed_optimizer else "all_reduce"
+        phase = "backward" if job.comm.overlap_grad_reduce else "step"
+        yield _Key(phase, f"{name}gradients", kind, axes, size, elements * grads // buckets), buckets
+        if job.memory.distributed_optimizer:
+            phase = "forward" if job.comm.overlap_param_gather else "step"
+            yield _Key(phase, f"{name}weights", "all_gather", axes, size, elements * weights // buckets), buckets
+    if params.replicated:
+        size_bytes = params.replicated * grads
+        yield _Key("step", "gradients of weights that tp ranks share", "all_reduce", "tp", mesh.tp, size_bytes), 1
+
+
+def _step_collectives(job: Job, mesh: Mesh, pp_rank: int) -> Iterator[tuple[_Key, int]]:
+    """Those of a rank, whatever its stages: the gradients' norm and the loss."""
+    experts = ["etp-ep-pp"] if mesh.ep > 1 else []
+    norms = ["tp-cp-dp-pp"] if job.memory.distributed_optimizer else ["tp-pp", *experts]
+    for axes in norms:
+        if (size := group_size_of(axes, mesh)) > 1:
+            yield _Key("step", "norm of the gradients", "all_reduce", axes, size, 4), 1
+    if mesh.dp * mesh.cp > 1 and (pp_rank == mesh.pp - 1 or job.objective.per_token):
+        yield _Key("step", "loss and token counts", "all_reduce", "dp-cp", mesh.dp * mesh.cp, 16), 1
+    if mesh.pp > 1:
+        yield _Key("step", "loss and token counts", "broadcast", "pp", mesh.pp, 16), 1
+
+
+def _stream_bytes(sizes: Sizes) -> int:
+    return sizes.own_tokens * sizes.hidden * sizes.width
