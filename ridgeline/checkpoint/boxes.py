@@ -57,6 +57,11 @@ def meeting(a: Box, b: Box) -> Box | None:
     return Box(start, tuple(e - s for s, e in zip(start, stop, strict=True)))
 
 
+def slices(box: Box) -> tuple[slice, ...]:
+    """A box as an index of its tensor."""
+    return tuple(slice(o, o + n) for o, n in zip(box.offset, box.shape, strict=True))
+
+
 def boxes_of_range(shape: Shape, start: int, stop: int) -> Iterator[Box]:
     """Cut a flat range of a tensor into boxes, in order: at most ``2 * len(shape) - 1`` of them.
 

@@ -13,11 +13,16 @@ Source:
     ``non_homogeneous_layers``; optimizer/optimizer.py, ``Float16OptimizerWithFloat16Params.sharded_state_dict``.
 """
 
+import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 import attrs
 
 from ridgeline.checkpoint.boxes import Box, Shape
+from ridgeline.core.model import ModelSpec
+from ridgeline.core.params import Param, fqn_of, model_params
 
 OptimizerPart: TypeAlias = Literal["fp32_param", "exp_avg", "exp_avg_sq"]
 
@@ -34,23 +39,31 @@ class Stored:
     expert: int | None = None
 
 
-def stored(fqn: str, shape: Shape, *, experts: int = 0) -> Stored:
-    """Where a parameter is stored.
+@functools.cache
+def params_of(model: ModelSpec) -> Mapping[str, Param]:
+    """Every parameter of a model by its full name, each expert's apart, in model order."""
+    return MappingProxyType(
+        {
+            fqn_of(layer, param, expert=expert): param
+            for layer, param in model_params(model)
+            for expert in (range(param.experts) if param.experts else (None,))
+        }
+    )
 
-    Args:
-        fqn: Its full name.
-        shape: Its global shape.
-        experts: How many its layer has, where it is an expert's.
+
+def stored(fqn: str, param: Param) -> Stored:
+    """Where the parameter of this full name is stored.
 
     Example:
-        >>> stored("decoder.layers.3.mlp.experts.local_experts.5.linear_fc1.weight", (64, 8), experts=16)
+        >>> param = Param("mlp.experts.local_experts.{expert}.linear_fc1.weight", (64, 8), "gate_up", experts=16)
+        >>> stored("decoder.layers.3.mlp.experts.local_experts.5.linear_fc1.weight", param)
         Stored(key='decoder.layers.3.mlp.experts.experts.linear_fc1.weight', shape=(16, 64, 8), expert=5)
     """
-    if not experts:
-        return Stored(fqn, shape)
+    if not param.experts:
+        return Stored(fqn, param.shape)
     layer, _, rest = fqn.partition(_LOCAL)
     expert, _, name = rest.partition(".")
-    return Stored(layer + _STACKED + name, (experts, *shape), int(expert))
+    return Stored(layer + _STACKED + name, (param.experts, *param.shape), int(expert))
 
 
 def stored_box(place: Stored, box: Box) -> Box:

@@ -1,5 +1,7 @@
 """What a checkpoint says of itself, in ``ridgeline.json``: its step, its job, and which files it is made of."""
 
+from collections.abc import Iterator
+
 import attrs
 
 from ridgeline.core.codec import dumps, loads
@@ -34,7 +36,8 @@ class Record:
         step: Updates made.
         optimizer_step: Updates that changed the weights: those with a finite gradient.
         consumed_samples: Samples that training has read; with the job's seed they tell the next one.
-        job: What was run.
+        job: What was run; None when the weights came from elsewhere.
+        model: Whose weights they are, when there is no job to say so.
         files: Every other file, with its size.
     """
 
@@ -42,9 +45,21 @@ class Record:
     step: int = at_least(0)
     optimizer_step: int = at_least(0, default=0)
     consumed_samples: int = at_least(0, default=0)
-    job: Job
+    job: Job | None = None
+    model: ModelSpec | None = None
     files: tuple[StoredFile, ...] = many()
     __attrs_post_init__ = check_spec
+
+    def _problems(self) -> Iterator[Problem]:
+        if (self.job is None) == (self.model is None):
+            yield Problem("model", self.model, "must be given when job is not, and only then")
+
+
+def model_of(record: Record) -> ModelSpec:
+    """Whose weights a checkpoint holds."""
+    model = record.job.model if record.job else record.model
+    assert model is not None
+    return model
 
 
 def record_text(record: Record) -> str:

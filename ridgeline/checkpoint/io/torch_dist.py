@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from ridgeline.checkpoint.boxes import Box, cut, meeting, tiling_fault, within
+from ridgeline.checkpoint.boxes import Box, cut, meeting, slices, tiling_fault, within
 from ridgeline.checkpoint.io.folders import write_file
 from ridgeline.checkpoint.io.tensor_zip import MAX_BYTES, find_tensor, write_tensor
 from ridgeline.core.errors import CheckpointError
@@ -251,8 +251,8 @@ def read_box(reader: Reader, key: str, box: Box, out: torch.Tensor) -> None:
     """
     for chunk in stored_tensor(reader, key).chunks:
         if shared := meeting(chunk.box, box):
-            source = _chunk_data(reader, key, chunk)[_slices(within(shared, chunk.box))]
-            out[_slices(within(shared, box))].copy_(source)
+            source = _chunk_data(reader, key, chunk)[slices(within(shared, chunk.box))]
+            out[slices(within(shared, box))].copy_(source)
 
 
 def read_object(reader: Reader, key: str) -> Any:
@@ -325,7 +325,7 @@ def _parts(item: TensorItem | ObjectItem, max_bytes: int) -> Iterator[TensorItem
         yield item
         return
     for box in cut(item.box, max_bytes // item.data.itemsize):
-        yield attrs.evolve(item, box=box, data=item.data[_slices(within(box, item.box))])
+        yield attrs.evolve(item, box=box, data=item.data[slices(within(box, item.box))])
 
 
 def _boxes(parts: Iterable[Written]) -> list[Box]:
@@ -362,7 +362,3 @@ def _mapped(reader: Reader, name: str, needed: int) -> torch.Tensor:
     if (size := reader.files[name].numel()) < needed:
         raise CheckpointError(f"file={path}: is cut short: it holds {size} bytes, expected at least {needed}")
     return reader.files[name]
-
-
-def _slices(box: Box) -> tuple[slice, ...]:
-    return tuple(slice(o, o + n) for o, n in zip(box.offset, box.shape, strict=True))

@@ -1,0 +1,71 @@
+"""Checkpoints on the disk: which one a path means, and what it says of itself."""
+
+from pathlib import Path
+
+import attrs
+
+from ridgeline.checkpoint.io.folders import latest, saved_steps, write_file
+from ridgeline.checkpoint.record import RECORD, Record, StoredFile, model_changes, read_record, record_text
+from ridgeline.core.errors import CheckpointError
+from ridgeline.core.model import ModelSpec
+
+CHECKPOINTS = "checkpoints"
+"""The folder of a run that holds its checkpoints."""
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The saved step that a path means: the step itself, or the latest one of a run or of a run's checkpoints.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    path = Path(path)
+    if (path / RECORD).is_file():
+        return path
+    found = latest(path) or latest(path / CHECKPOINTS)
+    if found is None:
+        rule = "holds no checkpoint that Ridgeline wrote" if path.is_dir() else "is no folder"
+        raise CheckpointError(f"checkpoint={path}: {rule}; name a saved step, or the folder of a run")
+    return found
+
+
+def open_record(folder: str | Path) -> Record:
+    """What a saved step says of itself.
+
+    Raises:
+        CheckpointError: It says nothing, or one of its files is missing or not as long as it was.
+    """
+    folder = Path(folder)
+    path = folder / RECORD
+    if not path.is_file():
+        known = ", ".join(step.name for step in saved_steps(folder).values())
+        hint = f"; it holds {known}" if known else ""
+        raise CheckpointError(f"checkpoint={folder}: has no {RECORD}; name the folder of one saved step{hint}")
+    record = read_record(path.read_text(), source=str(path))
+    for file in record.files:
+        if not (folder / file.name).is_file():
+            raise CheckpointError(f"file={folder / file.name}: is missing, expected {file.bytes} bytes")
+        if (size := (folder / file.name).stat().st_size) != file.bytes:
+            raise CheckpointError(
+                f"file={folder / file.name}: is damaged: it holds {size} bytes, expected {file.bytes}"
+            )
+    return record
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Write what a checkpoint says of itself, once all its other files are there."""
+    files = [StoredFile(name=path.name, bytes=path.stat().st_size) for path in sorted(folder.iterdir())]
+    write_file(folder / RECORD, record_text(attrs.evolve(record, files=files)).encode())
+
+
+def check_resumable(record: Record, model: ModelSpec, folder: Path) -> None:
+    """Raise unless a checkpoint holds the state of training this model."""
+    if record.job is None:
+        rule = "holds weights and no state of a training run"
+        raise CheckpointError(f"checkpoint={folder}: {rule}; start from it with init.checkpoint")
+    if changes := model_changes(record.job.model, model):
+        told = "\n".join(f"  model.{change}" for change in changes)
+        raise CheckpointError(
+            f"checkpoint={folder}: is of another model; saved -> asked for:\n{told}\n"
+            "  use the job it was saved with, or start from its weights with init.checkpoint if they fit"
+        )

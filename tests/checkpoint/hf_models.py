@@ -1,0 +1,56 @@
+"""Small random Hugging Face models, no two of whose sizes are equal, and no norm or bias left at its initial value."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+_MOE = {"num_experts_per_tok": 2}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "Llama": {"num_key_value_heads": 2, "tie_word_embeddings": False},
+    "Qwen2": {"num_key_value_heads": 3, "tie_word_embeddings": True},
+    "Qwen3": {"num_key_value_heads": 2, "head_dim": 10},
+    "Mixtral": {"num_key_value_heads": 2, "num_local_experts": 5, **_MOE},
+    "Qwen3Moe": {"num_key_value_heads": 6, "head_dim": 10, "num_experts": 5, "moe_intermediate_size": 20, **_MOE},
+}
+
+
+def random_model(family: str, **changes: Any) -> transformers.PreTrainedModel:
+    """A model of a family in fp32, the same every time."""
+    fields = {
+        "vocab_size": 131,
+        "hidden_size": 48,
+        "intermediate_size": 56,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.1,
+        **CONFIGS[family],
+        **changes,
+    }
+    config = getattr(transformers, f"{family}Config")(**fields)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = getattr(transformers, f"{family}ForCausalLM")(config).float().eval()
+        with torch.no_grad():
+            for tensor in model.parameters():
+                if tensor.dim() == 1:
+                    tensor.add_(torch.randn_like(tensor) * 0.1)
+    return model
+
+
+def logits_of(folder: Path) -> torch.Tensor:
+    """What transformers makes of a folder, on fixed tokens: (2, 16, vocabulary)."""
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    return logits(model.eval())
+
+
+@torch.no_grad()
+def logits(model: transformers.PreTrainedModel) -> torch.Tensor:
+    """A model's logits on fixed tokens: (2, 16, vocabulary)."""
+    tokens = torch.arange(32).reshape(2, 16) * 3 % 131
+    return model(tokens).logits

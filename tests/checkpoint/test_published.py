@@ -1,0 +1,86 @@
+"""Copies between our tensors and published ones, against numpy."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ridgeline.checkpoint.boxes import Box, slices, whole
+from ridgeline.checkpoint.published import copies_of, names_fault, plan_files
+from ridgeline.models.hf_source import Direct, GateUp, GroupedQkv, Source
+
+
+@st.composite
+def sources(draw: st.DrawFn) -> tuple[Source, tuple[int, ...], dict[str, np.ndarray], np.ndarray]:
+    """A source, the shape of ours, the published tensors (all elements distinct), and ours made of them in numpy's way."""
+    width = draw(st.sampled_from([(), (3,)]))
+
+    def new(rows: int, start: int) -> np.ndarray:
+        shape = (rows, *width)
+        return np.arange(start, start + int(np.prod(shape))).reshape(shape)
+
+    kind = draw(st.sampled_from(["direct", "gate_up", "qkv"]))
+    if kind == "direct":
+        w = new(draw(st.integers(1, 6)), 0)
+        return Direct("w"), w.shape, {"w": w}, w
+    if kind == "gate_up":
+        rows = draw(st.integers(1, 5))
+        gate, up = new(rows, 0), new(rows, 100)
+        return GateUp("gate", "up"), (2 * rows, *width), {"gate": gate, "up": up}, np.concatenate([gate, up])
+    groups, queries, head = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    q, k, v = new(groups * queries * head, 0), new(groups * head, 100), new(groups * head, 200)
+    grouped = [q.reshape(groups, -1, *width), k.reshape(groups, -1, *width), v.reshape(groups, -1, *width)]
+    ours = np.concatenate(grouped, axis=1).reshape(-1, *width)
+    return GroupedQkv("q", "k", "v", groups, queries), ours.shape, {"q": q, "k": k, "v": v}, ours
+
+
+@given(sources(), st.data())
+def test_copies_make_any_box(
+    case: tuple[Source, tuple[int, ...], dict[str, np.ndarray], np.ndarray], data: st.DataObject
+) -> None:
+    """The copies of a box hold exactly its elements, in the order of its rows."""
+    source, shape, published, ours = case
+    offset = tuple(data.draw(st.integers(0, n - 1)) for n in shape)
+    box = Box(offset, tuple(data.draw(st.integers(1, n - o)) for o, n in zip(offset, shape, strict=True)))
+
+    parts = [published[copy.tensor][slices(copy.published)] for copy in copies_of(source, shape, box)]
+
+    assert np.array_equal(np.concatenate(parts), ours[slices(box)])
+
+
+@given(sources())
+def test_copies_reach_every_published_element_once(
+    case: tuple[Source, tuple[int, ...], dict[str, np.ndarray], np.ndarray],
+) -> None:
+    """Copied back, ours gives every published tensor whole, each element from one place."""
+    source, shape, published, ours = case
+    back = {name: np.full(tensor.shape, -1) for name, tensor in published.items()}
+    for copy in copies_of(source, shape, whole(shape)):
+        assert (back[copy.tensor][slices(copy.published)] == -1).all()
+        back[copy.tensor][slices(copy.published)] = ours[slices(copy.ours)]
+    assert all(np.array_equal(back[name], tensor) for name, tensor in published.items())
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=12), st.integers(1, 40))
+def test_files_hold_all_in_order(sizes: list[int], limit: int) -> None:
+    """Every tensor is in one file, in order, and no file that could be split is above the limit."""
+    files = plan_files(sizes, max_bytes=limit)
+    assert [index for file in files for index in file.tensors] == list(range(len(sizes)))
+    assert all(len(f.tensors) == 1 or sum(sizes[i] for i in f.tensors) <= limit for f in files)
+    assert len({file.name for file in files}) == len(files)
+
+
+def test_one_error_names_all() -> None:
+    """Missing, misshapen and unknown tensors come together; known extras are no fault."""
+    fault = names_fault([("b", (2,)), ("c", (1,)), ("d", (1,))], [("a", (1,)), ("b", (3,))], ["d"])
+    assert fault.splitlines() == [
+        "  a: missing, expected (1,)",
+        "  b: has shape (2,), expected (3,)",
+        "  c: is no tensor of this model",
+    ]
+
+
+@pytest.mark.parametrize("found", [[("a", (1,))], [("a", (1,)), ("x", (9,))]])
+def test_all_fits(found: list[tuple[str, tuple[int, ...]]]) -> None:
+    """Nothing is said of tensors that fit."""
+    assert names_fault(found, [("a", (1,))], ["x"]) == ""
