@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
+from ridgeline.apps.failures import BAD_INPUT, DEBUG, report
+
 VERBS = (
     ("plan", "Print what every rank will do, hold and send: no device, no torch."),
     ("train", "Train a job: on one process, or started by torchrun on many."),
@@ -49,31 +51,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run a command; its exit code. Errors are one message on stderr."""
-    debug = "--debug" in argv or os.environ.get("RIDGELINE_DEBUG", "0") not in ("", "0")
+    """Run a command; its exit code. An error is one message on stderr."""
+    if "--debug" in argv:
+        os.environ[DEBUG] = "1"
     tokens = [token for token in argv if token != "--debug"]
     try:
         code = application()(tokens, exit_on_error=False, print_error=False)
         return code if isinstance(code, int) else 0
     except CycloptsError as error:
-        return _fail(error, "ridgeline", str(error), code=2, debug=debug)
-    except KeyboardInterrupt:
-        return 130
+        sys.stderr.write(f"ridgeline: {error}\n")
+        return BAD_INPUT
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:
-        from ridgeline.apps.failures import explain
-
-        message, code = explain(error)
-        return _fail(error, type(error).__name__, message, code=code, debug=debug)
-
-
-def _fail(error: Exception, kind: str, message: str, *, code: int, debug: bool) -> int:
-    if debug:
-        import traceback
-
-        traceback.print_exception(error)
-    for line in message.splitlines():
-        sys.stderr.write(f"{kind}: {line}\n")
-    return code
+    except (Exception, KeyboardInterrupt) as error:
+        return report(error)

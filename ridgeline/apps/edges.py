@@ -1,15 +1,24 @@
 """Edge modules by name, loaded when called: they import torch, which most commands never need."""
 
+import sys
+import warnings
 from importlib import import_module
 from typing import Any
+
+UPSTREAM = r"(megatron|torch|transformers)\."
 
 
 def edge(name: str) -> Any:
     """What an edge module calls by a name, ``package.module:name``.
 
+    Upstream's warnings of its own code (Apex is missing, a name of its own is deprecated) come on every rank and help
+    nobody here: they are hidden unless Python was asked for warnings.
+
     Example:
         >>> edge("math:gcd")(12, 18)
         6
     """
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", module=UPSTREAM)
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)

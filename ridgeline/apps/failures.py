@@ -1,11 +1,34 @@
 """What to tell a person about an error: a message with the way out, and the exit code."""
 
 import errno
+import os
+import sys
 import traceback
 
 from ridgeline.core.errors import LoweringError, RidgelineError
 
-BAD_INPUT, FAILED = 2, 1
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+DEBUG = "RIDGELINE_DEBUG"
+"""Variable that asks for tracebacks."""
+
+
+def report(error: BaseException, *, source: str = "", silent: bool = False) -> int:
+    """Tell a person about an error, on stderr; the exit code.
+
+    Args:
+        error: What went wrong.
+        source: Said before each line.
+        silent: Only the exit code, since another process tells.
+    """
+    if os.environ.get(DEBUG, "0") not in ("", "0"):
+        traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    message, code = explain(error)
+    for line in message.splitlines() if not silent else ():
+        sys.stderr.write(f"{source}{type(error).__name__}: {line}\n")
+    sys.stderr.flush()
+    return code
 
 
 def explain(error: BaseException) -> tuple[str, int]:
@@ -40,7 +63,7 @@ def _unknown(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     first = (str(error) or "no message").splitlines()[0]
-    return f"{first}{where}; this is a fault of Ridgeline or below it: set RIDGELINE_DEBUG=1 for the whole traceback"
+    return f"{first}{where}; this is a fault of Ridgeline or below it: set {DEBUG}=1 for the whole traceback"
 
 
 _FULL = "disk full{where}; free some space, or set run.output to another disk, and start again"
