@@ -7,7 +7,7 @@ from operator import sub
 import attrs
 
 from ridgeline.core.errors import PlanError, Problem
-from ridgeline.parallel.dataflow import Flow, flow_of, overlapped_waits, run
+from ridgeline.parallel.dataflow import Flow, flow_of, run
 from ridgeline.parallel.schedule import Schedule
 
 
@@ -63,7 +63,7 @@ def simulate(
         raise PlanError(problems)
     flow = flow_of(schedule)
     durations = [stage_us[kind][stage] for actions in schedule.ranks for stage, kind, _ in actions]
-    start, end = run(schedule, flow, overlapped_waits(flow, hops), durations)
+    start, end = run(schedule, flow, durations=durations, hop_us=hops)
     return Timeline(schedule=schedule, start_us=_by_rank(start, flow), end_us=_by_rank(end, flow))
 
 

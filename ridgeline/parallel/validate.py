@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from types import MappingProxyType
 
 from ridgeline.core.errors import PlanError, Problem
-from ridgeline.parallel.dataflow import blocking_waits, flow_of, receive_points, run
+from ridgeline.parallel.dataflow import flow_of, receive_points
 from ridgeline.parallel.schedule import Schedule, problem_at
 
 DUE = MappingProxyType({"": "F", "F": "RBI", "R": "BI", "I": "W", "B": "", "W": ""})
@@ -20,7 +20,7 @@ def check_schedule(schedule: Schedule, *, evaluation: bool = False) -> None:
 
     * Each stage belongs to one rank.
     * For each stage and microbatch it runs F, perhaps R, then B, or I and later W: each once, in this order.
-    * Every rank comes to its end, even when each transfer keeps both its ranks waiting.
+    * Every rank comes to its end; with the transfers of ``steps_of`` even if each keeps both its ranks waiting.
 
     Args:
         schedule: The schedule to prove.
@@ -31,9 +31,7 @@ def check_schedule(schedule: Schedule, *, evaluation: bool = False) -> None:
     """
     if problems := list(itertools.islice(_problems(schedule, evaluation), SHOWN)):
         raise PlanError(problems)
-    flow = flow_of(schedule)
-    waits = blocking_waits(flow, receive_points(schedule, flow), [0.0] * schedule.num_stages)
-    run(schedule, flow, waits, [1.0] * len(waits))
+    receive_points(schedule, flow_of(schedule))
 
 
 def _problems(schedule: Schedule, evaluation: bool) -> Iterator[Problem]:
