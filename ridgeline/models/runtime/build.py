@@ -1,0 +1,65 @@
+"""A rank's program as live objects: model chunks, optimizer, process groups."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import attrs
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.optimizer.optimizer import ChainedOptimizer
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from ridgeline.kernels.device import Device
+from ridgeline.kernels.runtime.load import load_kernel
+from ridgeline.models.program import RankProgram
+from ridgeline.models.runtime.model import build_chunk, build_config, in_precision, initialize, resolved
+from ridgeline.parallel.runtime.execute import wrap_chunks
+from ridgeline.parallel.runtime.groups import process_groups
+from ridgeline.parallel.runtime.optimizer import build_optimizer
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Built:
+    """What `train_step` needs of one rank.
+
+    Attributes:
+        program: What it was built from.
+        chunks: Model chunks, each wrapped for data parallelism (and in bf16 for precision).
+        optimizer: Over all of them.
+        config: Megatron-core's, shared by all modules.
+        device: Where the tensors are.
+    """
+
+    program: RankProgram
+    chunks: list[DistributedDataParallel]
+    optimizer: ChainedOptimizer
+    config: TransformerConfig
+    device: torch.device
+
+
+@contextmanager
+def build(program: RankProgram, device: Device, *, local_rank: int = 0) -> Iterator[Built]:
+    """Build a rank's model and optimizer with their initial values; on leaving, its process groups are gone.
+
+    torch.distributed must be initialised with the plan's number of ranks.
+
+    Args:
+        program: Of this rank.
+        device: Where to build; its bridge is entered for as long as the context lasts.
+        local_rank: The rank's device on its node.
+
+    Raises:
+        LoweringError: Another number of ranks was started, or a kernel does not exist on this device.
+    """
+    job = program.job
+    target = device.torch_device(local_rank)
+    kernels = {op: load_kernel(op, name) for op, name in program.kernels}
+    with device.bridge(), process_groups(job.layout, world_size=job.cluster.world_size, seed=job.run.seed):
+        config = build_config(program)
+        with target:
+            bare = [build_chunk(program, chunk, config, kernels) for chunk in range(len(program.chunks))]
+        initialize(program, bare)
+        ddp = DistributedDataParallelConfig(**resolved(program.ddp))
+        chunks = wrap_chunks([in_precision(config, chunk) for chunk in bare], config, ddp)
+        optimizer = build_optimizer(chunks, resolved(program.optimizer))
+        yield Built(program=program, chunks=chunks, optimizer=optimizer, config=config, device=target)

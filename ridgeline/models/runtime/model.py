@@ -1,0 +1,112 @@
+"""One model chunk as Megatron-core's GPTModel, built from a rank's program."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.transformer.module import Float16Module, MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from ridgeline.models.program import Fields, Owned, RankProgram
+from ridgeline.models.runtime.initial import fill, initial_std
+from ridgeline.models.runtime.layers import Kernels, decoder_spec
+
+
+class LanguageModel(GPTModel):
+    """GPTModel whose loss knows that the last ``num_pads`` rows of this rank's part of the vocabulary are no tokens.
+
+    Upstream counts them in the softmax, so that the loss would depend on the padding, and with it on tp.
+    """
+
+    def __init__(self, *args: Any, num_pads: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.num_pads = num_pads
+
+    def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """The loss of each token, (b, s), from logits (s, b, vocabulary/tp)."""
+        if self.num_pads:
+            # Outside autograd: the softmax of minus infinity is 0, and so is the gradient it sends back.
+            logits.detach()[..., -self.num_pads :] = float("-inf")
+        return super().compute_language_model_loss(labels, logits)
+
+
+def build_config(program: RankProgram) -> TransformerConfig:
+    """Megatron-core's config out of the program's fields."""
+    return TransformerConfig(**resolved(program.transformer))
+
+
+def build_chunk(program: RankProgram, chunk: int, config: TransformerConfig, kernels: Kernels) -> LanguageModel:
+    """One chunk on torch's default device, its weights not yet written."""
+    model, layout = program.job.model, program.job.layout
+    part = program.chunks[chunk]
+    return LanguageModel(
+        config=config,
+        transformer_layer_spec=decoder_spec(model, part.layers, kernels),  # pyright: ignore[reportArgumentType]  upstream's hint
+        vocab_size=program.padded_vocab,
+        max_sequence_length=program.data.seq_len,
+        pre_process=part.pre_process,
+        post_process=part.post_process,
+        share_embeddings_and_output_weights=model.tied_embeddings,
+        position_embedding_type="none",  # RotaryAttention turns queries and keys itself
+        vp_stage=chunk if layout.vpp > 1 else None,
+        num_pads=program.num_pads,
+    )
+
+
+def initialize(program: RankProgram, chunks: Sequence[torch.nn.Module]) -> None:
+    """Write the initial value of every parameter of this rank, and mark those that tp splits.
+
+    Megatron-core marks them only when it initialises them itself; an unmarked one is left out of the norm of the
+    gradients on all tp ranks but the first.
+    """
+    model, seed = program.job.model, program.job.run.seed
+    for owned, tensor in named_tensors(program, chunks):
+        local = owned.local
+        fill(tensor, local.param, local.fqn, owned.boxes, seed=seed, std=initial_std(model, local.param.role))
+        for split in local.shard.splits if not hasattr(tensor, "tensor_model_parallel") else ():
+            set_tensor_model_parallel_attributes(tensor, True, split.dim, split.blocks)
+
+
+def in_precision(config: TransformerConfig, chunk: LanguageModel) -> MegatronModule:
+    """The chunk behind Megatron-core's converter of inputs and outputs, where it computes in bf16."""
+    return Float16Module(config, chunk) if config.bf16 else chunk
+
+
+def named_tensors(
+    program: RankProgram, chunks: Sequence[torch.nn.Module]
+) -> Iterator[tuple[Owned, torch.nn.Parameter]]:
+    """Every parameter of this rank with what it is; ``chunks`` may be wrapped."""
+    tensors = [{_bare(name): tensor for name, tensor in chunk.named_parameters()} for chunk in chunks]
+    for owned in program.params:
+        yield owned, tensors[owned.local.chunk][owned.local.name]
+
+
+def resolved(fields: Fields) -> dict[str, Any]:
+    """Fields with what they name: dtypes, functions, lists."""
+    return {name: RESOLVERS[name](value) if name in RESOLVERS else value for name, value in fields}
+
+
+def _bare(name: str) -> str:
+    """A parameter's name without the wrappers around its chunk."""
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
+    return name
+
+
+def _dtype(name: str) -> torch.dtype:
+    return getattr(torch, name)
+
+
+def _list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+RESOLVERS: Mapping[str, Any] = {
+    "params_dtype": _dtype,
+    "pipeline_dtype": _dtype,
+    "activation_func": lambda name: getattr(torch.nn.functional, name),
+    "recompute_modules": _list,
+    "moe_layer_freq": _list,
+}
