@@ -21,6 +21,7 @@ Source:
 
 from collections.abc import Sequence
 from math import ceil
+from typing import NamedTuple
 
 import attrs
 
@@ -86,8 +87,7 @@ class RankMemory:
         return self.total_bytes <= self.capacity_bytes
 
 
-@attrs.frozen
-class _Peak:
+class _Peak(NamedTuple):
     held: int
     work: int
     in_flight: int

@@ -17,7 +17,7 @@ Source:
 import math
 from collections.abc import Iterator
 from itertools import product
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import attrs
 
@@ -34,8 +34,7 @@ Box: TypeAlias = tuple[tuple[int, int], ...]
 OUTPUT = "output_layer.weight"
 
 
-@attrs.frozen
-class Split:
+class Split(NamedTuple):
     """A dim cut evenly over an axis; each of ``blocks`` equal parts is cut on its own (2: gate and up)."""
 
     dim: int
@@ -51,8 +50,7 @@ class Shard:
     splits: tuple[Split, ...] = ()
 
 
-@attrs.frozen
-class ParamRow:
+class ParamRow(NamedTuple):
     """Equal tensors of a model: one for each of its layers (None: outside of them) and of its experts, if any."""
 
     layers: range | None
