@@ -6,7 +6,7 @@ from pathlib import Path
 from ridgeline.apps.overrides import apply_overrides, parse_overrides
 from ridgeline.core.codec import FORMATS, Plain, format_of, parse
 from ridgeline.core.errors import Problem, SpecError, nearest
-from ridgeline.models.jobs import Chosen, job_of, preset_job
+from ridgeline.models.jobs import DEFAULT_CLUSTER, Chosen, job_of, preset_job
 from ridgeline.models.zoo import model_names
 
 
@@ -24,13 +24,13 @@ def read_job(source: str, options: Sequence[str] = ()) -> Chosen:
     overrides = parse_overrides(options)
     path = Path(source)
     if path.is_dir():
-        return preset_job(apply_overrides({"model": {"hf": source}}, overrides))
+        return preset_job(apply_overrides({"model": {"hf": source}, "cluster": DEFAULT_CLUSTER}, overrides))
     if path.suffix.lower().removeprefix(".") in {*FORMATS, "yml"}:
         return Chosen(job=job_of(apply_overrides(read_plain(path), overrides)))
     if source not in model_names():
         rule = "is no preset, and no job file (.toml, .yaml, .json) or model folder is there"
         raise SpecError(Problem("job", source, rule, nearest(source, model_names())))
-    return preset_job(apply_overrides({"model": source}, overrides))
+    return preset_job(apply_overrides({"model": source, "cluster": DEFAULT_CLUSTER}, overrides))
 
 
 def read_plain(path: Path) -> Plain:

@@ -61,12 +61,12 @@ def preset_job(raw: Mapping[str, Any]) -> Chosen:
         SpecError: Every fault of ``raw``.
     """
     plain, problems = _expanded({"cluster": DEFAULT_CLUSTER, **raw})
-    notes: tuple[str, ...] = ()
-    if not problems:
-        model, cluster = _spec(plain["model"], ModelSpec), _spec(plain["cluster"], Cluster)
-        if model and cluster:
-            plain.setdefault("name", model.name)
-            plain, notes = default_fields(plain, model=model, cluster=cluster)
+    model, cluster = (_spec(plain.get(name), cls) for name, cls in (("model", ModelSpec), ("cluster", Cluster)))
+    if model is None or cluster is None:
+        plain["batch"] = merged({"seq_len": 1}, plain.get("batch") or {})  # chosen from both, so not missing
+        return Chosen(job=_structured(plain, problems))
+    plain.setdefault("name", model.name)
+    plain, notes = default_fields(plain, model=model, cluster=cluster)
     return Chosen(job=_structured(plain, problems), notes=notes)
 
 

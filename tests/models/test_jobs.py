@@ -1,5 +1,7 @@
 """Jobs from short descriptions."""
 
+import itertools
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -10,8 +12,6 @@ from ridgeline.core.codec import unstructure
 from ridgeline.core.errors import SpecError
 from ridgeline.core.job import Batch, Job
 from ridgeline.core.layout import Layout
-from ridgeline.core.model import Attention
-from ridgeline.models.defaults import Split, state_bytes
 from ridgeline.models.jobs import job_of, merged, preset, preset_job
 from ridgeline.models.zoo import model_names, model_preset, preset_of
 from ridgeline.parallel.clusters import cluster_preset
@@ -131,8 +131,8 @@ def test_every_choice_is_said():
     chosen = preset_job({"model": "qwen2.5-7b"})
     assert [note.split(":")[0] for note in chosen.notes] == [
         "batch.seq_len=4096",
+        "layout.tp=2, pp=1, ep=1",
         "layout.sp=True",
-        "layout.tp=2, pp=1",
         "batch.gbs=64",
     ]
     given = {"layout": {"tp": 2, "pp": 1, "ep": 1, "sp": True}, "batch": {"seq_len": 4096, "gbs": 64}}
@@ -141,14 +141,21 @@ def test_every_choice_is_said():
     assert silent.job == chosen.job
 
 
-def test_the_choice_is_the_smallest_that_fits():
-    """One step smaller would take more than 60 % of a device."""
-    job = preset("qwen2.5-7b")
-    chip = job.cluster.chip
-    budget = 0.6 * (chip.hbm_bytes - chip.reserved_bytes)
-    assert state_bytes(job.model, Split(tp=2, pp=1, ep=1, dp=4)) <= budget
-    assert state_bytes(job.model, Split(tp=1, pp=1, ep=1, dp=8)) > budget
-    assert all(isinstance(run.block.mixer, Attention) for run in job.model.blocks)
+@pytest.mark.parametrize("name", ["qwen2.5-7b", "llama2-13b", "mixtral-8x7b", "qwen3-0.6b"])
+def test_the_choice_is_the_smallest_that_fits(name):
+    """It fits by the plan, and no layout with fewer stages, or as many and less tp, does."""
+    job = preset(name, nodes=4)
+    assert plan(job).peak.fits
+    for pp, tp in itertools.product((1, 2, 4), (1, 2, 4, 8)):
+        if (pp, tp) < (job.layout.pp, job.layout.tp):
+            assert not plan(preset(name, nodes=4, layout={"pp": pp, "tp": tp})).peak.fits
+
+
+def test_where_nothing_fits_the_least_is_chosen_and_said():
+    """A job exists all the same, and its plan warns."""
+    chosen = preset_job({"model": "llama3.1-405b"})
+    assert any("none fits; the one that needs the least" in note for note in chosen.notes)
+    assert any("does not fit" in warning for warning in plan(chosen.job).warnings)
 
 
 def test_degrees_that_cannot_be_are_left_to_the_check():
@@ -164,3 +171,10 @@ def test_tables_merge_unless_their_kind_changes():
     base = {"a": {"kind": "x", "b": 1}, "c": 2}
     assert merged(base, {"a": {"b": 5}}) == {"a": {"kind": "x", "b": 5}, "c": 2}
     assert merged(base, {"a": {"kind": "y"}}) == {"a": {"kind": "y"}, "c": 2}
+
+
+def test_what_the_rule_would_choose_is_not_missing():
+    """A fault that keeps the rule from choosing is told alone."""
+    with pytest.raises(SpecError) as caught:
+        preset_job({"model": "qwen2.5-7b", "cluster": {"preset": "cpu", "nodes": 0}, "batch": {"gbs": 0}})
+    assert str(caught.value).splitlines() == ["cluster.nodes=0: must be >= 1", "batch.gbs=0: must be >= 1"]
