@@ -1,0 +1,167 @@
+"""What the decoders of the Llama line share: their fields, their weights' names, and the shell around their blocks."""
+
+from collections.abc import Mapping
+from itertools import groupby
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from ridgeline.core.errors import divisors, one_of
+from ridgeline.core.model import Attention, Block, Mlp, ModelSpec, Moe, Repeat, Rope
+from ridgeline.models.family import Field, Values, require
+from ridgeline.models.hf_rope import rope_config
+from ridgeline.models.hf_template import Template, direct, gate_up, grouped_qkv
+
+F = TypeVar("F", Mlp, Moe)
+
+DECODER_FIELDS = (
+    Field("vocab_size", int),
+    Field("hidden_size", int),
+    Field("num_hidden_layers", int),
+    Field("num_attention_heads", int),
+    Field("max_position_embeddings", int),
+    Field("rms_norm_eps", float, minimum=0),
+    Field("tie_word_embeddings", bool, False),
+    Field("initializer_range", float, 0.02, minimum=0),
+    Field("hidden_act", str, "silu", only=("silu",)),
+    Field("attention_dropout", float, 0.0, only=(0.0,)),
+    Field("quantization_config", dict | None, None, only=(None,)),
+)
+
+WINDOW_FIELDS = (
+    Field("use_sliding_window", bool, False),
+    Field("sliding_window", int | None, None),
+    Field("max_window_layers", int, 28, minimum=0),
+    Field("layer_types", list | None, None),
+)
+
+_LAYER = "model.layers.{layer}."
+_ATTENTION = _LAYER + "self_attn."
+
+DECODER_WEIGHTS: Mapping[str, Template] = MappingProxyType(
+    {
+        "embedding.word_embeddings.weight": direct("model.embed_tokens.weight"),
+        "input_layernorm.weight": direct(_LAYER + "input_layernorm.weight"),
+        "self_attention.linear_qkv.weight": grouped_qkv(*(_ATTENTION + f"{x}_proj.weight" for x in "qkv")),
+        "self_attention.linear_qkv.bias": grouped_qkv(*(_ATTENTION + f"{x}_proj.bias" for x in "qkv")),
+        "self_attention.q_layernorm.weight": direct(_ATTENTION + "q_norm.weight"),
+        "self_attention.k_layernorm.weight": direct(_ATTENTION + "k_norm.weight"),
+        "self_attention.linear_proj.weight": direct(_ATTENTION + "o_proj.weight"),
+        "self_attention.linear_proj.bias": direct(_ATTENTION + "o_proj.bias"),
+        "pre_mlp_layernorm.weight": direct(_LAYER + "post_attention_layernorm.weight"),
+        "mlp.linear_fc1.weight": gate_up(_LAYER + "mlp.gate_proj.weight", _LAYER + "mlp.up_proj.weight"),
+        "mlp.linear_fc1.bias": gate_up(_LAYER + "mlp.gate_proj.bias", _LAYER + "mlp.up_proj.bias"),
+        "mlp.linear_fc2.weight": direct(_LAYER + "mlp.down_proj.weight"),
+        "mlp.linear_fc2.bias": direct(_LAYER + "mlp.down_proj.bias"),
+        "decoder.final_layernorm.weight": direct("model.norm.weight"),
+        "output_layer.weight": direct("lm_head.weight"),
+    }
+)
+
+
+def moe_weights(*, router: str, gate: str, up: str, down: str) -> Mapping[str, Template]:
+    """The names of a decoder with experts, each given within its layer."""
+    expert = "mlp.experts.local_experts.{expert}."
+    return MappingProxyType(
+        {
+            **DECODER_WEIGHTS,
+            "mlp.router.weight": direct(_LAYER + router),
+            expert + "linear_fc1.weight": gate_up(_LAYER + gate, _LAYER + up),
+            expert + "linear_fc2.weight": direct(_LAYER + down),
+        }
+    )
+
+
+def decoder_of(hf: Values, blocks: tuple[Block, ...]) -> ModelSpec:
+    """The model around its blocks."""
+    return ModelSpec(
+        vocab_size=hf["vocab_size"],
+        hidden=hf["hidden_size"],
+        max_position=hf["max_position_embeddings"],
+        blocks=tuple(Repeat(block=block, count=len(tuple(run))) for block, run in groupby(blocks)),
+        norm_eps=hf["rms_norm_eps"],
+        tied_embeddings=hf["tie_word_embeddings"],
+        init_std=hf["initializer_range"],
+    )
+
+
+def attention_of(hf: Values, rope: Rope, **traits: Any) -> Attention:
+    """The attention of a layer; without a published head size the hidden size is shared out over the heads."""
+    hidden, heads, head_dim = hf["hidden_size"], hf["num_attention_heads"], hf["head_dim"]
+    kv_heads = hf["num_key_value_heads"] or heads
+    rule = f"must divide num_attention_heads={heads}"
+    require(heads % kv_heads == 0, "num_key_value_heads", kv_heads, rule, one_of(divisors(heads)))
+    if head_dim is None:
+        rule = f"must be a multiple of num_attention_heads={heads} when head_dim is not given"
+        require(hidden % heads == 0, "hidden_size", hidden, rule)
+        head_dim = hidden // heads
+    return Attention(heads=heads, kv_heads=kv_heads, head_dim=head_dim, rope=rope, **traits)
+
+
+def first_attention(spec: ModelSpec) -> Attention:
+    """The attention of the first layer."""
+    mixer = spec.blocks[0].block.mixer
+    assert isinstance(mixer, Attention)
+    return mixer
+
+
+def first_feed_forward(spec: ModelSpec, kind: type[F]) -> F:
+    """The feed-forward of the first layer, which is of ``kind``."""
+    feed_forward = spec.blocks[0].block.feed_forward
+    assert isinstance(feed_forward, kind)
+    return feed_forward
+
+
+def decoder_config(spec: ModelSpec) -> dict[str, Any]:
+    """The fields of ``decoder_of`` and ``attention_of``; no token ids, which a spec does not hold."""
+    attention = first_attention(spec)
+    return {
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden,
+        "num_hidden_layers": spec.num_layers,
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.kv_heads,
+        "head_dim": attention.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": spec.max_position,
+        "rms_norm_eps": spec.norm_eps,
+        **rope_config(attention.rope),
+        "tie_word_embeddings": spec.tied_embeddings,
+        "initializer_range": spec.init_std,
+        "attention_dropout": 0.0,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+
+
+def router_losses(experts: Moe) -> dict[str, Any]:
+    """The coefficients of the router's losses; transformers has no z-loss and keeps a field it does not know."""
+    z_loss = {"router_z_loss_coef": experts.z_loss} if experts.z_loss else {}
+    return {"router_aux_loss_coef": experts.aux_loss, **z_loss}
+
+
+def layer_windows(hf: Values) -> tuple[int | None, ...]:
+    """The attention window of each layer, in the families that slide it in some (``WINDOW_FIELDS``)."""
+    layers, kinds = hf["num_hidden_layers"], hf["layer_types"]
+    window = hf["sliding_window"] if hf["use_sliding_window"] else None
+    if kinds is None:
+        return tuple(window if layer >= hf["max_window_layers"] else None for layer in range(layers))
+    known = {"full_attention": None, "sliding_attention": window}
+    require(len(kinds) == layers, "layer_types", kinds, f"must name num_hidden_layers={layers} layers")
+    require(all(kind in tuple(known) for kind in kinds), "layer_types", kinds, f"must hold only {' and '.join(known)}")
+    slides = "sliding_attention" in kinds
+    require(window is not None or not slides, "layer_types", kinds, "needs use_sliding_window and a sliding_window")
+    return tuple(known[kind] for kind in kinds)
+
+
+def window_config(spec: ModelSpec) -> dict[str, Any]:
+    """The fields that ``layer_windows`` reads."""
+    windows = [block.mixer.window if isinstance(block.mixer, Attention) else None for block in spec.layers()]
+    sliding = [layer for layer, window in enumerate(windows) if window is not None]
+    if not sliding:
+        return {"use_sliding_window": False, "sliding_window": None, "max_window_layers": spec.num_layers}
+    return {
+        "use_sliding_window": True,
+        "sliding_window": windows[sliding[0]],
+        "max_window_layers": sliding[0],
+        "layer_types": ["full_attention" if window is None else "sliding_attention" for window in windows],
+    }

@@ -1,0 +1,106 @@
+"""A family of models as a value: the Hugging Face fields it reads, and the way to a spec and back."""
+
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+import attrs
+
+from ridgeline.core.errors import Problem, SpecError
+from ridgeline.core.fields import type_rule
+from ridgeline.core.model import FeedForward, ModelSpec, Rope
+from ridgeline.models.hf_template import Template
+
+Values: TypeAlias = Mapping[str, Any]
+REQUIRED = object()
+
+
+@attrs.frozen
+class Field:
+    """One field of a ``config.json``.
+
+    Attributes:
+        name: As published.
+        type: An annotation such as ``int | None``; integers are read as floats where it allows ``float``.
+        default: Its value where the file has none, or null; ``REQUIRED`` when the file must say.
+        minimum: The least value of a number.
+        only: The values this family models; any other is refused.
+        alias: A second name that some versions of transformers write.
+    """
+
+    name: str
+    type: Any
+    default: Any = REQUIRED
+    minimum: float = attrs.field(default=1, kw_only=True)
+    only: tuple[Any, ...] = attrs.field(default=(), kw_only=True)
+    alias: str = attrs.field(default="", kw_only=True)
+
+
+@attrs.frozen(kw_only=True)
+class Family:
+    """What Ridgeline knows of one family.
+
+    Attributes:
+        name: Hugging Face's ``model_type``.
+        architectures: The classes it is published under; the first is the one written on export.
+        fields: Every field its transformers class reads the architecture from; others cannot change it.
+        rope_base: The base of the rotary positions where the file gives none.
+        feed_forwards: The kinds of feed-forward its layers may have.
+        spec_of: Checked values and rotary positions to a spec, its name and family left to the caller.
+        config_of: The inverse, for a spec of this family's kinds of layer.
+        weights: Where each parameter is found in the published files, by its name within the model.
+    """
+
+    name: str
+    architectures: tuple[str, ...]
+    fields: tuple[Field, ...]
+    rope_base: float = 10000.0
+    feed_forwards: tuple[type[FeedForward], ...]
+    spec_of: Callable[[Values, Rope], ModelSpec]
+    config_of: Callable[[ModelSpec], dict[str, Any]]
+    weights: Mapping[str, Template]
+
+
+def read_fields(config: Values, fields: Iterable[Field]) -> tuple[dict[str, Any], list[Problem]]:
+    """The fields of a config as typed values, and every fault among them."""
+    values: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for field in fields:
+        values[field.name] = _value(config, field)
+        problems.extend(_problems(config, field, values[field.name]))
+    return values, problems
+
+
+def require(holds: bool, path: str, value: Any, rule: str, way_out: str = "") -> None:
+    """Hold a rule over two fields of a config.
+
+    Raises:
+        SpecError: It does not hold.
+    """
+    if not holds:
+        raise SpecError(Problem(path, value, rule, way_out))
+
+
+def _value(config: Values, field: Field) -> Any:
+    given = config.get(field.name)
+    if given is None and field.alias:
+        given = config.get(field.alias)
+    if given is None:
+        return field.default
+    takes_float = float in (field.type, *typing.get_args(field.type))
+    return float(given) if takes_float and isinstance(given, int) and not isinstance(given, bool) else given
+
+
+def _problems(config: Values, field: Field, value: Any) -> Iterator[Problem]:
+    other = config.get(field.alias) if field.alias else None
+    if value is REQUIRED:
+        yield Problem(field.name, None, "the config must give it")
+    elif (rule := type_rule(value, field.type)) is not None:
+        yield Problem(field.name, value, rule)
+    elif other is not None and other != value:
+        yield Problem(field.name, value, f"contradicts {field.alias}={other!r}")
+    elif field.only:
+        if value not in field.only:
+            yield Problem(field.name, value, "is not modelled", f"known: {', '.join(map(repr, field.only))}")
+    elif isinstance(value, (int, float)) and not isinstance(value, bool) and value < field.minimum:
+        yield Problem(field.name, value, f"must be >= {field.minimum}")

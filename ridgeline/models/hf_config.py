@@ -1,0 +1,114 @@
+"""A Hugging Face ``config.json`` to a ``ModelSpec``, and back."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import msgspec
+
+from ridgeline.core.codec import unstructure
+from ridgeline.core.errors import Problem, SpecError, nearest
+from ridgeline.core.model import Attention, ModelSpec
+from ridgeline.models.families.table import FAMILIES
+from ridgeline.models.family import Family, read_fields
+from ridgeline.models.hf_rope import read_rope
+
+
+def read_hf_config(path: str | Path) -> dict[str, Any]:
+    """The ``config.json`` in a folder, or the file itself; nothing is downloaded.
+
+    Raises:
+        SpecError: There is none, or it is not a JSON object.
+    """
+    file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
+    try:
+        config = msgspec.json.decode(file.read_bytes())
+    except OSError as error:
+        way_out = "give a folder that holds a config.json, or the file"
+        raise SpecError(Problem("hf", str(path), f"cannot be read: {error.strerror}", way_out)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise SpecError(Problem("hf", str(file), f"is not JSON: {error}")) from error
+    if not isinstance(config, dict):
+        raise SpecError(Problem("hf", str(file), "must hold a JSON object"))
+    return config
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family of a config, by ``architectures`` and ``model_type``.
+
+    Raises:
+        SpecError: Neither is given or known, or they contradict each other.
+    """
+    architectures, model_type = config.get("architectures"), config.get("model_type")
+    if not architectures:
+        if str(model_type) not in FAMILIES:
+            raise SpecError(Problem("model_type", model_type, "unknown", nearest(str(model_type), FAMILIES)))
+        return FAMILIES[str(model_type)]
+    named = {architecture: family for family in FAMILIES.values() for architecture in family.architectures}
+    architecture = str(architectures[0] if isinstance(architectures, list) else architectures)
+    if architecture not in named:
+        raise SpecError(Problem("architectures", architecture, "unknown", nearest(architecture, named)))
+    family = named[architecture]
+    if model_type not in (None, family.name):
+        rule = f"contradicts architectures={architecture!r}, which is of {family.name!r}"
+        raise SpecError(Problem("model_type", model_type, rule))
+    return family
+
+
+def model_from_hf(config: Mapping[str, Any], *, name: str = "custom") -> ModelSpec:
+    """The spec that a Hugging Face config describes.
+
+    Fields outside the family's table are ones that its transformers class does not read: they cannot change the model.
+
+    Raises:
+        SpecError: Every field that is missing, of the wrong type, contradictory or not modelled.
+    """
+    family = family_of(config)
+    values, problems = read_fields(config, family.fields)
+    rope, rope_problems = read_rope(config, default_base=family.rope_base)
+    if problems or rope_problems or rope is None:
+        raise SpecError([*problems, *rope_problems])
+    return attrs.evolve(family.spec_of(values, rope), name=name, family=family.name)
+
+
+def hf_config_of(spec: ModelSpec) -> dict[str, Any]:
+    """The ``config.json`` that transformers loads as this model; dtype and token ids are the caller's to add.
+
+    ``model_from_hf(hf_config_of(spec), name=spec.name) == spec``.
+
+    Raises:
+        SpecError: The spec's family cannot express it; the first field that would be lost is named.
+    """
+    if spec.family not in FAMILIES:
+        raise SpecError(Problem("family", spec.family, "has no Hugging Face class", nearest(spec.family, FAMILIES)))
+    family = FAMILIES[spec.family]
+    for index, run in enumerate(spec.blocks):
+        for part, allowed in (("mixer", (Attention,)), ("feed_forward", family.feed_forwards)):
+            layer = getattr(run.block, part)
+            if not isinstance(layer, allowed):
+                rule = f"cannot be written as family={family.name!r}"
+                known = f"known: {', '.join(kind.kind for kind in allowed)}"
+                raise SpecError(Problem(f"blocks[{index}].block.{part}.kind", layer.kind, rule, known))
+    config = {"architectures": [family.architectures[0]], "model_type": family.name, **family.config_of(spec)}
+    returned = model_from_hf(config, name=spec.name)
+    if returned != spec:
+        path, value, back = _first_difference(spec, returned)
+        rule = f"cannot be written as family={family.name!r}, which would make it {back!r}"
+        raise SpecError(Problem(path, value, rule))
+    return config
+
+
+def _first_difference(ours: ModelSpec, theirs: ModelSpec) -> tuple[str, Any, Any]:
+    """Where two models differ: the field's path, its value in the one and in the other."""
+    for layer, (one, other) in enumerate(zip(ours.layers(), theirs.layers(), strict=True)):
+        if one != other:
+            return _leaf(unstructure(one), unstructure(other), f"layers[{layer}]")
+    return _leaf({**unstructure(ours), "blocks": None}, {**unstructure(theirs), "blocks": None}, "")
+
+
+def _leaf(ours: Any, theirs: Any, path: str) -> tuple[str, Any, Any]:
+    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
+        return path, ours, theirs
+    name = next(name for name in (*ours, *theirs) if ours.get(name) != theirs.get(name))
+    return _leaf(ours.get(name), theirs.get(name), f"{path}.{name}" if path else name)

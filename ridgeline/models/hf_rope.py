@@ -1,0 +1,102 @@
+"""Rotary positions in a Hugging Face config: ``rope_scaling`` (transformers 4) or ``rope_parameters`` (5)."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import attrs
+
+from ridgeline.core.errors import Problem, nearest
+from ridgeline.core.model import DynamicRope, LinearRope, Llama3Rope, Rope, RopeScaling, YarnRope
+from ridgeline.models.family import Field, Values, read_fields
+
+_ORIGINAL = "original_max_position_embeddings"
+_FACTOR = Field("factor", float)
+
+
+@attrs.frozen
+class _Scaling:
+    spec: type[RopeScaling]
+    fields: tuple[Field, ...]
+    not_in_spec: tuple[Field, ...] = ()
+
+
+_SCALINGS: Mapping[str, _Scaling] = MappingProxyType(
+    {
+        "linear": _Scaling(LinearRope, (_FACTOR,)),
+        "dynamic": _Scaling(DynamicRope, (_FACTOR, Field(_ORIGINAL, int))),
+        "llama3": _Scaling(
+            Llama3Rope,
+            (
+                _FACTOR,
+                Field("low_freq_factor", float, minimum=0),
+                Field("high_freq_factor", float, minimum=0),
+                Field(_ORIGINAL, int),
+            ),
+        ),
+        "yarn": _Scaling(
+            YarnRope,
+            (
+                _FACTOR,
+                Field(_ORIGINAL, int),
+                Field("beta_fast", float, 32.0, minimum=0),
+                Field("beta_slow", float, 1.0, minimum=0),
+                Field("attention_factor", float | None, None, minimum=0),
+                Field("mscale", float | None, None, minimum=0),
+                Field("mscale_all_dim", float | None, None, minimum=0),
+            ),
+            not_in_spec=(Field("truncate", bool, True, only=(True,)),),
+        ),
+    }
+)
+
+
+def read_rope(config: Values, *, default_base: float) -> tuple[Rope | None, list[Problem]]:
+    """The rotary positions of a config, or None and every fault of them."""
+    where = "rope_parameters" if config.get("rope_parameters") is not None else "rope_scaling"
+    table = config.get(where) or {}
+    if not isinstance(table, Mapping):
+        return None, [Problem(where, table, "must be a table")]
+    if any(isinstance(value, Mapping) for value in table.values()):
+        return None, [Problem(where, dict(table), "differs between layers, which this family does not model")]
+    base_fields = (
+        Field("rope_theta", float, default_base, minimum=0),
+        Field("partial_rotary_factor", float, 1.0, only=(1.0,)),
+    )
+    base, problems = read_fields({**config, **table}, base_fields)
+    name = str(table.get("rope_type", table.get("type", "default")))
+    if name == "default":
+        return (None if problems else Rope(base=base["rope_theta"])), problems
+    if name not in _SCALINGS:
+        unknown = Problem(f"{where}.rope_type", name, "unknown", nearest(name, ("default", *_SCALINGS)))
+        return None, [*problems, unknown]
+    values, faults = _read_scaling(config, table, _SCALINGS[name])
+    problems.extend(fault.under(where) for fault in faults)
+    if problems:
+        return None, problems
+    return Rope(base=base["rope_theta"], scaling=_SCALINGS[name].spec(**values)), []
+
+
+def rope_config(rope: Rope) -> dict[str, Any]:
+    """``rope_theta`` and ``rope_scaling``, which transformers 4 and 5 both read."""
+    if rope.scaling is None:
+        return {"rope_theta": rope.base, "rope_scaling": None}
+    values = attrs.asdict(rope.scaling)
+    fields = _SCALINGS[rope.scaling.kind].fields
+    written = {field.name: value for field in fields if (value := values[_spec_name(field)]) is not None}
+    if isinstance(rope.scaling, DynamicRope):
+        del written[_ORIGINAL]  # always the model's own max_position_embeddings
+    return {"rope_theta": rope.base, "rope_scaling": {"rope_type": rope.scaling.kind, **written}}
+
+
+def _read_scaling(config: Values, table: Values, scaling: _Scaling) -> tuple[dict[str, Any], list[Problem]]:
+    longest = config.get("max_position_embeddings")
+    values, problems = read_fields({_ORIGINAL: longest, **table}, (*scaling.fields, *scaling.not_in_spec))
+    if scaling.spec is DynamicRope and values[_ORIGINAL] != longest:
+        rule = f"must be max_position_embeddings={longest}, which dynamic scaling goes by"
+        problems.append(Problem(_ORIGINAL, values[_ORIGINAL], rule))
+    return {_spec_name(field): values[field.name] for field in scaling.fields}, problems
+
+
+def _spec_name(field: Field) -> str:
+    return "original_max_position" if field.name == _ORIGINAL else field.name

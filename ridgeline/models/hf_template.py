@@ -1,0 +1,28 @@
+"""How a family says where a parameter is published: open names (``{layer}``, ``{expert}``) and a transform."""
+
+from typing import Literal
+
+import attrs
+
+
+@attrs.frozen
+class Template:
+    """A source whose names still hold ``{layer}`` and ``{expert}``."""
+
+    transform: Literal["direct", "gate_up", "grouped_qkv"]
+    names: tuple[str, ...]
+
+
+def direct(name: str) -> Template:
+    """The tensor ``name``, unchanged."""
+    return Template("direct", (name,))
+
+
+def gate_up(gate: str, up: str) -> Template:
+    """``gate`` above ``up``."""
+    return Template("gate_up", (gate, up))
+
+
+def grouped_qkv(q: str, k: str, v: str) -> Template:
+    """Query, key and value heads interleaved by key-value head."""
+    return Template("grouped_qkv", (q, k, v))
