@@ -1,0 +1,97 @@
+"""The published models Ridgeline knows by name.
+
+A preset is data under ``presets/``, one file a series. Each model has the fields of its published ``config.json``
+(``config``), where it is published (``source``), when and in which public copies it was read (``retrieved``,
+``copies``), and which of its fields no copy showed (``unsourced``: those are left out). Fields that only steer a
+library (``use_cache``, ``transformers_version``, ``pretraining_tp``, ``output_router_logits``) are not kept. A model
+``like`` another is that one's config with its own fields on top.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import attrs
+import msgspec
+
+from ridgeline.core.errors import Problem, SpecError, nearest
+from ridgeline.core.model import ModelSpec
+from ridgeline.models.hf_config import model_from_hf
+
+
+@attrs.frozen(kw_only=True)
+class Preset:
+    """A published model, as published.
+
+    Attributes:
+        name: Ours: the repository's name in lower case, without ``Meta-`` and ``-hf``.
+        source: The Hugging Face repository and file.
+        retrieved: When the copies were read, ISO date.
+        copies: The public copies they were read from.
+        config: The fields of the file that define the architecture, and its token ids.
+        unsourced: Published fields that no copy showed; not in ``config``.
+    """
+
+    name: str
+    source: str
+    retrieved: str
+    copies: tuple[str, ...]
+    config: Mapping[str, Any]
+    unsourced: tuple[str, ...] = ()
+
+
+def model_names() -> tuple[str, ...]:
+    """Every preset's name, sorted."""
+    return tuple(sorted(_presets()))
+
+
+def preset_of(name: str) -> Preset:
+    """A published model as data.
+
+    Raises:
+        SpecError: There is no preset of this name.
+    """
+    presets = _presets()
+    if name not in presets:
+        raise SpecError(Problem("model", name, "unknown preset", nearest(name, presets)))
+    return presets[name]
+
+
+@cache
+def model_preset(name: str) -> ModelSpec:
+    """The spec of a published model.
+
+    Raises:
+        SpecError: There is no preset of this name.
+
+    Example:
+        >>> spec = model_preset("qwen2.5-7b")
+        >>> spec.family, spec.num_layers, spec.hidden
+        ('qwen2', 28, 3584)
+    """
+    return model_from_hf(preset_of(name).config, name=name)
+
+
+@cache
+def _presets() -> Mapping[str, Preset]:
+    folder = Path(__file__).with_name("presets")
+    series = [msgspec.json.decode(file.read_bytes()) for file in sorted(folder.glob("*.json"))]
+    return MappingProxyType(
+        {name: _preset(name, entry, one) for one in series for name, entry in one["models"].items()}
+    )
+
+
+def _preset(name: str, entry: Mapping[str, Any], series: Mapping[str, Any]) -> Preset:
+    base = series["models"][entry["like"]]["config"] if "like" in entry else {}
+    config = {**base, **entry["config"]}
+    unsourced = tuple(entry.get("unsourced", ()))
+    return Preset(
+        name=name,
+        source=entry["source"],
+        retrieved=series["retrieved"],
+        copies=tuple(series["copies"][copy] for copy in entry["copies"]),
+        config=MappingProxyType({key: value for key, value in config.items() if key not in unsourced}),
+        unsourced=unsourced,
+    )

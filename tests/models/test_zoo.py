@@ -1,0 +1,132 @@
+"""Every published model, against transformers' own class for it."""
+
+import re
+from datetime import date
+
+import pytest
+from transformers import AutoConfig
+
+from ridgeline.core.errors import SpecError
+from ridgeline.core.model import Moe
+from ridgeline.core.params import num_active_params, num_params
+from ridgeline.models.families.table import FAMILIES
+from ridgeline.models.hf_config import hf_config_of, model_from_hf
+from ridgeline.models.zoo import model_names, model_preset, preset_of
+from tests.models.transformers_models import built
+
+# What may differ between a published config and the one written for the same spec: no part of the architecture.
+NOT_IN_A_SPEC = {"bos_token_id", "eos_token_id", "pad_token_id", "dtype", "qkv_bias", "use_qk_norm"}
+NOT_IN_A_SPEC |= {"max_window_layers", "shared_expert_intermediate_size"}
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_parameters_equal_transformers(name: str):
+    """A preset holds exactly as many parameters as the transformers model built from the published config."""
+    assert built(name).architecture == preset_of(name).config["architectures"][0]
+    assert built(name).num_params == num_params(model_preset(name))
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_the_written_config_is_the_published_one(name: str):
+    """transformers reads the config we write for a preset as it reads the published one."""
+    spec = model_preset(name)
+    published = AutoConfig.for_model(**preset_of(name).config).to_dict()
+    written = AutoConfig.for_model(**hf_config_of(spec)).to_dict()
+    ignored = set(NOT_IN_A_SPEC)
+    if all(isinstance(run.block.feed_forward, Moe) for run in spec.blocks) and spec.family == "qwen3_moe":
+        ignored.add("intermediate_size")  # the width of dense layers, of which there are none
+    if "head_dim" not in preset_of(name).config:
+        ignored.add("head_dim")
+        assert written["head_dim"] == published["hidden_size"] // published["num_attention_heads"]
+    differing = {key for key in (*published, *written) if published.get(key) != written.get(key)}
+    assert differing <= ignored
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_a_preset_comes_back_from_its_config(name: str):
+    """Spec to config to spec is the identity."""
+    spec = model_preset(name)
+    assert model_from_hf(hf_config_of(spec), name=name) == spec
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_a_preset_says_where_it_comes_from(name: str):
+    """Source, date and copies are recorded, and no field is both held and called unsourced."""
+    preset = preset_of(name)
+    assert re.fullmatch(r"[\w.-]+/[\w.-]+/config\.json", preset.source)
+    assert date.fromisoformat(preset.retrieved) <= date.today()
+    assert preset.copies
+    assert not set(preset.unsourced) & set(preset.config)
+    decisive = {field.name for field in FAMILIES[preset.config["model_type"]].fields}
+    assert set(preset.unsourced) & decisive <= {"max_window_layers", "sliding_window", "use_sliding_window"}
+
+
+SIZES = """
+llama2-13b              13,015,864,320  13,015,864,320
+llama2-70b              68,976,648,192  68,976,648,192
+llama2-7b                6,738,415,616   6,738,415,616
+llama3-70b              70,553,706,496  70,553,706,496
+llama3-8b                8,030,261,248   8,030,261,248
+llama3.1-405b          405,853,388,800 405,853,388,800
+llama3.1-70b            70,553,706,496  70,553,706,496
+llama3.1-8b              8,030,261,248   8,030,261,248
+llama3.2-1b              1,235,814,400   1,235,814,400
+llama3.2-3b              3,212,749,824   3,212,749,824
+llama3.3-70b            70,553,706,496  70,553,706,496
+mixtral-8x22b          140,620,634,112  39,152,031,744
+mixtral-8x7b            46,702,792,704  12,879,925,248
+qwen2-0.5b                 494,032,768     494,032,768
+qwen2-1.5b               1,543,714,304   1,543,714,304
+qwen2-72b               72,706,203,648  72,706,203,648
+qwen2-7b                 7,615,616,512   7,615,616,512
+qwen2.5-0.5b               494,032,768     494,032,768
+qwen2.5-1.5b             1,543,714,304   1,543,714,304
+qwen2.5-14b             14,770,033,664  14,770,033,664
+qwen2.5-32b             32,763,876,352  32,763,876,352
+qwen2.5-3b               3,085,938,688   3,085,938,688
+qwen2.5-72b             72,706,203,648  72,706,203,648
+qwen2.5-7b               7,615,616,512   7,615,616,512
+qwen3-0.6b                 596,049,920     596,049,920
+qwen3-1.7b               1,720,574,976   1,720,574,976
+qwen3-14b               14,768,307,200  14,768,307,200
+qwen3-235b-a22b        235,093,634,560  22,190,763,520
+qwen3-30b-a3b           30,532,122,624   3,353,032,704
+qwen3-32b               32,762,123,264  32,762,123,264
+qwen3-4b                 4,022,468,096   4,022,468,096
+qwen3-8b                 8,190,735,360   8,190,735,360
+qwen3-coder-480b-a35b  480,154,875,392  35,474,765,312
+"""
+
+
+def test_every_size_and_its_parameters():
+    """Total and active parameters of every published size; a changed figure here is a changed model."""
+    variants = ("-instruct", "-base", "-2507")  # the same sizes again
+    lines = [
+        f"{name:22} {num_params(spec):>15,} {num_active_params(spec):>15,}"
+        for name, spec in ((name, model_preset(name)) for name in model_names())
+        if not name.endswith(variants)
+    ]
+    assert lines == SIZES.strip().splitlines()
+
+
+@pytest.mark.parametrize("name", [name for name in model_names() if name.endswith(("-instruct", "-base", "-2507"))])
+def test_a_variant_has_the_parameters_of_its_size(name: str):
+    """Instruct, base and later models of a size hold what the size holds; Mixtral-8x22B-Instruct has more tokens."""
+    size = re.sub(r"(-instruct|-base|-thinking)?(-2507)?$", "", name)
+    more_tokens = 2 * 768 * 6144 if name == "mixtral-8x22b-instruct" else 0
+    assert num_params(model_preset(name)) == num_params(model_preset(size)) + more_tokens
+
+
+def test_base_and_instruct_differ_where_they_were_published_to():
+    """Qwen2.5-14B and its instruct model differ in length and epsilon, Qwen3-8B and its base in length."""
+    base, instruct = model_preset("qwen2.5-14b"), model_preset("qwen2.5-14b-instruct")
+    assert (base.max_position, base.norm_eps) == (131072, 1e-5)
+    assert (instruct.max_position, instruct.norm_eps) == (32768, 1e-6)
+    assert model_preset("qwen3-8b").max_position == 40960
+    assert model_preset("qwen3-8b-base").max_position == 32768
+
+
+def test_an_unknown_preset_is_refused_with_a_near_match():
+    """A misspelt name gets the nearest one."""
+    with pytest.raises(SpecError, match=r"model='qwen25-7b': unknown preset; did you mean 'qwen2\.5-7b'\?"):
+        model_preset("qwen25-7b")
