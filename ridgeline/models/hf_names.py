@@ -1,0 +1,53 @@
+"""Where every parameter of a model lies in its published Hugging Face files."""
+
+from collections.abc import Mapping
+from functools import cache
+from types import MappingProxyType
+
+from ridgeline.core.model import ModelSpec
+from ridgeline.core.params import fqn_of, model_params
+from ridgeline.models.families.table import FAMILIES
+from ridgeline.models.hf_config import hf_config_of
+from ridgeline.models.hf_source import Shape, Source, bind, published_shapes
+
+
+@cache
+def hf_sources(spec: ModelSpec) -> Mapping[str, Source]:
+    """For each of our parameters, by full name and in model order, the published tensors it is made of.
+
+    Raises:
+        SpecError: The spec's family cannot express it.
+    """
+    return MappingProxyType({fqn: source for fqn, source, _ in _entries(spec)})
+
+
+@cache
+def hf_shapes(spec: ModelSpec) -> Mapping[str, Shape]:
+    """Every tensor of the published files and its shape.
+
+    Raises:
+        SpecError: The spec's family cannot express it.
+    """
+    return MappingProxyType(
+        {name: form for _, source, shape in _entries(spec) for name, form in published_shapes(source, shape).items()}
+    )
+
+
+def hf_derived(spec: ModelSpec) -> frozenset[str]:
+    """Tensors that files may hold and that say nothing: a tied head again, old releases' rotary frequencies."""
+    frequencies = (f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(spec.num_layers))
+    return frozenset((*frequencies, *(("lm_head.weight",) if spec.tied_embeddings else ())))
+
+
+def _entries(spec: ModelSpec) -> list[tuple[str, Source, Shape]]:
+    hf_config_of(spec)  # refuses what the family's files have no names for
+    weights, blocks = FAMILIES[spec.family].weights, spec.layers()
+    return [
+        (
+            fqn_of(layer, param, expert=expert),
+            bind(weights[param.name], layer=layer, expert=expert, block=None if layer is None else blocks[layer]),
+            param.shape,
+        )
+        for layer, param in model_params(spec)
+        for expert in (range(param.experts) if param.experts else (None,))
+    ]

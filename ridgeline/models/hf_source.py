@@ -1,0 +1,107 @@
+"""How one of our tensors is made of published ones: which tensors, and in what order their rows lie.
+
+Every fused tensor here is a rearrangement of whole rows (dim 0), so a source is fully told by ``row_runs``: copying
+those runs in order makes our tensor, and copying them back takes it apart.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TypeAlias
+
+import attrs
+
+from ridgeline.core.model import Attention, Block
+from ridgeline.models.hf_template import Template
+
+Shape: TypeAlias = tuple[int, ...]
+
+
+@attrs.frozen
+class Direct:
+    """The published tensor as it is."""
+
+    name: str
+
+
+@attrs.frozen
+class GateUp:
+    """All rows of ``gate``, then all rows of ``up``."""
+
+    gate: str
+    up: str
+
+
+@attrs.frozen
+class GroupedQkv:
+    """For each of ``groups`` key-value heads: its ``queries`` query heads, its key head, its value head."""
+
+    q: str
+    k: str
+    v: str
+    groups: int
+    queries: int
+
+
+Source: TypeAlias = Direct | GateUp | GroupedQkv
+
+
+@attrs.frozen
+class RowRun:
+    """``count`` rows of a published tensor, from row ``start``."""
+
+    tensor: str
+    start: int
+    count: int
+
+
+def row_runs(source: Source, rows: int) -> tuple[RowRun, ...]:
+    """The runs of published rows that make a tensor of ``rows`` rows, in its order.
+
+    Example:
+        >>> [(run.tensor, run.start, run.count) for run in row_runs(GroupedQkv("q", "k", "v", groups=2, queries=2), 16)]
+        [('q', 0, 4), ('k', 0, 2), ('v', 0, 2), ('q', 4, 4), ('k', 2, 2), ('v', 2, 2)]
+    """
+    if isinstance(source, Direct):
+        return (RowRun(source.name, 0, rows),)
+    if isinstance(source, GateUp):
+        return RowRun(source.gate, 0, rows // 2), RowRun(source.up, 0, rows // 2)
+    head = rows // (source.groups * (source.queries + 2))
+    queries = head * source.queries
+    return tuple(
+        run
+        for group in range(source.groups)
+        for run in (
+            RowRun(source.q, group * queries, queries),
+            RowRun(source.k, group * head, head),
+            RowRun(source.v, group * head, head),
+        )
+    )
+
+
+def published_shapes(source: Source, shape: Shape) -> dict[str, Shape]:
+    """The tensors a source reads and their shapes, for our tensor of ``shape``."""
+    rows: dict[str, int] = {}
+    for run in row_runs(source, shape[0]):
+        rows[run.tensor] = rows.get(run.tensor, 0) + run.count
+    return {name: (count, *shape[1:]) for name, count in rows.items()}
+
+
+def bind(template: Template, *, layer: int | None, expert: int | None, block: Block | None) -> Source:
+    """The source of one tensor: its layer and expert named, its block's head counts filled in."""
+    names = tuple(name.format(layer=layer, expert=expert) for name in template.names)
+    return _BINDERS[template.transform](names, block)
+
+
+def _bind_qkv(names: tuple[str, ...], block: Block | None) -> GroupedQkv:
+    assert block is not None
+    assert isinstance(block.mixer, Attention)
+    return GroupedQkv(*names, groups=block.mixer.kv_heads, queries=block.mixer.heads // block.mixer.kv_heads)
+
+
+_BINDERS: Mapping[str, Callable[[tuple[str, ...], Block | None], Source]] = MappingProxyType(
+    {
+        "direct": lambda names, _: Direct(*names),
+        "gate_up": lambda names, _: GateUp(*names),
+        "grouped_qkv": _bind_qkv,
+    }
+)

@@ -1,0 +1,195 @@
+"""Published names and shapes, against transformers' own models and files."""
+
+import json
+from typing import Any
+
+import attrs
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from ridgeline.core.errors import SpecError
+from ridgeline.core.model import Moe
+from ridgeline.core.params import fqn_of, model_params
+from ridgeline.models.families.table import FAMILIES
+from ridgeline.models.hf_config import hf_config_of, model_from_hf
+from ridgeline.models.hf_names import hf_derived, hf_shapes, hf_sources
+from ridgeline.models.hf_source import Direct, GateUp, GroupedQkv, Source, published_shapes, row_runs
+from ridgeline.models.zoo import model_names, model_preset
+from tests.models.transformers_models import built
+
+# No two dimensions are equal, so that nothing transposed or swapped can fit.
+DENSE = {
+    "vocab_size": 44,
+    "hidden_size": 24,
+    "intermediate_size": 20,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 6,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {**DENSE, "model_type": "llama"},
+    "llama, biases": {**DENSE, "model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "qwen2": {**DENSE, "model_type": "qwen2"},
+    "qwen2, tied": {**DENSE, "model_type": "qwen2", "tie_word_embeddings": True},
+    "qwen3": {**DENSE, "model_type": "qwen3", "attention_bias": True},
+    "mixtral": {**DENSE, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        **DENSE,
+        "model_type": "qwen3_moe",
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 14,
+        "mlp_only_layers": [1],
+    },
+}
+
+
+def test_every_family_is_tried_here():
+    """A new family must bring an example config."""
+    assert {config["model_type"] for config in CONFIGS.values()} == set(FAMILIES)
+
+
+def published_files(config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Random published tensors of a model, by the names and shapes we say they have."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = hf_shapes(model_from_hf(config))
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("example", CONFIGS)
+def test_transformers_loads_and_saves_these_names(example: str, tmp_path):
+    """A folder of our names and shapes loads whole, saves back the same files, and reads back as the same model."""
+    config = CONFIGS[example]
+    tensors = published_files(config)
+    (tmp_path / "config.json").write_text(json.dumps(hf_config_of(model_from_hf(config))))
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True, dtype=torch.float32)
+    assert {kind: list(names) for kind, names in info.items() if names} == {}
+    assert sum(tensor.numel() for tensor in model.parameters()) == sum(tensor.numel() for tensor in tensors.values())
+    model.save_pretrained(tmp_path / "again")
+    with safe_open(tmp_path / "again" / "model.safetensors", "pt") as file:
+        again = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (the file is no mapping)
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("example", [name for name, config in CONFIGS.items() if "num_experts_per_tok" in config])
+def test_gate_and_up_of_an_expert_are_not_swapped(example: str, tmp_path):
+    """transformers' fused experts hold gate above up; so does our linear_fc1 made of the same files."""
+    config = CONFIGS[example]
+    spec, tensors = model_from_hf(config), published_files(config)
+    (tmp_path / "config.json").write_text(json.dumps(hf_config_of(spec)))
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    checked = 0
+    for layer, block in enumerate(spec.layers()):
+        if not isinstance(block.feed_forward, Moe):
+            continue
+        fused = model.model.layers[layer].mlp.experts.gate_up_proj
+        for expert in range(block.feed_forward.experts):
+            source = hf_sources(spec)[f"decoder.layers.{layer}.mlp.experts.local_experts.{expert}.linear_fc1.weight"]
+            assert torch.equal(assembled(source, tensors), fused[expert])
+            checked += 1
+    assert checked >= 8
+
+
+def assembled(source: Source, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    names = {Direct: ("name",), GateUp: ("gate", "up"), GroupedQkv: ("q", "k", "v")}[type(source)]
+    rows = sum(tensors[getattr(source, name)].shape[0] for name in names)
+    return torch.cat([tensors[run.tensor][run.start : run.start + run.count] for run in row_runs(source, rows)])
+
+
+VARIANTS = ("-instruct", "-base", "-2507")  # of a size, with the same shapes
+
+
+@pytest.mark.parametrize("name", [name for name in model_names() if not name.endswith(VARIANTS)])
+def test_names_and_shapes_of_every_size(name: str):
+    """Each published tensor is used once, and the dense ones are transformers' own state, name by name."""
+    spec = model_preset(name)
+    shapes, sources = hf_shapes(spec), hf_sources(spec)
+    used = [tensor for source in sources.values() for tensor in published_shapes(source, (source_rows(source),))]
+    assert len(used) == len(set(used)) == len(shapes)
+    state = {key: shape for key, shape in built(name).shapes.items() if key not in hf_derived(spec)}
+    experts = [key for key in state if ".mlp.experts." in key or key.endswith("mlp.gate.weight")]
+    ours = {key: shape for key, shape in shapes.items() if "experts." not in key and not key.endswith(".gate.weight")}
+    assert ours == {key: shape for key, shape in state.items() if key not in experts}
+    moe_elements = sum(int(np.prod(shape)) for key, shape in shapes.items() if key not in ours)
+    assert moe_elements == sum(int(np.prod(state[key])) for key in experts)
+
+
+def source_rows(source: Source) -> int:
+    """Any number of rows that the source divides."""
+    return source.groups * (source.queries + 2) if isinstance(source, GroupedQkv) else 2
+
+
+@pytest.mark.parametrize("example", CONFIGS)
+def test_every_parameter_of_the_table_has_a_source(example: str):
+    """Sources cover the parameter table in its order, and tile each tensor's rows and its published tensors exactly."""
+    spec = model_from_hf(CONFIGS[example])
+    expected = {
+        fqn_of(layer, param, expert=expert): param.shape
+        for layer, param in model_params(spec)
+        for expert in (range(param.experts) if param.experts else (None,))
+    }
+    assert list(hf_sources(spec)) == list(expected)
+    for fqn, source in hf_sources(spec).items():
+        rows = expected[fqn][0]
+        runs = row_runs(source, rows)
+        assert sum(run.count for run in runs) == rows
+        for tensor, shape in published_shapes(source, expected[fqn]).items():
+            covered = sorted((run.start, run.start + run.count) for run in runs if run.tensor == tensor)
+            edges = [0, *(edge for run in covered for edge in run), shape[0]]
+            assert edges[::2] == edges[1::2]
+
+
+@given(groups=st.integers(1, 5), queries=st.integers(1, 4), head=st.integers(1, 6))
+def test_grouped_qkv_equals_a_reshape(groups: int, queries: int, head: int):
+    """The interleaving is numpy's: heads split by group, joined along a new axis, flattened."""
+    q, k, v = (np.arange(groups * n * head).reshape(groups, n * head) + 1000 * i for i, n in enumerate((queries, 1, 1)))
+    expected = np.concatenate([q, k, v], axis=1).reshape(-1)
+    flat = {"q": q.reshape(-1), "k": k.reshape(-1), "v": v.reshape(-1)}
+    runs = row_runs(GroupedQkv("q", "k", "v", groups=groups, queries=queries), expected.size)
+    assert np.array_equal(
+        np.concatenate([flat[run.tensor][run.start : run.start + run.count] for run in runs]), expected
+    )
+
+
+def test_names_read_as_they_are_published():
+    """A few sources, as a person would check them."""
+    sources = hf_sources(model_from_hf(CONFIGS["mixtral"]))
+    layer = "model.layers.2."
+    attention = layer + "self_attn."
+    expert = layer + "block_sparse_moe.experts.3."
+    assert sources["embedding.word_embeddings.weight"] == Direct("model.embed_tokens.weight")
+    assert sources["decoder.layers.2.self_attention.linear_qkv.weight"] == GroupedQkv(
+        attention + "q_proj.weight", attention + "k_proj.weight", attention + "v_proj.weight", groups=2, queries=3
+    )
+    assert sources["decoder.layers.2.mlp.experts.local_experts.3.linear_fc1.weight"] == GateUp(
+        expert + "w1.weight", expert + "w3.weight"
+    )
+    assert sources["decoder.layers.2.mlp.router.weight"] == Direct(layer + "block_sparse_moe.gate.weight")
+
+
+def test_a_tied_head_is_derived():
+    """A file of a tied model may hold the head again; it is no parameter of its own."""
+    tied, untied = model_from_hf(CONFIGS["qwen2, tied"]), model_from_hf(CONFIGS["qwen2"])
+    assert "lm_head.weight" in hf_derived(tied)
+    assert "lm_head.weight" not in hf_shapes(tied)
+    assert "lm_head.weight" in hf_shapes(untied)
+    assert "lm_head.weight" not in hf_derived(untied)
+
+
+def test_a_model_no_family_can_express_has_no_names():
+    """Names exist only for models whose config can be written."""
+    spec = model_from_hf(CONFIGS["llama"])
+    with pytest.raises(SpecError, match=r"mtp=2: cannot be written as family='llama'"):
+        hf_sources(attrs.evolve(spec, mtp=2))
