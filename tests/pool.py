@@ -114,10 +114,13 @@ class Pool:
         return [answers[rank] for rank in ranks]
 
     def close(self) -> None:
-        """End every worker."""
-        for rank in list(self.workers):
+        """End every worker: let each leave its loop, so that what it started ends too, and kill one that does not."""
+        for worker in self.workers.values():
+            worker.pipe.close()
+        for rank, worker in self.workers.items():
+            worker.process.join(GRACE_SECONDS)
             self._end(rank)
-            del self.workers[rank]
+        self.workers.clear()
 
     def _is_alive(self, rank: int) -> bool:
         return rank in self.workers and self.workers[rank].process.is_alive()
@@ -146,12 +149,13 @@ class Pool:
         return answers, {**failures, **dict.fromkeys(waiting.values(), cause)}
 
     def _end(self, rank: int) -> None:
-        """End a worker; one that hangs writes its stack to its log first."""
+        """End a worker and all that it started; one that hangs writes its stack to its log first."""
         process = self.workers[rank].process
         if process.is_alive():
             os.kill(process.pid, signal.SIGUSR1)
             process.join(0.2)
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.join()
         self.workers[rank].pipe.close()
 
@@ -176,7 +180,7 @@ def _start(rank: int, port: int, folder: Path) -> Worker:
     here, there = context.Pipe()
     log = folder / f"rank{rank}.log"
     log.touch()
-    process = context.Process(target=_serve, args=(there, port, str(log)), daemon=True)
+    process = context.Process(target=_serve, args=(there, port, str(log)))  # not a daemon: those may start no writers
     with mock.patch.dict(os.environ, PYTHONWARNINGS="ignore"):  # of what others import, which would fill the terminal
         process.start()
     there.close()
@@ -205,11 +209,11 @@ def _address(function: Callable[..., Any] | str) -> tuple[str, str | None]:
 
 def _serve(pipe: Connection, port: int, log: str) -> None:
     """Run jobs until the pipe closes."""
+    os.setsid()  # its children are its group, and a Ctrl-C is the parent's alone
     out = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
     faulthandler.register(signal.SIGUSR1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     import torch
 

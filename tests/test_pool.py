@@ -1,11 +1,14 @@
 """The pool of ranks that other tests stand on."""
 
 import os
+import re
+import subprocess
 import time
 
+import psutil
 import pytest
 
-from tests.pool import Pool, RankError
+from tests.pool import Pool, RankError, open_pool
 
 
 def who() -> tuple[int, int]:
@@ -45,6 +48,19 @@ def hang_on(rank: int) -> None:
 
     if distributed.get_rank() == rank:
         time.sleep(1000)
+
+
+def start_a_child_and_hang(rank: int) -> None:
+    from torch import distributed
+
+    if distributed.get_rank() == rank:
+        child = subprocess.Popen(["sleep", "1000"])
+        print(f"child={child.pid}.", flush=True)
+        child.wait()
+
+
+def start_a_child() -> int:
+    return subprocess.Popen(["sleep", "1000"]).pid
 
 
 def descriptors(tp: int) -> int:
@@ -91,6 +107,30 @@ def test_jobs_leave_no_descriptors(ranks: Pool) -> None:
     """Fifty jobs that build Megatron's process groups leave a worker as few open files as one job."""
     counts = [max(ranks.run(descriptors, 2, 2)) for _ in range(50)]
     assert max(counts[2:]) <= counts[1]
+
+
+def ended(pid: int) -> bool:
+    """Whether a process ends within seconds; one that only waits to be reaped has."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_nothing_is_left_running(ranks: Pool) -> None:
+    """What a worker started ends with it, be it killed or closed."""
+    with pytest.raises(RankError) as failure:
+        ranks.run(start_a_child_and_hang, 2, 1, timeout=1)
+    (child,) = re.findall(r"child=(\d+)\.", str(failure.value))
+    with open_pool() as pool:
+        (other,) = pool.run(start_a_child, 1)
+    assert ended(int(child))
+    assert ended(other)
 
 
 def test_only_importable_functions(ranks: Pool) -> None:

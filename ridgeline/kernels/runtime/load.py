@@ -2,16 +2,13 @@
 
 import importlib
 from collections.abc import Callable, Mapping
-
-import torch
+from typing import Any
 
 from ridgeline.core.errors import LoweringError, nearest
 from ridgeline.kernels.table import KERNELS, Kernel
 
 
-def load_kernel(
-    op: str, name: str, *, table: Mapping[str, tuple[Kernel, ...]] = KERNELS
-) -> Callable[..., torch.Tensor]:
+def load_kernel(op: str, name: str, *, table: Mapping[str, tuple[Kernel, ...]] = KERNELS) -> Callable[..., Any]:
     """Import a kernel's function.
 
     Args:

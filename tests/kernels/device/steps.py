@@ -17,7 +17,7 @@ def build(*, tp: int = 1, pp: int = 1, ep: int = 1, bf16: bool = False, **change
     from megatron.core.transformer import TransformerConfig
     from megatron.core.transformer.module import Float16Module
 
-    distributed_optimizer = changes.pop("distributed_optimizer", False)
+    distributed_optimizer, dropout = changes.pop("distributed_optimizer", False), changes.pop("dropout", 0.0)
     parallel_state.initialize_model_parallel(tp, pp, expert_model_parallel_size=ep, create_gloo_process_groups=False)
     model_parallel_cuda_manual_seed(7)
     config = TransformerConfig(
@@ -27,8 +27,8 @@ def build(*, tp: int = 1, pp: int = 1, ep: int = 1, bf16: bool = False, **change
         num_query_groups=2,
         ffn_hidden_size=64,
         use_cpu_initialization=True,
-        attention_dropout=0.0,
-        hidden_dropout=0.0,
+        attention_dropout=dropout,
+        hidden_dropout=dropout,
         normalization="RMSNorm",
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
@@ -159,3 +159,59 @@ def train_twice(steps: int, options: dict[str, Any]) -> bool:
         with device.bridge(), device.bridge():
             parts.append(step(model, optimizer))
     return whole == parts
+
+
+def save(folder: str, options: dict[str, Any], asynchronously: bool) -> list[tuple[float, float]]:
+    """Save a fresh model with Megatron-core's distributed checkpointing; then two steps of it."""
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+
+    from ridgeline.kernels.device import open_device
+
+    with open_device("cpu").bridge():
+        model, optimizer = build(**options)
+        sharded = {"model": model.module.sharded_state_dict(metadata=metadata())}
+        request = dist_checkpointing.save(sharded, folder, async_sharded_save=asynchronously)
+        if asynchronously:
+            queue = AsyncCallsQueue()
+            queue.schedule_async_request(request)
+            queue.maybe_finalize_async_calls(blocking=True)
+            queue.close()
+        return [step(model, optimizer) for _ in range(2)]
+
+
+def load(folder: str, options: dict[str, Any]) -> list[tuple[float, float]]:
+    """Load such a checkpoint into a model of any layout, whose own weights were others; then two steps of it."""
+    import torch
+    from megatron.core import dist_checkpointing
+
+    from ridgeline.kernels.device import open_device
+
+    with open_device("cpu").bridge():
+        model, optimizer = build(**options)
+        for parameter in model.parameters():
+            torch.nn.init.constant_(parameter, 7.0)
+        loaded = dist_checkpointing.load({"model": model.module.sharded_state_dict(metadata=metadata())}, folder)
+        model.module.load_state_dict(loaded["model"])
+        return [step(model, optimizer) for _ in range(2)]
+
+
+def metadata() -> dict[str, Any]:
+    from megatron.core import parallel_state
+
+    return {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
+
+
+def train_and_log(steps: int, options: dict[str, Any]) -> tuple[list[tuple[float, float]], list[str]]:
+    """The steps of a layout, and what Megatron-core's random module logged meanwhile."""
+    import logging
+
+    records: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())
+    logger = logging.getLogger("megatron.core.tensor_parallel.random")
+    logger.addHandler(handler)
+    try:
+        return train(steps, options), records
+    finally:
+        logger.removeHandler(handler)

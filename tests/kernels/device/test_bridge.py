@@ -12,7 +12,7 @@ import torch
 from ridgeline.kernels.device import open_device
 from ridgeline.kernels.device.bridge import REDIRECTED, assigned, redirects
 from ridgeline.kernels.device.cpu import REDIRECTION
-from tests.kernels.device.steps import train, train_twice
+from tests.kernels.device.steps import load, save, train, train_and_log, train_twice
 from tests.pool import Pool
 
 MOE = {"num_moe_experts": 4, "moe_router_topk": 2, "moe_ffn_hidden_size": 48, "moe_aux_loss_coeff": 0.01}
@@ -58,6 +58,26 @@ def test_megatron_trains_in_bf16_and_with_auxiliary_loss(ranks: Pool, options: d
 def test_the_bridge_may_be_left_and_entered_again(ranks: Pool) -> None:
     """Training in one context equals training in a nested one per step, bit for bit."""
     assert ranks.run(train_twice, 1, 3, {}) == [True]
+
+
+def test_recomputation_draws_the_same_dropout(ranks: Pool) -> None:
+    """With dropout, recomputed layers give the gradients of layers that were kept, and no random state is warned of."""
+    recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    ((kept, logged),) = ranks.run(train_and_log, 1, 2, {"dropout": 0.1})
+    ((recomputed, logged_too),) = ranks.run(train_and_log, 1, 2, {"dropout": 0.1, **recompute})
+    (without,) = ranks.run(train, 1, 2, {})
+    assert recomputed == kept != without
+    assert logged == logged_too == []
+
+
+@pytest.mark.parametrize("asynchronously", [False, True], ids=["blocking", "asynchronous"])
+def test_checkpoints_are_saved_and_loaded(ranks: Pool, tmp_path: Path, asynchronously: bool) -> None:
+    """Megatron-core's distributed checkpoints work inside, also from a forked writer, and load into another layout."""
+    saved = ranks.run(save, 2, str(tmp_path), {"tp": 2}, asynchronously)
+    loaded = ranks.run(load, 2, str(tmp_path), {"pp": 2})
+    for (loss, norm), (loss_too, norm_too) in zip(saved[1], loaded[1], strict=True):
+        assert loss_too == pytest.approx(loss, rel=1e-5)
+        assert norm_too == pytest.approx(norm, rel=1e-5)
 
 
 def targets() -> dict[str, object]:
