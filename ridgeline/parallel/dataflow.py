@@ -97,8 +97,10 @@ def run(
                 awake.append(sleeping.pop(number))
         clock[rank] = time
     if stuck := [rank for rank, number in enumerate(reached) if number < flow.first[rank + 1]]:
-        places = [(rank, reached[rank] - flow.first[rank]) for rank in stuck[:4]]
-        raise PlanError(problem_at(schedule, *place, rule="never starts: a deadlock") for place in places)
+        raise PlanError(
+            problem_at(schedule, pp_rank=rank, index=reached[rank] - flow.first[rank], rule="never starts: a deadlock")
+            for rank in stuck[:4]
+        )
     return start, end
 
 
@@ -112,8 +114,7 @@ def receive_points(schedule: Schedule, flow: Flow) -> list[int]:
     Raises:
         PlanError: The schedule deadlocks however it sends and receives.
     """
-    even = {"durations": [1.0] * len(flow.maker), "hop_us": [0.0] * schedule.num_stages}
-    start, end = run(schedule, flow, **even)
+    start, end = run(schedule, flow, durations=[1.0] * len(flow.maker), hop_us=[0.0] * (schedule.num_stages - 1))
     return [
         -1 if boundary < 0 else bisect_left(start, end[source], flow.first[rank], flow.first[rank + 1])
         for source, boundary, rank in zip(flow.maker, flow.hop, flow.rank, strict=True)

@@ -3,6 +3,7 @@
 from bisect import bisect_left, bisect_right
 
 from ridgeline.parallel.actions import Action
+from ridgeline.parallel.schedule import Schedule
 from ridgeline.parallel.simulate import Timeline
 
 GAP = " ~ "
@@ -33,38 +34,18 @@ def draw(timeline: Timeline, *, width: int = 120) -> str:
     total = round(timeline.makespan_us / slot_us)
     digits = len(str(schedule.pp - 1))
     room = width - digits - len(" ||")
-    cell = len(_name(Action(schedule.num_stages - 1, "F", schedule.num_microbatches - 1), schedule.vpp)) + 1
-    named = total * cell <= room or room // cell >= 6 * schedule.pp
-    if not named:
-        cell = 1
+    last = Action(schedule.num_stages - 1, "F", schedule.num_microbatches - 1)
+    cell, legend = len(_name(last, schedule.vpp)) + 1, ""
+    if total * cell > room and room // cell < 6 * schedule.pp:
+        cell, legend = 1, "; a, b, ...: forward of chunk 0, 1, ...; A, B, ...: backward"
     windows = [range(total)]
     if total * cell > room:
         slots = max(2, (room - len(GAP)) // cell)
         windows = [range((slots + 1) // 2), range(total - slots // 2, total)]
-
-    def text(action: Action, slots: int) -> str:
-        fill = "-" if action.kind == "F" else "="
-        if named:
-            return _name(action, schedule.vpp).ljust(slots * cell - 1, fill) + " "
-        letter = chr(ord("a") + action.stage // schedule.pp)
-        return slots * (letter if action.kind == "F" else letter.upper())
-
-    def part(pp_rank: int, window: range) -> str:
-        starts, ends = timeline.start_us[pp_rank], timeline.end_us[pp_rank]
-        cells = [".".ljust(cell)] * len(window)
-        seen = range(bisect_left(ends, window.start * slot_us), bisect_right(starts, window.stop * slot_us))
-        for index in seen:
-            begin, end = round(starts[index] / slot_us), round(ends[index] / slot_us)
-            drawn = text(schedule.ranks[pp_rank][index], end - begin)
-            for slot in range(max(begin, window.start), min(end, window.stop)):
-                cells[slot - window.start] = drawn[(slot - begin) * cell :][:cell]
-        return "".join(cells)
-
     lines = []
     for pp_rank in range(schedule.pp):
-        parts = (part(pp_rank, window) for window in windows)
+        parts = (_part(timeline, pp_rank, window=window, cell=cell, slot_us=slot_us) for window in windows)
         lines.append(f"{pp_rank:>{digits}} |{GAP.join(parts)}|")
-    legend = "" if named else "; a, b, ...: forward of chunk 0, 1, ...; A, B, ...: backward"
     return "\n".join([*lines, f"a slot is {slot_us:.4g} us, {total} in all{legend}"])
 
 
@@ -73,6 +54,26 @@ def _slot_us(timeline: Timeline) -> float:
     rows = zip(timeline.start_us, timeline.end_us, strict=True)
     times = [end - start for starts, ends in rows for start, end in zip(starts, ends, strict=True) if end > start]
     return max(min(times), max(times) / 4) if times else 1.0
+
+
+def _part(timeline: Timeline, pp_rank: int, *, window: range, cell: int, slot_us: float) -> str:
+    """What one rank does during a window of slots, ``cell`` characters each."""
+    schedule, starts, ends = timeline.schedule, timeline.start_us[pp_rank], timeline.end_us[pp_rank]
+    cells = [".".ljust(cell)] * len(window)
+    for index in range(bisect_left(ends, window.start * slot_us), bisect_right(starts, window.stop * slot_us)):
+        begin, end = round(starts[index] / slot_us), round(ends[index] / slot_us)
+        text = _text(schedule.ranks[pp_rank][index], schedule, width=(end - begin) * cell, named=cell > 1)
+        for slot in range(max(begin, window.start), min(end, window.stop)):
+            cells[slot - window.start] = text[(slot - begin) * cell :][:cell]
+    return "".join(cells)
+
+
+def _text(action: Action, schedule: Schedule, *, width: int, named: bool) -> str:
+    """One action, as wide as it is long."""
+    if named:
+        return _name(action, schedule.vpp).ljust(width - 1, "-" if action.kind == "F" else "=") + " "
+    letter = chr(ord("a") + action.stage // schedule.pp)
+    return width * (letter if action.kind == "F" else letter.upper())
 
 
 def _name(action: Action, vpp: int) -> str:

@@ -57,7 +57,7 @@ class Mesh:
     order: str = "-".join(ORDER_AXES)
 
     def __attrs_post_init__(self) -> None:
-        if problems := tuple(mesh_problems(self)):
+        if problems := tuple(_problems(self)):
             raise SpecError(problems)
 
     @property
@@ -196,7 +196,7 @@ def position_embedding_ranks(pp_group: tuple[int, ...]) -> tuple[int, ...]:
     return pp_group[:1]
 
 
-def mesh_problems(mesh: Mesh) -> Iterator[Problem]:
+def _problems(mesh: Mesh) -> Iterator[Problem]:
     """Every reason why Megatron-core would refuse these degrees in this order."""
     low = [axis for axis in (*ORDER_AXES, "etp") if getattr(mesh, axis) < 1]
     for axis in low:
@@ -207,12 +207,15 @@ def mesh_problems(mesh: Mesh) -> Iterator[Problem]:
             yield Problem("order", mesh.order, f"axis {axis!r} is unknown", nearest(axis, ORDER_AXES))
         elif named.count(axis) > 1:
             yield Problem("order", mesh.order, f"axis {axis!r} appears twice", "name it once")
-    if low or not set(named) <= set(ORDER_AXES) or len(set(named)) < len(named):
-        return
     ranks = mesh.tp * mesh.cp * mesh.dp
-    if ranks % (mesh.etp * mesh.ep):
+    if not low and ranks % (mesh.etp * mesh.ep):
         yield Problem("etp*ep", mesh.etp * mesh.ep, f"must divide tp*cp*dp={ranks}", one_of(divisors(ranks)))
-        return
+    elif not low and set(named) <= set(ORDER_AXES) and len(set(named)) == len(named):
+        yield from _order_problems(mesh, named)
+
+
+def _order_problems(mesh: Mesh, named: list[str]) -> Iterator[Problem]:
+    """Reasons why an order of known axes does not suit the degrees."""
     degrees = {axis: getattr(mesh, axis) for axis in ORDER_AXES}
     degrees |= {"tp": max(mesh.tp, mesh.etp), "dp": max(mesh.dp, mesh.edp)}
     missing = [axis for axis in ORDER_AXES if axis not in named and degrees[axis] > 1]
@@ -221,11 +224,10 @@ def mesh_problems(mesh: Mesh) -> Iterator[Problem]:
         rule = f"must name every axis of a degree > 1; {left_out} is left out"
         yield Problem("order", mesh.order, rule, f"add {'-'.join(missing)}")
     elif mesh.pp > 1 and named[-1] != "pp":
-        dense, expert = (
-            next(stride for axis, _, stride in _strides(mesh, axes) if axis == "pp")
-            for axes in (DENSE_AXES, EXPERT_AXES)
-        )
-        if dense != expert or mesh.dp != mesh.edp:
+        strides = {
+            stride for axes in (DENSE_AXES, EXPERT_AXES) for axis, _, stride in _strides(mesh, axes) if axis == "pp"
+        }
+        if len(strides) > 1 or mesh.dp != mesh.edp:
             rule = "numbers the pipelines of dense and of expert layers differently, for these degrees"
             yield Problem("order", mesh.order, rule, f"end it in pp, as {'-'.join(ORDER_AXES)!r}")
 

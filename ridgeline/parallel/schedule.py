@@ -69,7 +69,7 @@ def forward_only(schedule: Schedule) -> Schedule:
     return attrs.evolve(schedule, ranks=ranks)
 
 
-def problem_at(schedule: Schedule, pp_rank: int, index: int, *, rule: str) -> Problem:
+def problem_at(schedule: Schedule, *, pp_rank: int, index: int, rule: str) -> Problem:
     """The rule that one action breaks, with the actions of all ranks about it; it stands in brackets."""
     begin, end = max(0, index - 5), index + 6
     rows = [list(map(str, actions[begin:end])) for actions in schedule.ranks]

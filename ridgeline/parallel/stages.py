@@ -145,7 +145,7 @@ def _idle_rank_problems(stage_map: StageMap, stages: Sequence[int] | None) -> It
     for pp_rank in range(1, stage_map.pp - 1):
         if not any(stage_map.layers[pp_rank :: stage_map.pp]):
             path = "layout.noop_layers" if stages is None else "layout.stages"
-            value = tuple(sum(stage_map.noop_layers, ())) if stages is None else tuple(stages)
+            value = sum(stage_map.noop_layers, ()) if stages is None else tuple(stages)
             rule = f"leaves pp_rank={pp_rank} without layers, embedding or head, so without a parameter to save"
             yield Problem(path, value, rule, "give it a layer, or lower layout.pp")
 

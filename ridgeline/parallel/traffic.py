@@ -26,7 +26,7 @@ def steps_of(schedule: Schedule) -> tuple[tuple[Step, ...], ...]:
     """For each pipeline rank its actions with what it sends and receives.
 
     A forward passes its activation to the next stage, a backward (``B`` or ``I``) its input gradient to the previous.
-    Between two actions a rank posts its send and its receives together; it needs no buffer beyond the tensors received.
+    Between two actions a rank posts its send and its receives together, and may wait for all of them.
 
     Raises:
         PlanError: The schedule deadlocks.

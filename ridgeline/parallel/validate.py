@@ -52,7 +52,7 @@ def _problems(schedule: Schedule, evaluation: bool) -> Iterator[Problem]:
             else:
                 last[stage, microbatch] = kind
             if rule:
-                yield problem_at(schedule, pp_rank, index, rule=rule)
+                yield problem_at(schedule, pp_rank=pp_rank, index=index, rule=rule)
     cells = itertools.product(range(schedule.num_stages), range(schedule.num_microbatches))
     missing = [_any_of(s, due[last.get((s, m), "")], m) for s, m in cells if due[last.get((s, m), "")]]
     if missing:
