@@ -1,4 +1,4 @@
-"""A plan as a report for people: memory, time, collectives and kernels as tables, the pipeline drawn, all assumptions."""
+"""A plan as a report: memory, time, collectives and kernels as tables, the pipeline drawn, and what was assumed."""
 
 from collections.abc import Iterator, Sequence
 

@@ -29,8 +29,6 @@ def train(
     if local is not None:
         options = (*options, "--cluster.nodes", "1", "--cluster.devices-per-node", str(local))
     chosen = read_job(job, options)
-    if chosen.job.cluster.chip.device == "cpu":
-        os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # an installed torch_npu without CANN breaks `import torch`
     if local is not None and "RANK" not in os.environ:
         again = ["train", job, *options, *(["--until", str(until)] if until is not None else [])]
         return edge("ridgeline.apps.runtime.local:run_local")(again, processes=local)

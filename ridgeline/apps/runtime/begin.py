@@ -7,6 +7,8 @@ import attrs
 
 from ridgeline.checkpoint.io.dist import load
 from ridgeline.checkpoint.io.folders import latest
+from ridgeline.checkpoint.io.initial import load_initial
+from ridgeline.checkpoint.io.recorded import CHECKPOINTS
 from ridgeline.core.diff import diff
 from ridgeline.core.job import Job
 from ridgeline.models.runtime.build import Built
@@ -23,7 +25,7 @@ class Start:
 
 def checkpoints_of(job: Job) -> Path:
     """The folder of a run's checkpoints."""
-    return Path(job.run.output) / "checkpoints"
+    return Path(job.run.output) / CHECKPOINTS
 
 
 def begin(built: Built) -> Start:
@@ -35,8 +37,10 @@ def begin(built: Built) -> Start:
     job = built.program.job
     found = latest(checkpoints_of(job))
     if found is None:
-        return Start(notes=("a new run, with random weights",))
+        load_initial(built)
+        return Start(notes=(f"a new run, with {job.init.hf or job.init.checkpoint or 'random'} weights",))
     record = load(found, built)
+    assert record.job is not None  # else it could not have been resumed
     notes = (f"resumed from {found} at step {record.step} of {job.run.steps}", *_changes(record.job, job))
     return Start(step=record.step, consumed_samples=record.consumed_samples, notes=notes)
 

@@ -1,0 +1,47 @@
+"""``ridgeline launch``: the form in which a cluster's scheduler starts a job."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from ridgeline.apps.launch_forms import FORMS, LaunchForm
+from ridgeline.apps.options import Overrides
+from ridgeline.apps.reading import read_job
+from ridgeline.core.errors import Problem, SpecError
+
+
+def launch(
+    job: str,
+    /,
+    *options: Overrides,
+    format: Literal["torchrun", "slurm", "volcano"] = "torchrun",
+    output: Annotated[Path | None, Parameter(name=("--file", "-o"))] = None,
+    image: str = "ridgeline:latest",
+    claim: str = "ridgeline",
+) -> int:
+    """Print, or write to a file, what starts a job on its nodes. It is planned first: a bad job starts nothing.
+
+    Args:
+        job: A job file, a preset or a model folder.
+        options: Fields of the job, as --nodes 4.
+        format: torchrun: the command for each node. slurm: a script for sbatch. volcano: a Kubernetes job.
+        output: Where to write it; by default it is printed.
+        image: The container image of a Kubernetes job.
+        claim: The volume claim of a Kubernetes job, mounted at /work: its data and output belong there.
+    """
+    from ridgeline.parallel.plan import plan
+
+    planned = plan(read_job(job, options).job)
+    form = LaunchForm(job=planned.job, command=("train", job, *options), image=image, claim=claim)
+    text = FORMS[format](form)
+    if output is None:
+        sys.stdout.write(text)
+        return 0
+    try:
+        output.write_text(text)
+    except OSError as error:
+        raise SpecError(Problem("--file", str(output), f"cannot be written: {error.strerror}")) from error
+    sys.stdout.write(f"written to {output}\n")
+    return 0
