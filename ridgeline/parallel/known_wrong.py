@@ -5,8 +5,6 @@ One table. A rule either
     refuses   the job, with the way out;
     repairs   it, which the plan says as a warning;
     avoids    the fault in our own modules: the job stays as it is, and ``sentence`` says how.
-
-A rule over two jobs, the one that saved a checkpoint and the one that resumes it, is in ``RESUME_RULES``.
 """
 
 from collections.abc import Callable
@@ -43,17 +41,6 @@ class KnownWrong(NamedTuple):
     repair: Callable[[Job], Job] | None = None
 
 
-class ResumeRule(NamedTuple):
-    """A change between saving and resuming that megatron-core does not survive."""
-
-    name: str
-    reference: str
-    applies: Callable[[Job, Job], bool]
-    path: str
-    sentence: str
-    way_out: str
-
-
 def repaired(job: Job) -> tuple[Job, tuple[str, ...]]:
     """The job with every known fault repaired that can be, and a sentence for each repair.
 
@@ -73,15 +60,6 @@ def refusals(job: Job) -> tuple[Problem, ...]:
         Problem(rule.path, _value_at(job, rule.path), f"{rule.sentence} ({rule.reference})")
         for rule in RULES
         if rule.action == "refuse" and rule.applies(job)
-    )
-
-
-def resume_problems(saved_job: Job, job: Job) -> tuple[Problem, ...]:
-    """What makes it impossible to resume ``job`` from a checkpoint of ``saved_job``, optimizer included."""
-    return tuple(
-        Problem(rule.path, _value_at(job, rule.path), f"{rule.sentence} ({rule.reference})", rule.way_out)
-        for rule in RESUME_RULES
-        if rule.applies(saved_job, job)
     )
 
 
@@ -106,6 +84,10 @@ def _overlap_p2p(job: Job) -> Job:
 
 def _sequence_parallel(job: Job) -> Job:
     return attrs.evolve(job, layout=attrs.evolve(job.layout, sp=True))
+
+
+def _split_experts_as_tp(job: Job) -> Job:
+    return attrs.evolve(job, layout=attrs.evolve(job.layout, etp=job.layout.tp))
 
 
 def _per_token_loss(job: Job) -> Job:
@@ -141,6 +123,16 @@ RULES: tuple[KnownWrong, ...] = (
         sentence="with cp>1, a loss averaged by microbatch is divided by each cp rank's own count of tokens; "
         "set to true",
         repair=_per_token_loss,
+    ),
+    KnownWrong(
+        name="experts-replicated-over-tp",
+        reference="found with megatron-core 0.16.1: tensor_parallel/layers.py, `allreduce` depends on ep alone",
+        applies=lambda job: _has_experts(job) and job.layout.ep == 1 and job.layout.etp != job.layout.tp,
+        action="repair",
+        path="layout.etp",
+        sentence="with ep=1, experts' gradients are summed over dp and cp, not over the tp ranks that hold copies of "
+        "them, which drift apart; set to tp",
+        repair=_split_experts_as_tp,
     ),
     KnownWrong(
         name="latent-attention-tp",
@@ -194,16 +186,13 @@ RULES: tuple[KnownWrong, ...] = (
         sentence="with a padding mask the router's auxiliary loss counts tokens of all tp ranks as its own; "
         "our batches hold no padding and give it no mask",
     ),
-)
-
-RESUME_RULES: tuple[ResumeRule, ...] = (
-    ResumeRule(
-        name="ep-to-or-from-one",
+    KnownWrong(
+        name="expert-parallel-change-on-resume",
         reference="found with megatron-core 0.16.1: KeyError in the chained optimizers",
-        applies=lambda saved, job: _has_experts(job) and (saved.layout.ep > 1) != (job.layout.ep > 1),
+        applies=_has_experts,
+        action="avoid",
         path="layout.ep",
-        sentence="experts have an optimizer of their own when ep>1 and share one when ep=1, "
-        "so optimizer state cannot move between the two",
-        way_out="keep ep>1 (any degree) or ep=1 as saved, or start from the weights alone with init.checkpoint",
+        sentence="experts have an optimizer of their own when ep>1 and share one when ep=1, so that its state cannot "
+        "be loaded across; our checkpoints keep it by parameter and expert",
     ),
 )
