@@ -12,7 +12,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from ridgeline.kernels.device import Device
 from ridgeline.kernels.runtime.load import load_kernel
 from ridgeline.models.program import RankProgram
-from ridgeline.models.runtime.model import build_chunk, build_config, in_precision, initialize, resolved
+from ridgeline.models.runtime.model import build_chunk, build_config, in_precision, initialize, mark, resolved
 from ridgeline.parallel.runtime.execute import wrap_chunks
 from ridgeline.parallel.runtime.groups import process_groups
 from ridgeline.parallel.runtime.optimizer import build_optimizer
@@ -59,6 +59,7 @@ def build(program: RankProgram, device: Device, *, local_rank: int = 0) -> Itera
         with target:
             bare = [build_chunk(program, chunk, config, kernels) for chunk in range(len(program.chunks))]
         initialize(program, bare)
+        mark(program, bare)
         ddp = DistributedDataParallelConfig(**resolved(program.ddp))
         chunks = wrap_chunks([in_precision(config, chunk) for chunk in bare], config, ddp)
         optimizer = build_optimizer(chunks, resolved(program.optimizer))

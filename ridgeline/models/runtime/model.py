@@ -56,17 +56,26 @@ def build_chunk(program: RankProgram, chunk: int, config: TransformerConfig, ker
 
 
 def initialize(program: RankProgram, chunks: Sequence[torch.nn.Module]) -> None:
-    """Write the initial value of every parameter of this rank, and mark those that tp splits.
-
-    Megatron-core marks them only when it initialises them itself; an unmarked one is left out of the norm of the
-    gradients on all tp ranks but the first.
-    """
+    """Write the initial value of every parameter of this rank."""
     model, seed = program.job.model, program.job.run.seed
     for owned, tensor in named_tensors(program, chunks):
         local = owned.local
         fill(tensor, local.param, local.fqn, owned.boxes, seed=seed, std=initial_std(model, local.param.role))
-        for split in local.shard.splits if not hasattr(tensor, "tensor_model_parallel") else ():
-            set_tensor_model_parallel_attributes(tensor, True, split.dim, split.blocks)
+
+
+def mark(program: RankProgram, chunks: Sequence[torch.nn.Module]) -> None:
+    """Set the marks by which Megatron-core reduces and counts gradients, before it wraps the chunks.
+
+    ``tensor_model_parallel``: it is set upstream only where upstream writes the initial values; a tensor without it is
+    left out of the norm of all gradients on every tp rank but the first.
+    ``allreduce``: False sends an expert's gradient through the expert groups. Upstream does so for ep > 1 only, and with
+    ep=1 and etp < tp the copies on the tp ranks drift apart. For every expert, it also gives each ep the same optimizers.
+    """
+    for owned, tensor in named_tensors(program, chunks):
+        if not hasattr(tensor, "tensor_model_parallel"):
+            for split in owned.local.shard.splits:
+                set_tensor_model_parallel_attributes(tensor, True, split.dim, split.blocks)
+        tensor.allreduce = owned.local.expert is None  # pyright: ignore[reportAttributeAccessIssue]  Megatron's mark
 
 
 def in_precision(config: TransformerConfig, chunk: LanguageModel) -> MegatronModule:
