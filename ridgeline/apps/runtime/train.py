@@ -158,7 +158,12 @@ def _introduction(planned: Plan) -> Iterator[str]:
     vpp = f" vpp={job.layout.vpp}" if job.layout.vpp > 1 else ""
     size = num_params(job.model)
     parameters = f"{size / 1e9:.2f}B" if size >= 1e8 else f"{size / 1e6:.2f}M"
+    time, peak = planned.time, planned.peak
     yield f"{job.name}: {parameters} parameters, {degrees}{vpp} on {job.cluster.world_size} x {job.cluster.chip.name}"
+    yield (
+        f"planned: {time.step_us / 1e6:.3g} s a step, {time.tokens_per_s:,.0f} tokens/s, MFU {time.mfu_full:.1%}, "
+        f"{peak.total_bytes / 2**30:.3g} of {peak.capacity_bytes / 2**30:.3g} GiB a device"
+    )
     yield from (f"warning: {warning}" for warning in planned.warnings)
 
 
@@ -168,6 +173,7 @@ def _logs(planned: Plan, start: Start, console: Console, stack: ExitStack) -> It
     output = Path(run.output)
     yield stack.enter_context(metrics_file(output / FILE, from_step=start.step))
     yield stack.enter_context(tensorboard(output / "tensorboard", from_step=start.step))
+    planned_mfu = planned.time.mfu_full
     yield stack.enter_context(
-        progress(console, steps=run.steps, from_step=start.step, log_every=run.log_every, planned_mfu=None)
+        progress(console, steps=run.steps, from_step=start.step, log_every=run.log_every, planned_mfu=planned_mfu)
     )
