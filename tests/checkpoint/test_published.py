@@ -12,7 +12,7 @@ from ridgeline.models.hf_source import Direct, GateUp, GroupedQkv, Source
 
 @st.composite
 def sources(draw: st.DrawFn) -> tuple[Source, tuple[int, ...], dict[str, np.ndarray], np.ndarray]:
-    """A source, the shape of ours, the published tensors (all elements distinct), and ours made of them in numpy's way."""
+    """A source, the shape of ours, published tensors of distinct elements, and ours made of them in numpy's way."""
     width = draw(st.sampled_from([(), (3,)]))
 
     def new(rows: int, start: int) -> np.ndarray:

@@ -101,7 +101,7 @@ class Index:
 
 @attrs.frozen
 class TensorItem:
-    """A box of a tensor to be written, with its data: a CPU tensor of the box's shape."""
+    """A box of a tensor to be written, with its data: of the box's shape, on any device."""
 
     key: str
     shape: tuple[int, ...]
@@ -144,7 +144,7 @@ def write_items(
                 start = stream.tell()
                 where = {"key": part.key, "file": path.name, "start": start}
                 if isinstance(part, TensorItem):
-                    write_tensor(stream, part.data)
+                    write_tensor(stream, part.data.cpu().contiguous())
                     dtype, shape, box = part.data.dtype, part.shape, part.box
                     written.append(Written(**where, length=stream.tell() - start, dtype=dtype, shape=shape, box=box))
                 else:

@@ -1,0 +1,44 @@
+"""First weights from elsewhere: each rank reads just its boxes, into the model and the optimizer's fp32 copy of it."""
+
+from pathlib import Path
+
+from ridgeline.checkpoint.holdings import fragments_of
+from ridgeline.checkpoint.io.agreement import together
+from ridgeline.checkpoint.io.hf import hf_weights
+from ridgeline.checkpoint.io.recorded import find_checkpoint, open_record
+from ridgeline.checkpoint.io.state import weight_boxes
+from ridgeline.checkpoint.io.weights import Weights, checkpoint_weights
+from ridgeline.core.job import Init
+from ridgeline.core.model import ModelSpec
+from ridgeline.models.runtime.build import Built
+
+
+def load_initial(built: Built) -> None:
+    """Load the weights that the job's ``init`` names, if it names any; every rank calls it.
+
+    Raises:
+        CheckpointError: On every rank if any failed: they do not fit the model, or are damaged.
+    """
+    job = built.program.job
+    source = job.init.hf or job.init.checkpoint
+    if source is not None:
+        together(lambda: load_weights(built, weights_of(job.init, job.model)), Path(source))
+
+
+def weights_of(init: Init, model: ModelSpec) -> Weights:
+    """The weights that a job starts from."""
+    if init.hf is not None:
+        return hf_weights(init.hf, model)
+    assert init.checkpoint is not None
+    step = find_checkpoint(init.checkpoint)
+    open_record(step)  # finds what is missing or cut short before anything is read
+    return checkpoint_weights(step, model)
+
+
+def load_weights(built: Built, weights: Weights) -> None:
+    """Read this rank's part of a model's weights."""
+    for holding, flat, start, stop in weight_boxes(built):
+        for fragment in fragments_of(holding, start, stop):
+            begin = fragment.start - start
+            out = flat[begin : begin + fragment.box.elements].view(fragment.box.shape)
+            weights(holding.owned.local.fqn, fragment.box, out)
