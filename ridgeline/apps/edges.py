@@ -23,5 +23,6 @@ def edge(name: str) -> Any:
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", module=UPSTREAM)
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)

@@ -94,12 +94,24 @@ def train_until_signal(job_text, after_step):
     return train_job(job_text)
 
 
-def failure_of(job_text, environment=None):
-    """Train, which fails: the error's class, what a person is told, and the exit code."""
+def failure_of(job_text):
+    """Train, which fails: the kind of error, what a person is told, and the exit code."""
     from ridgeline.apps.failures import explain
 
     try:
         train_job(job_text)
     except Exception as error:
-        return type(error).__name__, *explain(error)
+        return attrs.astuple(explain(error))
     return None
+
+
+def failure_on_full_disk(job_text, limit_bytes):
+    """As ``failure_of``, where no file can grow beyond a limit."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
+    try:
+        return failure_of(job_text)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -15,7 +15,7 @@ import pytest
 
 from ridgeline.core.job import Data, Init, Source
 from ridgeline.core.layout import Layout
-from tests.apps.runs import failure_of, prepare, text_of, tiny_job, train_job, train_until_signal
+from tests.apps.runs import failure_of, failure_on_full_disk, prepare, text_of, tiny_job, train_job, train_until_signal
 
 CURVE = ("loss", "grad_norm", "lr", "tokens", "consumed_samples")
 
@@ -154,6 +154,20 @@ def test_what_cannot_run_is_told_before_the_first_step(ranks, folder, whole, cha
     assert re.fullmatch(error, failed[0]), failed
     assert re.search(message, failed[1], re.DOTALL), failed[1]
     assert failed[2] == 2
+
+
+def test_a_full_disk_loses_nothing_saved(ranks, folder, whole):
+    """Both ranks end with one sentence that names the folder; with room again the run goes on from what it had."""
+    job = tiny_job(folder, output="full", valid_every=4)
+    ranks.run(train_job, 2, text_of(job), 4)
+    before = checkpoints_of(job)
+    first, second = ranks.run(failure_on_full_disk, 2, text_of(job), 200_000)
+    assert first == second
+    assert first[0] == "CheckpointError"
+    assert re.match(r"folder=.*/step_0000006: no room to write it", first[1])
+    assert checkpoints_of(job) == before
+    ranks.run(train_job, 2, text_of(job))
+    assert curve_of(job) == curve_of(whole[0])
 
 
 def test_a_killed_rank_stops_all_and_loses_nothing_saved(folder, whole, ranks):
