@@ -1,25 +1,16 @@
 """One rank's program: all that its process builds and does, as plain data that can be printed, compared and sent."""
 
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
-from typing import TypeAlias
+from collections.abc import Iterator
 
 import attrs
 
-from ridgeline.core.errors import LoweringError
-from ridgeline.core.job import FullRecompute, Job, SelectiveRecompute
-from ridgeline.core.model import Attention, Mlp, Moe
-from ridgeline.kernels.capabilities import capabilities_of
-from ridgeline.kernels.select import select
-from ridgeline.kernels.table import KERNELS
+from ridgeline.core.job import Job
+from ridgeline.models.megatron import Fields, check_lowerable, ddp_fields, optimizer_fields, transformer_fields
+from ridgeline.parallel.actions import Action
 from ridgeline.parallel.mesh import PROCESS_GROUPS, ExpertCoords, RankCoords, expert_coords, group_of, rank_coords
 from ridgeline.parallel.plan import Plan
 from ridgeline.parallel.shards import Box, LocalParam, padded_vocab, rank_params, slices_of
-from ridgeline.parallel.stages import StageMap, megatron_layout
-
-Value: TypeAlias = str | int | float | bool | tuple["Value", ...] | None
-Fields: TypeAlias = tuple[tuple[str, Value], ...]
-"""Fields of one of Megatron-core's configs by name; dtypes and functions by torch's name for them."""
+from ridgeline.parallel.stages import StageMap
 
 
 @attrs.frozen(kw_only=True)
@@ -90,6 +81,7 @@ class RankProgram:
         kernels: The kernel chosen for each op.
         transformer, ddp, optimizer: Fields of Megatron-core's three configs.
         data: The samples it reads.
+        actions: Its forwards and backwards of one step, in order.
     """
 
     job: Job
@@ -106,6 +98,11 @@ class RankProgram:
     ddp: Fields
     optimizer: Fields
     data: DataSlice
+    actions: tuple[Action, ...]
+
+    def __str__(self) -> str:
+        """A section for each field but the job."""
+        return "\n".join(_lines(self))
 
 
 def lower(plan: Plan, rank: int) -> RankProgram:
@@ -134,7 +131,7 @@ def lower(plan: Plan, rank: int) -> RankProgram:
         padded_vocab=vocab,
         num_pads=min(local_vocab, max(0, (coords.tp_rank + 1) * local_vocab - job.model.vocab_size)),
         params=tuple(Owned(local=p, boxes=slices_of(p.shard, rank, mesh)) for p in rank_params(plan, rank)),
-        kernels=_kernels(job),
+        kernels=tuple((choice.op, choice.kernel) for choice in plan.kernels),
         transformer=transformer_fields(job, plan.stages),
         ddp=ddp_fields(job),
         optimizer=optimizer_fields(job),
@@ -145,12 +142,8 @@ def lower(plan: Plan, rank: int) -> RankProgram:
             num_microbatches=job.num_microbatches,
             seq_len=job.batch.seq_len,
         ),
+        actions=plan.schedule.ranks[coords.pp_rank],
     )
-
-
-def _kernels(job: Job) -> tuple[tuple[str, str], ...]:
-    device, dtype = job.cluster.chip.device, DTYPES[job.precision.params]
-    return tuple((op, select(op, device=device, dtype=dtype).kernel) for op in KERNELS)
 
 
 def _chunks(stages: StageMap, pp_rank: int) -> tuple[Chunk, ...]:
@@ -160,160 +153,20 @@ def _chunks(stages: StageMap, pp_rank: int) -> tuple[Chunk, ...]:
     )
 
 
-def check_lowerable(job: Job) -> None:
-    """Refuse what the plan allows and this runtime cannot do yet.
-
-    Raises:
-        LoweringError: A line for each.
-    """
-    if faults := tuple(_faults(job)):
-        raise LoweringError("\n".join(faults))
-
-
-def _faults(job: Job) -> Iterator[str]:
-    if job.layout.cp > 1:
-        yield f"layout.cp={job.layout.cp}: the runtime's attention sees its own part of the sequence only; use 1"
-    if job.model.mtp:
-        yield f"model.mtp={job.model.mtp}: multi-token prediction has no lowering yet; use 0"
-    blocks = job.model.layers()
-    for kind in dict.fromkeys(block.mixer.kind for block in blocks if not isinstance(block.mixer, Attention)):
-        yield f"model.blocks.mixer={kind!r}: has no lowering yet; use kind='attention'"
-    parts: Mapping[str, tuple[type, tuple[str, ...]]] = {
-        "mixer": (Attention, ("heads", "kv_heads", "head_dim", "qkv_bias", "qk_norm")),
-        "feed_forward": (Moe, ("experts", "topk", "ffn_hidden", "normalize_topk", "aux_loss", "z_loss")),
-    }
-    for part, (kind, names) in parts.items():
-        found = [member for block in blocks if isinstance(member := getattr(block, part), kind)]
-        for name in names:
-            if len(values := sorted({getattr(member, name) for member in found})) > 1:
-                yield f"model.blocks.{part}.{name}={values}: Megatron-core has one for all layers; use one value"
-
-
-def transformer_fields(job: Job, stages: StageMap) -> Fields:
-    """Megatron-core's TransformerConfig for a job whose blocks it can hold, without what only a rank knows."""
-    model, layout, precision = job.model, job.layout, job.precision
-    attention, mlp, moe = _uniform_parts(job)
-    dtype = DTYPES[precision.params]
-    interleaved = layout.vpp > 1
-    return (
-        ("num_layers", model.num_layers),
-        ("hidden_size", model.hidden),
-        ("num_attention_heads", attention.heads),
-        ("num_query_groups", attention.kv_heads),
-        ("kv_channels", attention.head_dim),
-        ("ffn_hidden_size", mlp.ffn_hidden if mlp else moe.ffn_hidden if moe else None),
-        ("add_qkv_bias", attention.qkv_bias),
-        ("qk_layernorm", attention.qk_norm),
-        ("normalization", "RMSNorm"),
-        ("layernorm_epsilon", model.norm_eps),
-        ("gated_linear_unit", True),
-        ("activation_func", "silu"),
-        ("add_bias_linear", False),
-        *_moe_fields(job, moe),
-        # Modules and kernels are ours: see ridgeline.models.runtime.layers.
-        ("transformer_impl", "local"),
-        ("use_te_activation_func", True),  # Megatron-core's name for "the activation is a module of the spec"
-        ("bias_activation_fusion", False),
-        ("bias_dropout_fusion", False),
-        ("masked_softmax_fusion", False),
-        ("apply_rope_fusion", False),
-        ("gradient_accumulation_fusion", False),
-        ("attention_dropout", 0.0),
-        ("hidden_dropout", 0.0),
-        # Initial weights are ours: see ridgeline.models.runtime.initial.
-        ("perform_initialization", False),
-        ("tensor_model_parallel_size", layout.tp),
-        ("pipeline_model_parallel_size", layout.pp),
-        ("virtual_pipeline_model_parallel_size", layout.vpp if interleaved else None),
-        ("pipeline_model_parallel_layout", megatron_layout(stages) if layout.pp > 1 else None),
-        ("microbatch_group_size_per_vp_stage", layout.microbatch_group_size or layout.pp),
-        ("context_parallel_size", layout.cp),
-        ("expert_model_parallel_size", layout.ep),
-        ("expert_tensor_parallel_size", layout.etp),
-        ("sequence_parallel", layout.sp),
-        ("overlap_p2p_comm", interleaved and job.comm.p2p == "overlapped"),
-        ("batch_p2p_comm", not (interleaved and job.comm.p2p == "overlapped")),
-        # gloo reads a tensor after the call that sends it; only streams order that with giving its memory back.
-        ("deallocate_pipeline_outputs", capabilities_of(job.cluster.chip.device).streams),
-        ("calculate_per_token_loss", job.objective.per_token),
-        ("params_dtype", dtype),
-        ("pipeline_dtype", dtype),
-        ("bf16", precision.params == "bf16"),
-        *_recompute_fields(job),
-    )
-
-
-def ddp_fields(job: Job) -> Fields:
-    """Megatron-core's DistributedDataParallelConfig."""
-    return (
-        ("grad_reduce_in_fp32", job.precision.grads == "fp32"),
-        ("overlap_grad_reduce", job.comm.overlap_grad_reduce),
-        ("overlap_param_gather", job.comm.overlap_param_gather),
-        ("use_distributed_optimizer", job.memory.distributed_optimizer),
-    )
-
-
-def optimizer_fields(job: Job) -> Fields:
-    """Megatron-core's OptimizerConfig."""
-    adam = job.optimizer
-    return (
-        ("optimizer", "adam"),
-        ("lr", adam.lr),
-        ("min_lr", adam.min_lr),
-        ("weight_decay", adam.weight_decay),
-        ("adam_beta1", adam.beta1),
-        ("adam_beta2", adam.beta2),
-        ("adam_eps", adam.eps),
-        ("clip_grad", adam.clip_grad),
-        ("bf16", job.precision.params == "bf16"),
-        ("params_dtype", DTYPES[job.precision.params]),
-        ("use_distributed_optimizer", job.memory.distributed_optimizer),
-        ("overlap_param_gather", job.comm.overlap_param_gather),
-    )
-
-
-def _moe_fields(job: Job, moe: Moe | None) -> Fields:
-    if moe is None:
-        return ()
-    is_moe = tuple(int(isinstance(block.feed_forward, Moe)) for block in job.model.layers())
-    return (
-        ("num_moe_experts", moe.experts),
-        ("moe_ffn_hidden_size", moe.ffn_hidden),
-        ("moe_layer_freq", 1 if all(is_moe) else is_moe),
-        ("moe_router_topk", moe.topk),
-        ("moe_router_score_function", "softmax"),
-        ("moe_router_pre_softmax", not moe.normalize_topk),
-        ("moe_router_dtype", "fp32"),
-        ("moe_router_load_balancing_type", "aux_loss" if moe.aux_loss else "none"),
-        ("moe_aux_loss_coeff", moe.aux_loss),
-        ("moe_z_loss_coeff", moe.z_loss or None),
-        ("moe_token_dispatcher_type", job.comm.moe_dispatcher),
-        ("moe_grouped_gemm", False),
-    )
-
-
-def _recompute_fields(job: Job) -> Fields:
-    match job.memory.recompute:
-        case SelectiveRecompute(modules=modules):
-            return (("recompute_granularity", "selective"), ("recompute_modules", modules))
-        case FullRecompute(method=method, num_layers=num_layers):
-            return (
-                ("recompute_granularity", "full"),
-                ("recompute_method", method),
-                ("recompute_num_layers", num_layers),
-            )
-        case None:
-            return ()
-
-
-def _uniform_parts(job: Job) -> tuple[Attention, Mlp | None, Moe | None]:
-    mixers, feed_forwards = [b.mixer for b in job.model.layers()], [b.feed_forward for b in job.model.layers()]
-    return (
-        next(m for m in mixers if isinstance(m, Attention)),
-        next((f for f in feed_forwards if isinstance(f, Mlp)), None),
-        next((f for f in feed_forwards if isinstance(f, Moe)), None),
-    )
-
-
-DTYPES = MappingProxyType({"bf16": "bfloat16", "fp32": "float32"})
-"""Ours to torch's."""
+def _lines(program: RankProgram) -> Iterator[str]:
+    yield f"rank {program.rank} of {program.job.cluster.world_size}"
+    coords = attrs.asdict(program.coords) | attrs.asdict(program.expert_coords)
+    yield f"  {' '.join(f'{name}={value}' for name, value in coords.items())}"
+    yield "groups"
+    yield from (f"  {name}: {' '.join(map(str, ranks))}" for name, ranks in program.groups)
+    for index, chunk in enumerate(program.chunks):
+        ends = ["embedding"] * chunk.pre_process, ["head"] * chunk.post_process
+        yield f"chunk {index}: stage {chunk.stage}: {', '.join([*ends[0], *map(str, chunk.layers), *ends[1]])}"
+        for local in (owned.local for owned in program.params if owned.local.chunk == index):
+            yield f"  {local.name} {local.local_shape} of {local.fqn} {local.shard.global_shape}"
+    for title in ("kernels", "transformer", "ddp", "optimizer"):
+        yield title
+        yield from (f"  {name}: {value}" for name, value in getattr(program, title))
+    yield "data"
+    yield from (f"  {name}: {value}" for name, value in attrs.asdict(program.data).items())
+    yield f"actions: {' '.join(map(str, program.actions))}"

@@ -9,7 +9,8 @@ from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attri
 from megatron.core.transformer.module import Float16Module, MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from ridgeline.models.program import Fields, Owned, RankProgram
+from ridgeline.models.megatron import Fields
+from ridgeline.models.program import Owned, RankProgram
 from ridgeline.models.runtime.initial import fill, initial_std
 from ridgeline.models.runtime.layers import Kernels, decoder_spec
 
@@ -66,10 +67,10 @@ def initialize(program: RankProgram, chunks: Sequence[torch.nn.Module]) -> None:
 def mark(program: RankProgram, chunks: Sequence[torch.nn.Module]) -> None:
     """Set the marks by which Megatron-core reduces and counts gradients, before it wraps the chunks.
 
-    ``tensor_model_parallel``: it is set upstream only where upstream writes the initial values; a tensor without it is
+    ``tensor_model_parallel``: upstream sets it only where it writes the initial values itself; a tensor without it is
     left out of the norm of all gradients on every tp rank but the first.
-    ``allreduce``: False sends an expert's gradient through the expert groups. Upstream does so for ep > 1 only, and with
-    ep=1 and etp < tp the copies on the tp ranks drift apart. For every expert, it also gives each ep the same optimizers.
+    ``allreduce``: False sends an expert's gradient through the expert groups. Upstream does so for ep > 1 only; with
+    ep=1 and etp < tp, copies on the tp ranks would drift apart. On every expert, it gives each ep the same optimizers.
     """
     for owned, tensor in named_tensors(program, chunks):
         if not hasattr(tensor, "tensor_model_parallel"):

@@ -24,11 +24,16 @@ class Microbatch(Protocol):
     each sample is one document; then positions are 0 .. s-1 and ``position_ids`` is not read.
     """
 
-    tokens: torch.Tensor
-    labels: torch.Tensor
-    loss_mask: torch.Tensor
-    position_ids: torch.Tensor
-    cu_seqlens: torch.Tensor | None
+    @property
+    def tokens(self) -> torch.Tensor: ...
+    @property
+    def labels(self) -> torch.Tensor: ...
+    @property
+    def loss_mask(self) -> torch.Tensor: ...
+    @property
+    def position_ids(self) -> torch.Tensor: ...
+    @property
+    def cu_seqlens(self) -> torch.Tensor | None: ...
 
 
 @attrs.frozen(kw_only=True)
@@ -50,6 +55,14 @@ class StepResult:
     skipped: bool
 
 
+@attrs.frozen
+class MeanLoss:
+    """The mean loss of a step, weighed as the objective says, and how many tokens had one, over all ranks."""
+
+    loss: float
+    tokens: int
+
+
 def train_step(built: Built, microbatches: Iterable[Microbatch], *, step: int) -> StepResult:
     """Run a step's microbatches, reduce their gradients and update the weights.
 
@@ -58,15 +71,25 @@ def train_step(built: Built, microbatches: Iterable[Microbatch], *, step: int) -
         microbatches: As many as the program says, of ``mbs`` samples.
         step: Updates made before this one, 0 for the first; it decides the learning rate.
     """
-    job = built.program.job
+    adam, steps = built.program.job.optimizer, built.program.job.run.steps
+    mean = accumulate(built, microbatches)
+    lr = lr_at(step, adam, steps=steps)
+    done = update(built.optimizer, lr=lr, weight_decay=adam.weight_decay, clip_grad=adam.clip_grad)
+    return StepResult(loss=mean.loss, grad_norm=done.grad_norm, lr=lr, tokens=mean.tokens, skipped=done.skipped)
+
+
+def accumulate(built: Built, microbatches: Iterable[Microbatch], *, whole: bool = False) -> MeanLoss:
+    """The first half of a step: gradients of all microbatches, in ``main_grad`` of each parameter.
+
+    Args:
+        built: This rank.
+        microbatches: As for `train_step`.
+        whole: Leave every dp rank the whole gradient, even if the optimizer needs but a shard of it.
+    """
     for chunk in built.chunks:
         chunk.zero_grad_buffer()
     built.optimizer.zero_grad()
-    loss, tokens = _run(built, microbatches, forward_only=False)
-    lr = lr_at(step, job.optimizer, steps=job.run.steps)
-    adam = job.optimizer
-    done = update(built.optimizer, lr=lr, weight_decay=adam.weight_decay, clip_grad=adam.clip_grad)
-    return StepResult(loss=loss, grad_norm=done.grad_norm, lr=lr, tokens=tokens, skipped=done.skipped)
+    return _run(built, microbatches, whole=whole)
 
 
 def eval_step(built: Built, microbatches: Iterable[Microbatch]) -> float:
@@ -75,7 +98,7 @@ def eval_step(built: Built, microbatches: Iterable[Microbatch]) -> float:
         chunk.eval()
     try:
         with torch.no_grad():
-            return _run(built, microbatches, forward_only=True)[0]
+            return _run(built, microbatches, forward_only=True).loss
     finally:
         for chunk in built.chunks:
             chunk.train()
@@ -83,7 +106,7 @@ def eval_step(built: Built, microbatches: Iterable[Microbatch]) -> float:
 
 def sequences_of(program: RankProgram, batch: Microbatch, *, device: torch.device, dtype: torch.dtype) -> Sequences:
     """What attention needs of a microbatch, on the device."""
-    mixers = {mixer for block in program.job.model.layers() if isinstance(mixer := block.mixer, Attention)}
+    mixers = {mixer for run in program.job.model.blocks if isinstance(mixer := run.block.mixer, Attention)}
     length = batch.tokens.shape[1]
     if batch.cu_seqlens is None:
         tables = {m.rope: _table_of_whole(m.rope, m.head_dim, length, dtype, device) for m in mixers}
@@ -104,8 +127,10 @@ def _table_of_whole(rope: Rope, head_dim: int, length: int, dtype: torch.dtype, 
     return rotary_table(rope, head_dim=head_dim, positions_bs=positions, length=length, dtype=dtype)
 
 
-def _run(built: Built, microbatches: Iterable[Microbatch], *, forward_only: bool) -> tuple[float, int]:
-    """Run the schedule; the loss of the step and its tokens, on every rank."""
+def _run(
+    built: Built, microbatches: Iterable[Microbatch], *, forward_only: bool = False, whole: bool = False
+) -> MeanLoss:
+    """Run the schedule, and tell every rank the loss."""
     data = built.program.data
     reports = run_schedule(
         built.chunks,
@@ -114,11 +139,13 @@ def _run(built: Built, microbatches: Iterable[Microbatch], *, forward_only: bool
         seq_len=data.seq_len,
         mbs=data.mbs,
         forward_only=forward_only,
+        whole_gradients=whole,
     )
     sums = torch.stack(reports).sum(0) if reports else torch.zeros(3, device=built.device)
     total, means, tokens = share_sums(sums).tolist()
     per_token = built.program.job.objective.per_token
-    return (total / max(tokens, 1.0) if per_token else means / (data.num_microbatches * data.dp)), round(tokens)
+    loss = total / max(tokens, 1.0) if per_token else means / (data.num_microbatches * data.dp)
+    return MeanLoss(loss, round(tokens))
 
 
 def _forward_step(built: Built, microbatches: Iterator[Microbatch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Any]:

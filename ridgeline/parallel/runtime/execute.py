@@ -36,8 +36,18 @@ def run_schedule(
     seq_len: int,
     mbs: int,
     forward_only: bool = False,
+    whole_gradients: bool = False,
 ) -> list[Any]:
     """Run every microbatch through every chunk of this rank, and its backward, in the order of the schedule.
+
+    Args:
+        chunks: Of this rank, in order.
+        forward_step: A microbatch from the iterator through a chunk: its output, and what makes that a loss.
+        microbatches: Of this dp rank.
+        seq_len: Tokens of a sample.
+        mbs: Samples of a microbatch.
+        forward_only: Leave the backwards out.
+        whole_gradients: Reduce each gradient to every dp rank, even if the optimizer needs but a shard of it.
 
     Returns:
         What the loss function reported of each microbatch, on ranks that hold the last stage; nothing elsewhere.
@@ -52,6 +62,7 @@ def run_schedule(
         seq_length=seq_len,
         micro_batch_size=mbs,
         forward_only=forward_only,
+        force_all_reduce=whole_gradients,
     )
 
 

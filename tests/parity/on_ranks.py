@@ -1,0 +1,77 @@
+"""What ranks run for the comparisons of this folder."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+import torch
+from torch import distributed
+
+from ridgeline.core.job import Job
+from ridgeline.kernels.device import open_device
+from ridgeline.models.program import lower
+from ridgeline.models.runtime.build import Built, build
+from ridgeline.models.runtime.model import named_tensors
+from ridgeline.models.runtime.step import accumulate, train_step
+from ridgeline.parallel.plan import plan
+
+
+@attrs.frozen(kw_only=True)
+class Tokens:
+    """A microbatch as the model takes it."""
+
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    loss_mask: torch.Tensor
+    position_ids: torch.Tensor
+    cu_seqlens: torch.Tensor | None = None
+
+
+@attrs.frozen
+class Piece:
+    """A rank's part of the gradient of a parameter: the boxes of the whole that it holds, one after the other."""
+
+    fqn: str
+    boxes: tuple[tuple[tuple[int, int], ...], ...]
+    global_shape: tuple[int, ...]
+    values: Any
+
+
+@attrs.frozen
+class Trained:
+    """A few steps of a rank: loss and gradient norm of each, and its part of the first step's gradients."""
+
+    losses: list[float]
+    grad_norms: list[float]
+    tokens: list[int]
+    gradients: list[Piece]
+
+
+def train(job: Job, steps: int = 5) -> Trained:
+    """Train from the initial weights."""
+    with build(lower(plan(job), distributed.get_rank()), open_device("cpu")) as built:
+        accumulate(built, microbatches(built, 0), whole=True)
+        gradients = list(pieces(built))
+        done = [train_step(built, microbatches(built, step), step=step) for step in range(steps)]
+    return Trained([d.loss for d in done], [d.grad_norm for d in done], [d.tokens for d in done], gradients)
+
+
+def pieces(built: Built) -> Iterator[Piece]:
+    """This rank's part of every gradient."""
+    for owned, tensor in named_tensors(built.program, built.chunks):
+        values = tensor.main_grad.detach().float().numpy().copy()
+        yield Piece(owned.local.fqn, owned.boxes, owned.local.shard.global_shape, values)
+
+
+def microbatches(built: Built, step: int) -> list[Tokens]:
+    """What this rank reads in a step: random tokens, a fifth of them without a loss."""
+    data, vocab = built.program.data, built.program.job.model.vocab_size
+    gbs = data.mbs * data.dp * data.num_microbatches
+    generator = torch.Generator().manual_seed(step)
+    text = torch.randint(0, vocab, (gbs, data.seq_len + 1), generator=generator)
+    mask = (torch.rand(gbs, data.seq_len, generator=generator) > 0.2).float()
+    positions = torch.arange(data.seq_len).expand(data.mbs, -1)
+    return [
+        Tokens(tokens=text[rows, :-1], labels=text[rows, 1:], loss_mask=mask[rows], position_ids=positions)
+        for rows in map(list, data.samples(0))
+    ]

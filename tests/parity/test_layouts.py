@@ -1,0 +1,93 @@
+"""A layout changes nothing: losses, gradient norms and every gradient equal those of one rank."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from tests.parity.on_ranks import Trained, train
+from tests.parity.small import MODELS, job_of
+
+LAYOUTS = {
+    "tp2": (2, {"layout__tp": 2}),
+    "tp2 sp": (2, {"layout__tp": 2, "layout__sp": True}),
+    "pp2": (2, {"layout__pp": 2}),
+    "pp2 vpp2": (2, {"layout__pp": 2, "layout__vpp": 2}),
+    "dp2": (2, {}),
+    "dp2 distributed optimizer": (2, {"memory__distributed_optimizer": True}),
+    "dp2 overlapped": (
+        2,
+        {
+            "memory__distributed_optimizer": True,
+            "comm__overlap_grad_reduce": True,
+            "comm__overlap_param_gather": True,
+        },
+    ),
+    "uneven": (2, {"layout__pp": 2, "layout__stages": (1, 3)}),
+    "uneven vpp2": (2, {"layout__pp": 2, "layout__vpp": 2, "layout__stages": (0, 1, 3, 0)}),
+    "noop": (2, {"layout__pp": 2, "layout__vpp": 2, "layout__noop_layers": (0, 3, 5, 7)}),
+    "pp4": (4, {"layout__pp": 4}),
+    "tp2 pp2": (4, {"layout__tp": 2, "layout__pp": 2}),
+    "tp2 pp2 sp vpp2": (4, {"layout__tp": 2, "layout__pp": 2, "layout__sp": True, "layout__vpp": 2}),
+    "ep2 alltoall": (2, {"layout__ep": 2}),
+    "ep2 allgather": (2, {"layout__ep": 2, "comm__moe_dispatcher": "allgather"}),
+    "ep2 distributed optimizer": (2, {"layout__ep": 2, "memory__distributed_optimizer": True}),
+    "tp2 sp ep2": (2, {"layout__tp": 2, "layout__sp": True, "layout__ep": 2}),
+    "tp2 sp etp2": (2, {"layout__tp": 2, "layout__sp": True, "layout__etp": 2}),
+    "tp2 sp ep2 dp2": (4, {"layout__tp": 2, "layout__sp": True, "layout__ep": 2}),
+}
+EXPERTS_ONLY = {name for name in LAYOUTS if "ep2" in name or "etp2" in name}
+NEEDS_SP = {"tp2", "tp2 pp2"}
+"""Megatron-core refuses to train experts with tp and without sp."""
+
+EVERY_DAY = {
+    *(("dense", name) for name in LAYOUTS if name not in EXPERTS_ONLY),
+    *(("tied", name) for name in ("tp2", "pp2 vpp2", "tp2 pp2")),
+    *(("moe", name) for name in ("pp2", *EXPERTS_ONLY)),
+    ("mixed", "pp2 vpp2"),
+}
+CASES = [
+    pytest.param(model, layout, id=f"{model}: {layout}", marks=() if (model, layout) in EVERY_DAY else pytest.mark.full)
+    for model in MODELS
+    for layout in LAYOUTS
+    if not (layout in EXPERTS_ONLY and model in ("dense", "tied"))
+    if not (layout in NEEDS_SP and model in ("moe", "mixed"))
+]
+
+
+@pytest.fixture(scope="module")
+def alone(ranks):
+    """What one rank makes of a model."""
+
+    @functools.cache
+    def train_alone(model: str) -> Trained:
+        return ranks.run(train, 1, job_of(MODELS[model]))[0]
+
+    return train_alone
+
+
+@pytest.mark.parametrize(("model", "layout"), CASES)
+def test_layout(ranks, alone, model, layout):
+    world_size, fields = LAYOUTS[layout]
+    results = ranks.run(train, world_size, job_of(MODELS[model], world_size=world_size, **fields))
+    truth = alone(model)
+    assert len({str(result.losses) for result in results}) == 1, "every rank is told the same losses"
+    assert results[0].losses == pytest.approx(truth.losses, rel=1e-5)
+    assert results[0].grad_norms == pytest.approx(truth.grad_norms, rel=1e-5)
+    assert results[0].tokens == truth.tokens
+    assert different_gradients(results, truth) == {}
+
+
+def different_gradients(results: list[Trained], truth: Trained, *, rel: float = 1e-5) -> dict[str, float]:
+    """Parameters whose gradients differ, with the norm of the difference over the norm; none may be missing."""
+    whole = {piece.fqn: piece.values for piece in truth.gradients}
+    seen = {piece.fqn for result in results for piece in result.gradients}
+    different = dict.fromkeys(whole.keys() ^ seen, np.inf)
+    for piece in (piece for result in results for piece in result.gradients):
+        padded = np.zeros(piece.global_shape, np.float32)
+        padded[tuple(map(slice, whole[piece.fqn].shape))] = whole[piece.fqn]
+        part = np.concatenate([padded[tuple(slice(*side) for side in box)] for box in piece.boxes])
+        difference = np.linalg.norm(part - piece.values) / np.linalg.norm(part)
+        if not difference < rel:
+            different[piece.fqn] = max(difference, different.get(piece.fqn, 0.0))
+    return different
