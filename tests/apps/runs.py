@@ -115,3 +115,15 @@ def failure_on_full_disk(job_text, limit_bytes):
         return failure_of(job_text)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def command(*tokens):
+    """Run a command here: its exit code, and what it said."""
+    import contextlib
+
+    from ridgeline.apps.cli import run
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run(tokens)
+    return code, out.getvalue(), err.getvalue()
