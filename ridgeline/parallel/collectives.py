@@ -10,7 +10,7 @@ Source:
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import ceil, prod
+from math import ceil, lcm, prod
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -22,6 +22,10 @@ from ridgeline.parallel.stages import StageMap
 from ridgeline.parallel.work import StageWork
 
 WIDTHS: Mapping[str, int] = MappingProxyType({"bf16": 2, "fp32": 4})
+REPORT_BYTES = 3 * 4  # the sums of losses, of microbatches' means, and of tokens
+PARAM_ALIGNMENT = 64  # elements, of each parameter's start in a buffer of the distributed optimizer
+BUCKET_ALIGNMENT = 128  # elements, of the buffer's end, and a whole number for each rank
+SHARED_OVER_TP = ("norm", "router", "out_bias", "down_bias")  # under sp each tp rank sees its own tokens only
 BUCKET_ELEMENTS = 40_000_000
 BUCKET_ELEMENTS_PER_RANK = 1_000_000
 
@@ -61,14 +65,24 @@ class LocalParams(NamedTuple):
     """Elements that one rank holds of one stage.
 
     Attributes:
-        dense: Reduced over dp and cp.
-        expert: Reduced over edp.
+        dense: Weights whose gradients are reduced over dp and cp.
+        expert: Weights whose gradients are reduced over edp.
         replicated: Of ``dense``, those whose gradients are also summed over tp.
+        dense_buffer, embedding_buffer, expert_buffer: What is reduced at a time, padding included; a tied embedding has
+            a buffer of its own under the distributed optimizer.
     """
 
     dense: int
     expert: int
     replicated: int
+    dense_buffer: int
+    embedding_buffer: int
+    expert_buffer: int
+
+    @property
+    def buffers(self) -> int:
+        """Elements of all buffers."""
+        return self.dense_buffer + self.embedding_buffer + self.expert_buffer
 
 
 def plan_collectives(
@@ -92,17 +106,28 @@ def plan_collectives(
 
 def local_params(job: Job, *, mesh: Mesh, stages: StageMap, shards: tuple[ParamRow, ...], stage: int) -> LocalParams:
     """How many elements one rank of a stage holds."""
-    dense = expert = replicated = 0
-    for row, copies in stage_rows(shards, stages, stage):
-        size = copies * prod(local_shape(row.shard, mesh)) * max(1, row.param.experts // mesh.ep)
-        if row.param.experts and mesh.ep > 1:  # with ep=1 Megatron-core reduces experts as it does all others
-            expert += size
-        else:
-            dense += size
-        whole = ("norm", "router", "out_bias", "down_bias")
-        if mesh.tp > 1 and (row.param.role == "head_norm" or (job.layout.sp and row.param.role in whole)):
-            replicated += size
-    return LocalParams(dense, expert, replicated)
+    shared = job.memory.distributed_optimizer
+    apart = shared and job.model.tied_embeddings and mesh.pp > 1
+    sizes = {"dense": 0, "expert": 0, "replicated": 0}
+    buffers = {"dense": 0, "embedding": 0, "expert": 0}
+    for row, layers in stage_rows(shards, stages, stage):
+        size, role = prod(local_shape(row.shard, mesh)), row.param.role
+        copies = layers * max(1, row.param.experts // mesh.ep)
+        # With ep=1 Megatron-core reduces experts as it does all others.
+        kind = "expert" if row.param.experts and mesh.ep > 1 else "dense"
+        sizes[kind] += size * copies
+        buffer = "embedding" if apart and role == "embedding" else kind
+        buffers[buffer] += (_padded(size, PARAM_ALIGNMENT) if shared else size) * copies
+        if mesh.tp > 1 and (role == "head_norm" or (job.layout.sp and role in SHARED_OVER_TP)):
+            sizes["replicated"] += size * copies
+    if shared:
+        ranks = {"dense": mesh.dp * mesh.cp, "embedding": mesh.dp * mesh.cp, "expert": mesh.edp}
+        buffers = {name: _padded(size, lcm(ranks[name], BUCKET_ALIGNMENT)) for name, size in buffers.items()}
+    return LocalParams(**sizes, **{f"{name}_buffer": size for name, size in buffers.items()})
+
+
+def _padded(size: int, multiple: int) -> int:
+    return ceil(size / multiple) * multiple
 
 
 def group_size_of(axes: str, mesh: Mesh) -> int:
@@ -150,18 +175,27 @@ def _stage_collectives(
 
 def _gradient_collectives(job: Job, mesh: Mesh, params: LocalParams, stage: int) -> Iterator[tuple[_Key, int]]:
     grads, weights = WIDTHS[job.precision.grads], WIDTHS[job.precision.params]
-    for name, elements, axes in (("", params.dense, "dp-cp"), ("expert ", params.expert, "edp")):
+    shared, comm = job.memory.distributed_optimizer, job.comm
+    # Experts with ep>1 have an optimizer of their own, and each of the two gathers the weights of both.
+    gathers = 2 if mesh.ep > 1 and params.expert and not comm.overlap_param_gather else 1
+    for name, elements, axes in (
+        ("", params.dense_buffer, "dp-cp"),
+        ("tied embedding's ", params.embedding_buffer, "dp-cp"),
+        ("expert ", params.expert_buffer, "edp"),
+    ):
         size = group_size_of(axes, mesh)
         if size == 1 or not elements:
             continue
         bucket = max(BUCKET_ELEMENTS, BUCKET_ELEMENTS_PER_RANK * size)
-        buckets = ceil(elements / bucket) if job.comm.overlap_grad_reduce and stage == 0 else 1
-        kind = "reduce_scatter" if job.memory.distributed_optimizer else "all_reduce"
-        phase = "backward" if job.comm.overlap_grad_reduce else "step"
+        buckets = ceil(elements / bucket) if comm.overlap_grad_reduce and stage == 0 else 1
+        kind, phase = "reduce_scatter" if shared else "all_reduce", "backward" if comm.overlap_grad_reduce else "step"
         yield _Key(phase, f"{name}gradients", kind, axes, size, elements * grads // buckets), buckets
-        if job.memory.distributed_optimizer:
-            phase = "forward" if job.comm.overlap_param_gather else "step"
-            yield _Key(phase, f"{name}weights", "all_gather", axes, size, elements * weights // buckets), buckets
+        if shared:
+            phase = "forward" if comm.overlap_param_gather else "step"
+            yield (
+                _Key(phase, f"{name}weights", "all_gather", axes, size, elements * weights // buckets),
+                buckets * gathers,
+            )
     if params.replicated:
         size_bytes = params.replicated * grads
         yield _Key("step", "gradients of weights that tp ranks share", "all_reduce", "tp", mesh.tp, size_bytes), 1
@@ -175,9 +209,9 @@ def _step_collectives(job: Job, mesh: Mesh, pp_rank: int) -> Iterator[tuple[_Key
         if (size := group_size_of(axes, mesh)) > 1:
             yield _Key("step", "norm of the gradients", "all_reduce", axes, size, 4), 1
     if mesh.dp * mesh.cp > 1 and (pp_rank == mesh.pp - 1 or job.objective.per_token):
-        yield _Key("step", "loss and token counts", "all_reduce", "dp-cp", mesh.dp * mesh.cp, 16), 1
+        yield _Key("step", "loss and token counts", "all_reduce", "dp-cp", mesh.dp * mesh.cp, REPORT_BYTES), 1
     if mesh.pp > 1:
-        yield _Key("step", "loss and token counts", "broadcast", "pp", mesh.pp, 16), 1
+        yield _Key("step", "loss and token counts", "broadcast", "pp", mesh.pp, REPORT_BYTES), 1
 
 
 def _stream_bytes(sizes: Sizes) -> int:

@@ -20,7 +20,6 @@ Source:
 """
 
 from collections.abc import Sequence
-from math import ceil
 from typing import NamedTuple
 
 import attrs
@@ -37,7 +36,6 @@ from ridgeline.parallel.work import StageWork, kept_bytes, recomputed_bytes
 
 HCCL_BUFFER_BYTES = 2 * 200 * 2**20
 ALLOCATED_OF_RESERVED = 0.94
-BUFFER_ALIGNMENT = 128  # elements, per dp rank: buckets of the distributed optimizer are padded to it
 BAND = (-0.02, 0.12)
 """How far the allocator's peak may lie from ``allocated_bytes``, as a share of it."""
 
@@ -128,11 +126,12 @@ def _rank_memory(
         local_params(job, mesh=mesh, stages=stages, shards=shards, stage=stage)
         for stage in range(pp_rank, stages.num_stages, stages.pp)
     ]
-    dense, expert = sum(params.dense for params in held), sum(params.expert for params in held)
-    width, grad_width = WIDTHS[job.precision.params], WIDTHS[job.precision.grads]
-    owned = dense + expert
+    owned = sum(params.dense + params.expert for params in held)
     if job.memory.distributed_optimizer:
-        owned = _share(dense, mesh.dp * mesh.cp) + _share(expert, mesh.edp)
+        over_dp = sum(params.dense_buffer + params.embedding_buffer for params in held)
+        owned = over_dp // (mesh.dp * mesh.cp) + sum(params.expert_buffer for params in held) // mesh.edp
+    width, grad_width = WIDTHS[job.precision.params], WIDTHS[job.precision.grads]
+    elements = sum(params.buffers for params in held)
     optimizer = owned * (12 if width < 4 else 8)
     # The update reads fp32 gradients: a copy where they are bf16. Adam's denominator is one more tensor a parameter.
     update = owned * 4 * (2 if grad_width < 4 else 1)
@@ -142,7 +141,7 @@ def _rank_memory(
     buffers = sizes.tokens * sizes.hidden * sizes.width if sizes.sp and sizes.tp > 1 else 0
     chip = job.cluster.chip
     on_device = chip.device != "cpu"
-    params_bytes, grads_bytes = (dense + expert) * width, (dense + expert) * grad_width
+    params_bytes, grads_bytes = elements * width, elements * grad_width
     allocated = params_bytes + grads_bytes + optimizer + activations + work + buffers
     groups = {row.axes for row in collectives if row.counts[pp_rank]}
     return RankMemory(
@@ -160,11 +159,6 @@ def _rank_memory(
         peak_at=at,
         capacity_bytes=chip.hbm_bytes,
     )
-
-
-def _share(elements: int, ranks: int) -> int:
-    """One rank's part of a buffer that is padded to whole parts."""
-    return ceil(elements / (ranks * BUFFER_ALIGNMENT)) * BUFFER_ALIGNMENT if elements else 0
 
 
 def _stage_keeps(job: Job, work: StageWork, sizes: Sizes, *, last: bool) -> int:

@@ -422,5 +422,6 @@ def _dispatcher_comms(moe: Moe, sizes: Sizes) -> tuple[tuple[Comm, ...], tuple[C
         states, weights = rows * sizes.etp * hidden, rows * sizes.etp * 4
         dispatch += [Comm("F", "all_gather", "etp", states), Comm("F", "all_gather", "etp", weights)]
         dispatch += [Comm("B", "reduce_scatter", "etp", states), Comm("B", "reduce_scatter", "etp", weights)]
-        combine += [Comm("F", "reduce_scatter", "etp", states), Comm("B", "all_gather", "etp", states)]
+        combined = rows * sizes.etp * sizes.hidden * 4  # summed in the fp32 of the tokens' weights
+        combine += [Comm("F", "reduce_scatter", "etp", combined), Comm("B", "all_gather", "etp", combined)]
     return tuple(dispatch), tuple(combine)

@@ -1,0 +1,90 @@
+"""The planned collectives are those that ranks run, by kind, group, bytes and number."""
+
+from collections import Counter
+
+import pytest
+
+from ridgeline.core.job import Comm, FullRecompute, Memory, Precision, SelectiveRecompute
+from ridgeline.parallel.mesh import rank_coords
+from ridgeline.parallel.plan import plan
+from tests.parallel import traced
+from tests.parallel.examples import dense_model, job_of, moe_model
+
+SMALL = {"world_size": 4, "batch__gbs": 8, "batch__seq_len": 16}
+DENSE = dense_model(layers=4)
+NORMED = dense_model(layers=4, attention={"qk_norm": True, "qkv_bias": True, "out_bias": True}, kv_heads=2)
+TIED = dense_model(layers=4, tied_embeddings=True)
+MOE = moe_model(layers=4, experts=4, dense_layers=1)
+PLAIN = Memory(distributed_optimizer=False)
+
+JOBS = {
+    "dp4": job_of(DENSE, **SMALL),
+    "dp4, all-reduce": job_of(DENSE, **SMALL, memory=PLAIN),
+    "tp2, overlapped": job_of(
+        DENSE, **SMALL, layout__tp=2, comm=Comm(overlap_grad_reduce=True, overlap_param_gather=True)
+    ),
+    "tp2 sp pp2": job_of(NORMED, **SMALL, layout__tp=2, layout__sp=True, layout__pp=2),
+    "tp4 of 2 kv heads, sp": job_of(NORMED, **SMALL, layout__tp=4, layout__sp=True),
+    "pp2 vpp2, tied": job_of(TIED, **SMALL, layout__pp=2, layout__vpp=2),
+    "pp4, tied, all-reduce, bf16": job_of(
+        TIED, **SMALL, layout__pp=4, memory=PLAIN, precision=Precision(params="bf16", grads="bf16")
+    ),
+    "tp2, full recompute": job_of(DENSE, **SMALL, layout__tp=2, memory=Memory(recompute=FullRecompute(num_layers=2))),
+    "tp2 sp, block recompute": job_of(
+        DENSE,
+        **SMALL,
+        layout__tp=2,
+        layout__sp=True,
+        memory=Memory(recompute=FullRecompute(method="block", num_layers=1)),
+    ),
+    "tp2 sp, mlp recomputed": job_of(
+        DENSE, **SMALL, layout__tp=2, layout__sp=True, memory=Memory(recompute=SelectiveRecompute(modules=("mlp",)))
+    ),
+    "ep4": job_of(MOE, **SMALL, layout__ep=4),
+    "ep2 pp2, all-gather": job_of(MOE, **SMALL, layout__ep=2, layout__pp=2, comm=Comm(moe_dispatcher="allgather")),
+    "ep2 etp2 tp2 sp, all-gather": job_of(
+        MOE,
+        **SMALL,
+        layout__ep=2,
+        layout__etp=2,
+        layout__tp=2,
+        layout__sp=True,
+        comm=Comm(moe_dispatcher="allgather"),
+    ),
+    "etp2 tp2 sp": job_of(MOE, **SMALL, layout__etp=2, layout__tp=2, layout__sp=True),
+    "ep2 tp2 sp, moe recomputed, all-reduce": job_of(
+        MOE,
+        **SMALL,
+        layout__ep=2,
+        layout__tp=2,
+        layout__sp=True,
+        memory=Memory(recompute=SelectiveRecompute(modules=("moe",)), distributed_optimizer=False),
+    ),
+}
+
+
+def planned_of(planned, pp_rank):
+    counts = Counter()
+    for row in planned.collectives:
+        if row.counts[pp_rank]:
+            counts[row.kind, row.group_size, row.size_bytes] += row.counts[pp_rank]
+    return counts
+
+
+def split(counts):
+    """By kind, group and bytes; all-to-alls, whose bytes follow the tokens, by group alone."""
+    exact, loose = Counter(), Counter()
+    for (kind, group_size, size_bytes), count in counts.items():
+        if kind == "all_to_all":
+            loose[kind, group_size] += count
+        else:
+            exact[kind, group_size, size_bytes] += count
+    return exact, loose
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_ranks_run_the_planned_collectives(ranks, name):
+    planned = plan(JOBS[name])
+    for rank, seen in enumerate(ranks.run(traced.collectives_of_a_step, 4, planned.job)):
+        expected = planned_of(planned, rank_coords(rank, planned.mesh).pp_rank)
+        assert split(Counter(seen)) == split(expected)
