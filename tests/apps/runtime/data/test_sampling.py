@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ridgeline.apps.runtime.data.sampling import Slice, microbatch_samples, run_samples
@@ -26,6 +26,7 @@ def steps(draw: st.DrawFn) -> tuple[int, int, int, int]:
 
 
 @given(step=steps())
+@settings(deadline=None)
 def test_a_step_is_parted_among_ranks_and_microbatches(step: tuple[int, int, int, int]) -> None:
     """Every sample of a step is taken once, and the set is the same for any dp."""
     mbs, dp, gbs, done = step
@@ -40,6 +41,7 @@ def test_a_step_is_parted_among_ranks_and_microbatches(step: tuple[int, int, int
 
 
 @given(step=steps(), more=st.integers(0, 30))
+@settings(deadline=None)
 def test_the_order_is_that_of_megatrons_sampler(step: tuple[int, int, int, int], more: int) -> None:
     """From any point of a run, every rank takes what Megatron's own sampler gives it, up to the last whole step."""
     mbs, dp, gbs, done = step
@@ -53,6 +55,7 @@ def test_the_order_is_that_of_megatrons_sampler(step: tuple[int, int, int, int],
 
 
 @given(step=steps(), steps_left=st.integers(0, 5))
+@settings(deadline=None)
 def test_resuming_takes_up_where_it_stopped(step: tuple[int, int, int, int], steps_left: int) -> None:
     """A run from the start, less its first steps, is the run that starts behind them."""
     mbs, dp, gbs, done = step
