@@ -14,7 +14,7 @@ Source:
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
@@ -22,9 +22,11 @@ import attrs
 
 from ridgeline.checkpoint.boxes import Box, Shape
 from ridgeline.core.model import ModelSpec
-from ridgeline.core.params import Param, fqn_of, model_params
+from ridgeline.core.params import Param, Role, fqn_of, model_params
 
 OptimizerPart: TypeAlias = Literal["fp32_param", "exp_avg", "exp_avg_sq"]
+
+LINEAR: tuple[Role, ...] = ("qkv", "out", "gate_up", "down", "head")
 
 _LOCAL = ".mlp.experts.local_experts."
 _STACKED = ".mlp.experts.experts."
@@ -79,6 +81,20 @@ def optimizer_key(part: OptimizerPart, key: str) -> str:
         'optimizer.state.exp_avg.output_layer.weight'
     """
     return f"optimizer.state.{part}.{key}"
+
+
+def extra_state_keys(model: ModelSpec) -> Iterator[str]:
+    """Keys under which Megatron-core expects the extra state of its linear layers, lest it refuse to load.
+
+    The state is None, unless the layers are Transformer Engine's.
+    """
+    for fqn, param in params_of(model).items():
+        if fqn.endswith(".weight") and param.role in LINEAR:
+            place = stored(fqn, param)
+            shard = "shard_0_1" if place.expert is None else f"shard_{place.expert}_{param.experts}"
+            yield f"{place.key.removesuffix('weight')}_extra_state/{shard}"
+    if model.tied_embeddings:
+        yield "output_layer._extra_state/shard_0_1"
 
 
 def rng_key(rank: int, world_size: int) -> str:

@@ -101,13 +101,14 @@ def resumed(job_text: str, folder: str, last: int) -> Any:
 
 
 def save_until_killed(job_text: str, folder: str, first: int, victim: int, delay: float) -> None:
-    """Save step after step, all weights equal to the step's number, until the victim dies in the middle of something."""
+    """Save step after step, all weights equal to the step's number, until the victim dies in the middle of it."""
     with built_of(job_text) as built:
-        distributed.barrier()
+        fill(built, first)
+        save(folder, built, step=first, consumed_samples=0)
         if distributed.get_rank() == victim:
             threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
         saving = None
-        for step in range(first, first + 1000):
+        for step in range(first + 1, first + 1000):
             fill(built, step)
             saving = save(
                 folder, built, step=step, consumed_samples=0, keep_last=2, async_=bool(step % 2), after=saving
@@ -133,7 +134,7 @@ def fill(built: Built, value: float) -> None:
         slot.moments["exp_avg"].fill_(value)
 
 
-def save_without_room(job_text: str, folder: str, *, async_: bool) -> list[str]:
+def save_without_room(job_text: str, folder: str, async_: bool) -> list[str]:
     """Save once, then again when rank 1 can write no file of over 10 kB: what each rank is told."""
     told = []
     with built_of(job_text) as built:
@@ -183,7 +184,7 @@ def megatron_boxes(job_text: str) -> dict[str, list[Any]]:
             for fragment in fragments_of(holding):
                 box = stored_box(holding.place, fragment.box)
                 ours.append((holding.place.key, holding.place.shape, box.offset, box.shape))
-    return {"megatron": shards, "ours": ours}
+    return {"ours": ours, "megatron": shards}
 
 
 def load_in_megatron(job_text: str, folder: str) -> list[float]:

@@ -15,9 +15,16 @@ from ridgeline.checkpoint.io.folders import whole_folder, write_file
 from ridgeline.checkpoint.io.hf import SAFETENSORS, hf_weights, open_hf
 from ridgeline.checkpoint.io.recorded import find_checkpoint, open_record, write_record
 from ridgeline.checkpoint.io.safetensors import Entry, write_safetensors
-from ridgeline.checkpoint.io.torch_dist import TensorItem, write_frame, write_index, write_items
+from ridgeline.checkpoint.io.torch_dist import (
+    NOTHINGS,
+    TensorItem,
+    write_frame,
+    write_index,
+    write_items,
+    write_nothings,
+)
 from ridgeline.checkpoint.io.weights import Weights, checkpoint_weights
-from ridgeline.checkpoint.names import params_of, stored, stored_box
+from ridgeline.checkpoint.names import extra_state_keys, params_of, stored, stored_box
 from ridgeline.checkpoint.published import copies_of, plan_files
 from ridgeline.checkpoint.record import Record, model_of
 from ridgeline.core.errors import CheckpointError
@@ -112,7 +119,8 @@ def import_hf(
         for fqn, source in hf_sources(model).items()
     }
     with whole_folder(Path(out)) as folder:
-        write_index(folder, write_items(folder / "__0_0.distcp", _items_of(model, weights, dtypes, progress)))
+        written = write_items(folder / "__0_0.distcp", _items_of(model, weights, dtypes, progress))
+        write_index(folder, (*written, *write_nothings(folder / NOTHINGS, extra_state_keys(model))))
         write_frame(folder, {"iteration": 0})
         write_record(folder, Record(step=0, model=model))
 

@@ -33,9 +33,18 @@ from ridgeline.checkpoint.io.recorded import check_resumable, open_record, write
 from ridgeline.checkpoint.io.rng import random_streams, set_random_streams
 from ridgeline.checkpoint.io.state import items_to_read, items_to_write
 from ridgeline.checkpoint.io.strategy import BoxReader, BoxWriter, tensor_shard
-from ridgeline.checkpoint.io.torch_dist import Reader, TensorItem, Written, open_checkpoint, stored_tensor, write_index
-from ridgeline.checkpoint.names import rng_key
-from ridgeline.checkpoint.record import Record
+from ridgeline.checkpoint.io.torch_dist import (
+    NOTHINGS,
+    Reader,
+    TensorItem,
+    Written,
+    open_checkpoint,
+    stored_tensor,
+    write_index,
+    write_nothings,
+)
+from ridgeline.checkpoint.names import extra_state_keys, rng_key
+from ridgeline.checkpoint.record import Record, model_of
 from ridgeline.checkpoint.steps import POINTER, WRITING, expired, step_name
 from ridgeline.core.errors import CheckpointError
 from ridgeline.models.runtime.build import Built
@@ -124,7 +133,7 @@ def finish(saving: Saving, *, wait: bool = True) -> bool:
     temporary = saving.final.with_name(WRITING + saving.final.name)
     written = _undone_on_error(saving.written.result, temporary)
     parts = gathered(written)
-    _undone_on_error(lambda: _write_index(temporary, parts), temporary)
+    _undone_on_error(lambda: _write_index(temporary, parts, saving.record), temporary)
     for finalize in saving.request.finalize_fns:
         finalize()
     _undone_on_error(lambda: _complete(saving, temporary), temporary)
@@ -208,9 +217,11 @@ def _started(request: AsyncRequest, *, async_: bool) -> Future[list[Written]]:
     return written
 
 
-def _write_index(temporary: Path, parts: Iterable[list[Written]]) -> None:
+def _write_index(temporary: Path, parts: Iterable[list[Written]], record: Record) -> None:
+    """On rank 0: the index over what every rank wrote."""
     if distributed.get_rank() == 0:
-        write_index(temporary, (part for rank in parts for part in rank))
+        nothings = write_nothings(temporary / NOTHINGS, extra_state_keys(model_of(record)))
+        write_index(temporary, (part for rank in (*parts, nothings) for part in rank))
 
 
 def _complete(saving: Saving, temporary: Path) -> None:

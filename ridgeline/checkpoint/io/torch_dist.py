@@ -42,6 +42,7 @@ from ridgeline.core.errors import CheckpointError
 INDEX = ".metadata"
 COMMON = "common.pt"
 FORMAT = "metadata.json"
+NOTHINGS = "__none.distcp"
 
 ALLOWED: Mapping[str, tuple[str, ...]] = {
     "torch.distributed.checkpoint.metadata": (
@@ -153,6 +154,13 @@ def write_items(
         stream.flush()
         os.fsync(stream.fileno())
     return written
+
+
+def write_nothings(path: Path, keys: Iterable[str]) -> list[Written]:
+    """Write one None that stands under many keys."""
+    keys = list(keys)
+    (nothing,) = write_items(path, [ObjectItem("none", None)])
+    return [attrs.evolve(nothing, key=key) for key in keys]
 
 
 def write_index(folder: Path, written: Iterable[Written]) -> None:

@@ -1,0 +1,50 @@
+"""Megatron-core's own checkpoint code puts tensors where we do, and loads what we save."""
+
+from pathlib import Path
+
+import pytest
+
+from ridgeline.core.codec import dumps
+from ridgeline.core.job import Job
+from tests.checkpoint.test_dist import DENSE, MOE, TIED, full, job, quick
+from tests.checkpoint.training import checkpoint_of, load_in_megatron, megatron_boxes, uninterrupted
+from tests.pool import Pool
+
+LAYOUTS = {
+    "tp2 pp2": job(TIED, 4, layout__tp=2, layout__pp=2),
+    "ep2 tp2": job(MOE, 4, layout__ep=2, layout__tp=2, layout__sp=True),
+}
+LAYOUTS_FULL = {
+    "one": job(DENSE, 1),
+    "pp2 vpp2": job(DENSE, 2, layout__pp=2, layout__vpp=2),
+    "etp2": job(MOE, 4, layout__tp=2, layout__etp=2, layout__sp=True),
+    "pp2 ep2": job(MOE, 4, layout__pp=2, layout__ep=2),
+}
+VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
+
+
+@pytest.mark.parametrize("job", [*quick(LAYOUTS), *full(LAYOUTS_FULL)])
+def test_tensors_lie_where_megatron_puts_them(ranks: Pool, job: Job) -> None:
+    """Keys, shapes and boxes equal those of sharded_state_dict on every rank, padding of the vocabulary apart."""
+    for rank in ranks.run(megatron_boxes, job.cluster.world_size, dumps(job)):
+        ours, theirs = ({key: box for key, *box in map(tuple, rank[side]) if key in VOCABULARY} for side in rank)
+        assert ours.keys() == theirs.keys()
+        for key, (shape, offset, _) in ours.items():
+            assert shape[0] == job.model.vocab_size <= theirs[key][0][0]
+            assert (shape[1:], offset) == (theirs[key][0][1:], theirs[key][1])
+        ours, theirs = ({entry for entry in map(tuple, rank[side]) if entry[0] not in VOCABULARY} for side in rank)
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("job", [*quick(LAYOUTS), *full(LAYOUTS_FULL)])
+def test_megatron_loads_what_we_save(ranks: Pool, tmp_path: Path, job: Job) -> None:
+    """Under any layout Megatron-core loads a checkpoint's weights with its own strategies, equal to the last bit."""
+    saved = job_of_one(job)
+    ranks.run(uninterrupted, 1, dumps(saved), str(tmp_path), 1, 1)
+    for differences in ranks.run(load_in_megatron, job.cluster.world_size, dumps(job), checkpoint_of(tmp_path, 1)):
+        assert set(differences) == {0.0}
+
+
+def job_of_one(of: Job) -> Job:
+    """The same model on one rank."""
+    return job(of.model, 1)
