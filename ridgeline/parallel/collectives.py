@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from ridgeline.core.job import Job
+from ridgeline.core.model import Moe
 from ridgeline.parallel.mesh import Mesh
 from ridgeline.parallel.ops import Sizes, sizes_of
 from ridgeline.parallel.shards import ParamRow, local_shape, stage_rows
@@ -113,8 +114,7 @@ def local_params(job: Job, *, mesh: Mesh, stages: StageMap, shards: tuple[ParamR
     for row, layers in stage_rows(shards, stages, stage):
         size, role = prod(local_shape(row.shard, mesh)), row.param.role
         copies = layers * max(1, row.param.experts // mesh.ep)
-        # With ep=1 Megatron-core reduces experts as it does all others.
-        kind = "expert" if row.param.experts and mesh.ep > 1 else "dense"
+        kind = "expert" if row.param.experts else "dense"
         sizes[kind] += size * copies
         buffer = "embedding" if apart and role == "embedding" else kind
         buffers[buffer] += (_padded(size, PARAM_ALIGNMENT) if shared else size) * copies
@@ -176,8 +176,8 @@ def _stage_collectives(
 def _gradient_collectives(job: Job, mesh: Mesh, params: LocalParams, stage: int) -> Iterator[tuple[_Key, int]]:
     grads, weights = WIDTHS[job.precision.grads], WIDTHS[job.precision.params]
     shared, comm = job.memory.distributed_optimizer, job.comm
-    # Experts with ep>1 have an optimizer of their own, and each of the two gathers the weights of both.
-    gathers = 2 if mesh.ep > 1 and params.expert and not comm.overlap_param_gather else 1
+    # Experts have an optimizer of their own, and each of the two gathers the weights of both.
+    gathers = 2 if _has_experts(job) and not comm.overlap_param_gather else 1
     for name, elements, axes in (
         ("", params.dense_buffer, "dp-cp"),
         ("tied embedding's ", params.embedding_buffer, "dp-cp"),
@@ -201,9 +201,13 @@ def _gradient_collectives(job: Job, mesh: Mesh, params: LocalParams, stage: int)
         yield _Key("step", "gradients of weights that tp ranks share", "all_reduce", "tp", mesh.tp, size_bytes), 1
 
 
+def _has_experts(job: Job) -> bool:
+    return any(isinstance(run.block.feed_forward, Moe) for run in job.model.blocks)
+
+
 def _step_collectives(job: Job, mesh: Mesh, pp_rank: int) -> Iterator[tuple[_Key, int]]:
     """Those of a rank, whatever its stages: the gradients' norm and the loss."""
-    experts = ["etp-ep-pp"] if mesh.ep > 1 else []
+    experts = ["etp-ep-pp"] if _has_experts(job) else []
     norms = ["tp-cp-dp-pp"] if job.memory.distributed_optimizer else ["tp-pp", *experts]
     for axes in norms:
         if (size := group_size_of(axes, mesh)) > 1:

@@ -86,10 +86,6 @@ def _sequence_parallel(job: Job) -> Job:
     return attrs.evolve(job, layout=attrs.evolve(job.layout, sp=True))
 
 
-def _split_experts_as_tp(job: Job) -> Job:
-    return attrs.evolve(job, layout=attrs.evolve(job.layout, etp=job.layout.tp))
-
-
 def _per_token_loss(job: Job) -> Job:
     return attrs.evolve(job, objective=attrs.evolve(job.objective, per_token=True))
 
@@ -123,16 +119,6 @@ RULES: tuple[KnownWrong, ...] = (
         sentence="with cp>1, a loss averaged by microbatch is divided by each cp rank's own count of tokens; "
         "set to true",
         repair=_per_token_loss,
-    ),
-    KnownWrong(
-        name="experts-replicated-over-tp",
-        reference="found with megatron-core 0.16.1: tensor_parallel/layers.py, `allreduce` depends on ep alone",
-        applies=lambda job: _has_experts(job) and job.layout.ep == 1 and job.layout.etp != job.layout.tp,
-        action="repair",
-        path="layout.etp",
-        sentence="with ep=1, experts' gradients are summed over dp and cp, not over the tp ranks that hold copies of "
-        "them, which drift apart; set to tp",
-        repair=_split_experts_as_tp,
     ),
     KnownWrong(
         name="latent-attention-tp",
@@ -185,6 +171,15 @@ RULES: tuple[KnownWrong, ...] = (
         path="layout.tp",
         sentence="with a padding mask the router's auxiliary loss counts tokens of all tp ranks as its own; "
         "our batches hold no padding and give it no mask",
+    ),
+    KnownWrong(
+        name="experts-replicated-over-tp",
+        reference="found with megatron-core 0.16.1: tensor_parallel/layers.py, `allreduce` depends on ep alone",
+        applies=lambda job: _has_experts(job) and job.layout.ep == 1 and job.layout.etp != job.layout.tp,
+        action="avoid",
+        path="layout.etp",
+        sentence="with ep=1, experts' gradients are summed over dp and cp, not over the tp ranks that hold copies of "
+        "them, which drift apart; ours go through the experts' own groups whatever ep is",
     ),
     KnownWrong(
         name="expert-parallel-change-on-resume",

@@ -220,6 +220,17 @@ def train(job: Job, steps: int, overrides: dict[str, Any]) -> Record:
         bridge.__exit__(None, None, None)
 
 
+def train_ours(job: Job, steps: int) -> list[float]:
+    """Losses of a run of Ridgeline's own."""
+    from ridgeline.models.program import lower
+    from ridgeline.models.runtime.build import build
+    from ridgeline.parallel.plan import plan
+    from tests.checkpoint.training import steps_of
+
+    with build(lower(plan(job), distributed.get_rank()), open_device("cpu")) as built:
+        return [loss for loss, _ in steps_of(built, 0, steps)]
+
+
 def reload_optimizer(job: Job) -> dict[str, Any]:
     """Two steps, the optimizer's state put out and in again by its own methods, two steps more.
 
