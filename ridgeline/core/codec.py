@@ -136,7 +136,8 @@ def _own_faults(cls: type[Any], values: Plain, path: str, *, already: list[Probl
         return
     for name, value in values.items():
         if name not in at_fault:
-            converted = fields[name].converter(value) if fields[name].converter else value
+            converter: Any = fields[name].converter
+            converted = converter(value) if converter else value
             yield from (problem.under(path) for problem in field_problems(fields[name], converted))
 
 

@@ -39,7 +39,7 @@ class RidgelineError(Exception):
     """The root of every error that is the user's to mend."""
 
 
-class _Problems(RidgelineError):
+class _ProblemsError(RidgelineError):
     def __init__(self, problems: Problem | Iterable[Problem]) -> None:
         self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
         super().__init__("\n".join(map(str, self.problems)))
@@ -48,11 +48,11 @@ class _Problems(RidgelineError):
         return type(self), (self.problems,)
 
 
-class SpecError(_Problems, ValueError):
+class SpecError(_ProblemsError, ValueError):
     """One job is wrong; every fault found is in ``problems``."""
 
 
-class PlanError(_Problems, ValueError):
+class PlanError(_ProblemsError, ValueError):
     """No plan exists for these specs; every rule broken is in ``problems``."""
 
 

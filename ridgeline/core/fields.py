@@ -147,5 +147,5 @@ def _type_name(member: Any) -> str:
         )
     if choices := literal_choices(member):
         return "one of " + ", ".join(map(str, choices))
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
-    return names.get(member, member.__name__)
+    names: dict[Any, str] = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+    return names.get(member) or member.__name__

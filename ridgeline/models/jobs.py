@@ -139,7 +139,7 @@ def _cluster(value: Any) -> Any:
     if not isinstance(table, Mapping) or "preset" not in table:
         return value
     _check_texts("cluster", {"preset": table["preset"]})
-    size = {key: table[key] for key in ("nodes", "devices_per_node") if key in table}
+    size: dict[str, Any] = {key: table[key] for key in ("nodes", "devices_per_node") if key in table}
     if any(not isinstance(count, int) or isinstance(count, bool) for count in size.values()):
         size = {}  # the fault is told when the whole job is structured
     spec = cluster_preset(table["preset"], **size)
@@ -171,9 +171,10 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Plain:
     result = dict(base)
     for name, value in changes.items():
         before = result.get(name)
-        tables = isinstance(before, Mapping) and isinstance(value, Mapping)
-        if tables and value.get("kind", before.get("kind")) == before.get("kind"):
-            result[name] = merged(before, value)
-        else:
-            result[name] = value
+        same_kind = (
+            isinstance(before, Mapping)
+            and isinstance(value, Mapping)
+            and value.get("kind", before.get("kind")) == before.get("kind")
+        )
+        result[name] = merged(before, value) if same_kind else value  # pyright: ignore[reportArgumentType]  both tables
     return result

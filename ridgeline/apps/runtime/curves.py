@@ -15,8 +15,9 @@ CURVES = ("loss", "valid_loss", "grad_norm", "lr", "tokens_per_s", "tflops_per_s
 @contextmanager
 def tensorboard(folder: Path, *, from_step: int) -> Iterator[Callable[[StepMetrics], None]]:
     """A function that adds a step to the curves; what an earlier run left of steps after ``from_step`` is hidden."""
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-    from tensorboard.compat.proto.summary_pb2 import Summary
+    # Protocol buffers make their classes when they are imported, out of a type checker's sight.
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+    from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
     folder.mkdir(parents=True, exist_ok=True)

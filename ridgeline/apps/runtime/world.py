@@ -7,11 +7,11 @@ from datetime import timedelta
 import attrs
 import torch
 from torch import distributed
-from torch.distributed import (  # pyright: ignore[reportPrivateImportUsage]  documented, yet in no __all__
-    HashStore,
-    PrefixStore,
-    Store,
-    rendezvous,
+from torch.distributed import (  # documented, yet in no __all__
+    HashStore,  # pyright: ignore[reportPrivateImportUsage]
+    PrefixStore,  # pyright: ignore[reportPrivateImportUsage]
+    Store,  # pyright: ignore[reportPrivateImportUsage]
+    rendezvous,  # pyright: ignore[reportPrivateImportUsage]
 )
 
 from ridgeline.core.errors import Problem, SpecError
