@@ -11,6 +11,7 @@ from ridgeline.core.job import Job
 from ridgeline.kernels.device import open_device
 from ridgeline.models.program import lower
 from ridgeline.models.runtime.build import Built, build
+from ridgeline.models.runtime.logits import logits
 from ridgeline.models.runtime.model import named_tensors
 from ridgeline.models.runtime.step import accumulate, train_step
 from ridgeline.parallel.plan import plan
@@ -29,9 +30,13 @@ class Tokens:
 
 @attrs.frozen
 class Piece:
-    """A rank's part of the gradient of a parameter: the boxes of the whole that it holds, one after the other."""
+    """A rank's part of the gradient of a parameter: the boxes of the whole that it holds, one after the other.
+
+    ``shape`` is the whole's without padding, ``global_shape`` with it.
+    """
 
     fqn: str
+    shape: tuple[int, ...]
     boxes: tuple[tuple[tuple[int, int], ...], ...]
     global_shape: tuple[int, ...]
     values: Any
@@ -60,7 +65,8 @@ def pieces(built: Built) -> Iterator[Piece]:
     """This rank's part of every gradient."""
     for owned, tensor in named_tensors(built.program, built.chunks):
         values = tensor.main_grad.detach().float().numpy().copy()
-        yield Piece(owned.local.fqn, owned.boxes, owned.local.shard.global_shape, values)
+        local = owned.local
+        yield Piece(local.fqn, local.param.shape, owned.boxes, local.shard.global_shape, values)
 
 
 def microbatches(built: Built, step: int) -> list[Tokens]:
@@ -75,3 +81,31 @@ def microbatches(built: Built, step: int) -> list[Tokens]:
         Tokens(tokens=text[rows, :-1], labels=text[rows, 1:], loss_mask=mask[rows], position_ids=positions)
         for rows in map(list, data.samples(0))
     ]
+
+
+@attrs.frozen
+class Computed:
+    """What a rank makes of given tokens: the loss, logits where it holds the last stage, its part of the gradients."""
+
+    loss: float
+    logits: list[Any]
+    gradients: list[Piece]
+
+
+def compute(job: Job, text: Any) -> Computed:
+    """Load the job's first weights; one microbatch forward and backward."""
+    from ridgeline.checkpoint.io.initial import load_initial
+
+    text = torch.from_numpy(text)
+    positions = torch.arange(text.shape[1] - 1).expand(text.shape[0], -1)
+    batch = Tokens(
+        tokens=text[:, :-1],
+        labels=text[:, 1:],
+        loss_mask=torch.ones(text.shape[0], text.shape[1] - 1),
+        position_ids=positions,
+    )
+    with build(lower(plan(job), distributed.get_rank()), open_device("cpu")) as built:
+        load_initial(built)
+        outputs = [output.numpy() for output in logits(built, [batch])]
+        mean = accumulate(built, [batch])
+        return Computed(mean.loss, outputs, list(pieces(built)))

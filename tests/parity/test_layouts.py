@@ -2,11 +2,11 @@
 
 import functools
 
-import numpy as np
 import pytest
 
 from tests.parity.on_ranks import Trained, train
 from tests.parity.small import MODELS, job_of
+from tests.parity.wholes import different, whole_gradients
 
 LAYOUTS = {
     "tp2": (2, {"layout__tp": 2}),
@@ -75,19 +75,5 @@ def test_layout(ranks, alone, model, layout):
     assert results[0].losses == pytest.approx(truth.losses, rel=1e-5)
     assert results[0].grad_norms == pytest.approx(truth.grad_norms, rel=1e-5)
     assert results[0].tokens == truth.tokens
-    assert different_gradients(results, truth) == {}
-
-
-def different_gradients(results: list[Trained], truth: Trained, *, rel: float = 1e-5) -> dict[str, float]:
-    """Parameters whose gradients differ, with the norm of the difference over the norm; none may be missing."""
-    whole = {piece.fqn: piece.values for piece in truth.gradients}
-    seen = {piece.fqn for result in results for piece in result.gradients}
-    different = dict.fromkeys(whole.keys() ^ seen, np.inf)
-    for piece in (piece for result in results for piece in result.gradients):
-        padded = np.zeros(piece.global_shape, np.float32)
-        padded[tuple(map(slice, whole[piece.fqn].shape))] = whole[piece.fqn]
-        part = np.concatenate([padded[tuple(slice(*side) for side in box)] for box in piece.boxes])
-        difference = np.linalg.norm(part - piece.values) / np.linalg.norm(part)
-        if not difference < rel:
-            different[piece.fqn] = max(difference, different.get(piece.fqn, 0.0))
-    return different
+    ours = whole_gradients(result.gradients for result in results)
+    assert different(ours, whole_gradients([truth.gradients])) == {}

@@ -104,6 +104,30 @@ def eval_step(built: Built, microbatches: Iterable[Microbatch]) -> float:
             chunk.train()
 
 
+def run_chunk(
+    built: Built, chunk: torch.nn.Module, batch: Microbatch, *, labels: torch.Tensor | None = None, **options: Any
+) -> torch.Tensor:
+    """A microbatch through one chunk: hidden states, and of the last stage the losses (b, s), or logits without labels.
+
+    Args:
+        built: This rank.
+        chunk: One of its chunks, as wrapped; its input, if it is not the first stage, has been set by the schedule.
+        batch: The microbatch.
+        labels: (b, s), read by the last stage only.
+        options: Of GPTModel's forward.
+    """
+    part = built.program.chunks[built.chunks.index(chunk)]  # pyright: ignore[reportArgumentType]  one of them
+    device, dtype = built.device, built.config.params_dtype
+    return chunk(
+        input_ids=batch.tokens.to(device, non_blocking=True) if part.pre_process else None,
+        position_ids=None,
+        attention_mask=None,
+        labels=labels.to(device, non_blocking=True) if labels is not None and part.post_process else None,
+        packed_seq_params=sequences_of(built.program, batch, device=device, dtype=dtype),
+        **options,
+    )
+
+
 def sequences_of(program: RankProgram, batch: Microbatch, *, device: torch.device, dtype: torch.dtype) -> Sequences:
     """What attention needs of a microbatch, on the device."""
     mixers = {mixer for run in program.job.model.blocks if isinstance(mixer := run.block.mixer, Attention)}
@@ -151,16 +175,7 @@ def _run(
 def _forward_step(built: Built, microbatches: Iterator[Microbatch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Any]:
     """One microbatch through one chunk: its output, and how that becomes a loss if the chunk is the last stage."""
     batch = next(microbatches)
-    device, dtype = built.device, built.config.params_dtype
-    part = built.program.chunks[built.chunks.index(chunk)]  # pyright: ignore[reportArgumentType]  the schedule gives back what it was given
-    output = chunk(
-        input_ids=batch.tokens.to(device, non_blocking=True) if part.pre_process else None,
-        position_ids=None,
-        attention_mask=None,
-        labels=batch.labels.to(device, non_blocking=True) if part.post_process else None,
-        packed_seq_params=sequences_of(built.program, batch, device=device, dtype=dtype),
-    )
-    return output, functools.partial(_loss, batch.loss_mask)
+    return run_chunk(built, chunk, batch, labels=batch.labels), functools.partial(_loss, batch.loss_mask)
 
 
 def _loss(loss_mask: torch.Tensor, losses_bs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -11,7 +11,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import distributed
 
-ForwardStep = Callable[[Iterator[Any], torch.nn.Module], tuple[torch.Tensor, Callable[[torch.Tensor], Any]]]
+ForwardStep = Callable[[Iterator[Any], torch.nn.Module], tuple[torch.Tensor, Callable[[torch.Tensor], Any] | None]]
+"""The next microbatch through a chunk: its output, and what makes that a loss; None reports the output itself."""
 
 
 def wrap_chunks(
@@ -42,7 +43,7 @@ def run_schedule(
 
     Args:
         chunks: Of this rank, in order.
-        forward_step: A microbatch from the iterator through a chunk: its output, and what makes that a loss.
+        forward_step: Of one microbatch and one chunk.
         microbatches: Of this dp rank.
         seq_len: Tokens of a sample.
         mbs: Samples of a microbatch.
@@ -50,7 +51,7 @@ def run_schedule(
         whole_gradients: Reduce each gradient to every dp rank, even if the optimizer needs but a shard of it.
 
     Returns:
-        What the loss function reported of each microbatch, on ranks that hold the last stage; nothing elsewhere.
+        What was reported of each microbatch, on ranks that hold the last stage; nothing elsewhere.
     """
     iterators = [iter(microbatches) for _ in chunks]
     several = len(chunks) > 1

@@ -1,0 +1,149 @@
+"""Small random models of every family as transformers builds them, with their logits and gradients.
+
+No two sizes of a model are equal, and no norm or bias is left at its initial value. Transformers runs in the process of
+the tests, which never enters the bridge.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+import transformers
+
+SEQ_LEN = 22
+SHARED = {
+    "vocab_size": 97,
+    "hidden_size": 40,
+    "intermediate_size": 52,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.15,
+    "router_aux_loss_coef": 0.0,
+    "tie_word_embeddings": False,
+}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 28}
+
+
+def rope(kind: str, **fields: Any) -> dict[str, Any]:
+    """Rotary positions of one kind."""
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **fields}}
+
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", rope("default")),
+    "llama tied": ("Llama", {"tie_word_embeddings": True}),
+    "llama biased": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama linear": ("Llama", rope("linear", factor=3.0)),
+    "llama llama3": (
+        "Llama",
+        rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32),
+    ),
+    "llama yarn": ("Llama", rope("yarn", factor=4.0, original_max_position_embeddings=16)),
+    "qwen2": ("Qwen2", {}),
+    "qwen2 window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2}),
+    "qwen3": ("Qwen3", {}),
+    "mixtral": ("Mixtral", {"num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 7}),
+    "qwen3_moe": ("Qwen3Moe", {"num_experts": 6, "norm_topk_prob": True, **EXPERTS}),
+    "qwen3_moe unnormalised": (
+        "Qwen3Moe",
+        {"num_experts": 6, "norm_topk_prob": False, "mlp_only_layers": [1], **EXPERTS},
+    ),
+}
+
+
+@attrs.frozen
+class Judged:
+    """What transformers makes of a model: logits (b, s, v), mean loss, and gradients in our layout, by our names."""
+
+    logits: np.ndarray
+    loss: float
+    gradients: dict[str, np.ndarray]
+
+
+def tokens() -> torch.Tensor:
+    """What every model is given: (2, s+1), of which the last s are the labels."""
+    return torch.randint(0, SHARED["vocab_size"], (2, SEQ_LEN + 1), generator=torch.Generator().manual_seed(3))
+
+
+def judge(case: str, folder: Path) -> Judged:
+    """Build a model, save it to a folder, and tell what it makes of `tokens`."""
+    family, changes = CASES[case]
+    fields = {**SHARED, **changes}
+    if family == "Qwen2":
+        del fields["head_dim"]  # it has none but hidden_size / heads
+    config = getattr(transformers, f"{family}Config")(**fields)
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        model = getattr(transformers, f"{family}ForCausalLM")(config).float().eval()
+        with torch.no_grad():
+            for tensor in model.parameters():
+                if tensor.dim() == 1:
+                    tensor.add_(torch.randn_like(tensor) * 0.2)
+    model.save_pretrained(folder)
+    text = tokens()
+    logits = model(text[:, :-1]).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten())
+    loss.backward()
+    gradients = {name: tensor.grad for name, tensor in model.named_parameters()}
+    converted = {name: tensor.numpy() for name, tensor in in_our_layout(gradients, config).items()}
+    return Judged(logits.detach().numpy(), loss.item(), converted)
+
+
+def in_our_layout(tensors: dict[str, Any], config: Any) -> dict[str, torch.Tensor]:
+    """Tensors of a transformers model under the names and in the layout of Megatron-core, written out once more."""
+    ours = {
+        "embedding.word_embeddings.weight": tensors["model.embed_tokens.weight"],
+        "decoder.final_layernorm.weight": tensors["model.norm.weight"],
+    }
+    if not config.tie_word_embeddings:
+        ours["output_layer.weight"] = tensors["lm_head.weight"]
+    for layer in range(config.num_hidden_layers):
+        theirs = _below(tensors, f"model.layers.{layer}.")
+        for name, tensor in {**_attention(theirs, config), **_feed_forward(theirs)}.items():
+            ours[f"decoder.layers.{layer}.{name}"] = tensor
+    return ours
+
+
+def _below(tensors: dict[str, Any], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _attention(theirs: dict[str, torch.Tensor], config: Any) -> dict[str, torch.Tensor]:
+    groups = config.num_key_value_heads
+    ours = {
+        "input_layernorm.weight": theirs["input_layernorm.weight"],
+        "pre_mlp_layernorm.weight": theirs["post_attention_layernorm.weight"],
+        "self_attention.linear_proj.weight": theirs["self_attn.o_proj.weight"],
+    }
+    for kind in ("weight", "bias"):
+        if f"self_attn.q_proj.{kind}" in theirs:
+            parts = [theirs[f"self_attn.{x}_proj.{kind}"] for x in "qkv"]
+            by_group = [part.reshape(groups, -1, *part.shape[1:]) for part in parts]
+            ours[f"self_attention.linear_qkv.{kind}"] = torch.cat(by_group, 1).flatten(0, 1)
+    if "self_attn.o_proj.bias" in theirs:
+        ours["self_attention.linear_proj.bias"] = theirs["self_attn.o_proj.bias"]
+    for x in "qk":
+        if f"self_attn.{x}_norm.weight" in theirs:
+            ours[f"self_attention.{x}_layernorm.weight"] = theirs[f"self_attn.{x}_norm.weight"]
+    return ours
+
+
+def _feed_forward(theirs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    ours = {}
+    for kind in ("weight", "bias"):
+        if f"mlp.gate_proj.{kind}" in theirs:
+            ours[f"mlp.linear_fc1.{kind}"] = torch.cat([theirs[f"mlp.{x}_proj.{kind}"] for x in ("gate", "up")])
+            ours[f"mlp.linear_fc2.{kind}"] = theirs[f"mlp.down_proj.{kind}"]
+    if "mlp.gate.weight" in theirs:
+        ours["mlp.router.weight"] = theirs["mlp.gate.weight"]
+        for expert, (gate_up, down) in enumerate(
+            zip(theirs["mlp.experts.gate_up_proj"], theirs["mlp.experts.down_proj"], strict=True)
+        ):
+            ours[f"mlp.experts.local_experts.{expert}.linear_fc1.weight"] = gate_up
+            ours[f"mlp.experts.local_experts.{expert}.linear_fc2.weight"] = down
+    return ours

@@ -1,0 +1,47 @@
+"""Every family computes what its transformers implementation computes: logits, loss and every gradient."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from ridgeline.core.job import Init
+from ridgeline.models.hf_config import model_from_hf, read_hf_config
+from tests.parity.hf_models import CASES, SEQ_LEN, judge, tokens
+from tests.parity.on_ranks import compute
+from tests.parity.small import job_of
+from tests.parity.wholes import different, whole_gradients
+
+LAYOUTS = {
+    "alone": (1, {}),
+    "tp2": (2, {"layout__tp": 2, "layout__sp": True}),
+    "pp2": (2, {"layout__pp": 2}),
+}
+EVERY_DAY = ("llama", "llama biased", "llama llama3", "qwen2 window", "qwen3", "mixtral", "qwen3_moe unnormalised")
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """A case as transformers sees it, and the folder it was saved to."""
+
+    @functools.cache
+    def of_case(case: str):
+        folder = tmp_path_factory.mktemp("hf")
+        return judge(case, folder), folder
+
+    return of_case
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", [pytest.param(c, marks=() if c in EVERY_DAY else pytest.mark.full) for c in CASES])
+def test_family(ranks, judged, case, layout):
+    truth, folder = judged(case)
+    world_size, fields = LAYOUTS[layout]
+    model = model_from_hf(read_hf_config(folder))
+    job = job_of(model, world_size=world_size, batch__gbs=2, batch__seq_len=SEQ_LEN, init__hf=str(folder), **fields)
+    assert job.init == Init(hf=str(folder))
+    results = ranks.run(compute, world_size, job, tokens().numpy())
+    assert results[0].loss == pytest.approx(truth.loss, rel=1e-6)
+    for logits in [logits for result in results for logits in result.logits]:
+        assert np.linalg.norm(logits - truth.logits) < 1e-5 * np.linalg.norm(truth.logits)
+    assert different(whole_gradients(result.gradients for result in results), truth.gradients) == {}
