@@ -97,6 +97,7 @@ def test_a_signal_to_one_rank_stops_all_and_saves(ranks, folder):
     first, second = ranks.run(train_until_signal, 2, text_of(job), 3)
     assert first["stopped"]
     assert first["step"] == second["step"] >= 3
+    assert f"stopped at step {first['step']} of 5000, saved in " in first["shown"]
     assert checkpoints_of(job) == ["latest", f"step_{first['step']:07d}"]
 
 

@@ -17,7 +17,7 @@ class StepMetrics:
 
     Attributes:
         step: Updates made, this one included.
-        loss, grad_norm, lr, tokens, skipped: As ``train_step`` reports them.
+        loss, grad_norm, lr, tokens, skipped: As ``train_step`` reports them; what is infinite is null in the file.
         consumed_samples: Samples read from the beginning of the run.
         seconds: Of the step, reading its data included.
         tokens_per_s: Of all ranks.

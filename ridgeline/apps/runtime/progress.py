@@ -30,13 +30,14 @@ def progress(
     if not console.is_terminal:
         yield line
         return
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("training", total=steps, completed=from_step)
+        task = bar.add_task("first step", total=steps, completed=from_step)
 
         def show(metrics: StepMetrics) -> None:
             line(metrics)
-            bar.update(task, completed=metrics.step)
+            figures = f"loss {metrics.loss:.4f}  {metrics.tokens_per_s:,.0f} tokens/s"
+            bar.update(task, completed=metrics.step, description=figures)
 
         yield show
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import attrs
 from rich.console import Console
 
-from ridgeline.apps.runtime.begin import Start, begin
+from ridgeline.apps.runtime.begin import Start, begin, checkpoints_of
 from ridgeline.apps.runtime.curves import tensorboard
 from ridgeline.apps.runtime.feed import Feed, open_feed
 from ridgeline.apps.runtime.metrics import FILE, StepMetrics, metrics_file
@@ -76,7 +76,7 @@ def train(job: Job, *, until: int | None = None, console: Console | None = None)
         feed = open_feed(built.program, group=ranks.host_group, console=shown, workers=workers)
         saver = stack.enter_context(open_saver(built, saved_step=start.step))
         logs = list(_logs(planned, start, shown, stack)) if world.rank == 0 else []
-        return run_steps(
+        trained = run_steps(
             built,
             feed,
             saver,
@@ -86,6 +86,8 @@ def train(job: Job, *, until: int | None = None, console: Console | None = None)
             peak_memory=device.peak_memory_bytes,
             show=lambda metrics: [log(metrics) for log in logs],
         )
+    shown.print(_ending(trained, planned.job), highlight=False, soft_wrap=True)
+    return trained
 
 
 def run_steps(
@@ -165,6 +167,13 @@ def _introduction(planned: Plan) -> Iterator[str]:
         f"{peak.total_bytes / 2**30:.3g} of {peak.capacity_bytes / 2**30:.3g} GiB a device"
     )
     yield from (f"warning: {warning}" for warning in planned.warnings)
+
+
+def _ending(trained: Trained, job: Job) -> str:
+    folder = checkpoints_of(job)
+    if not trained.stopped:
+        return f"done: {trained.step} steps, saved in {folder}"
+    return f"stopped at step {trained.step} of {job.run.steps}, saved in {folder}; start again to go on"
 
 
 def _logs(planned: Plan, start: Start, console: Console, stack: ExitStack) -> Iterator[Callable[[StepMetrics], object]]:
