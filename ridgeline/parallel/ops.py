@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ridgeline.core.flops import attended_positions
-from ridgeline.core.job import Job
+from ridgeline.core.job import Job, SelectiveRecompute
 from ridgeline.core.model import Attention, Block, Mlp, Moe
 from ridgeline.parallel.shards import padded_vocab
 
@@ -92,11 +92,12 @@ class Sizes(NamedTuple):
     ep: int
     etp: int
     dispatcher: str
+    recomputes_attention: bool
 
 
 def sizes_of(job: Job) -> Sizes:
     """The sizes of a job's operations; ``width`` is the bytes of an element of weights and activations."""
-    layout = job.layout
+    layout, recompute = job.layout, job.memory.recompute
     tokens = job.batch.seq_len // layout.cp * job.batch.mbs
     return Sizes(
         tokens=tokens,
@@ -112,6 +113,7 @@ def sizes_of(job: Job) -> Sizes:
         ep=layout.ep,
         etp=layout.etp,
         dispatcher=job.comm.moe_dispatcher,
+        recomputes_attention=isinstance(recompute, SelectiveRecompute) and "core_attn" in recompute.modules,
     )
 
 
@@ -232,8 +234,14 @@ def _attention_ops(mixer: Attention, sizes: Sizes) -> tuple[Op, ...]:
     gather = []
     if mixer.kv_heads < tp:  # a rank's rows are no whole heads: all are gathered, and it picks its own
         gather = [Comm("F", "all_gather", "tp", fused * tp), Comm("B", "reduce_scatter", "tp", fused * tp)]
-    # The norms of q and k save their inputs: q as a copy of its own, k as a view that keeps the fused tensor alive.
-    head_norm = (Saved("q_before_norm", q), Saved("qkv", fused)) if mixer.qk_norm else ()
+    head_norm: tuple[Saved, ...] = ()
+    if mixer.qk_norm:
+        # Norms save their inputs: k as a view that keeps the fused tensor alive, q as a copy where its heads lie apart.
+        copied = q if 1 < kv_heads < heads else 0
+        statistics = tokens * (heads + kv_heads) * 4
+        head_norm = (Saved("q_before_norm", copied), Saved("qkv", fused), Saved("head_rstd", statistics))
+    # A kernel saves v as a copy; the checkpoint around a recomputed one, as a view that keeps the fused tensor alive.
+    v = fused if sizes.recomputes_attention and not mixer.qk_norm else kv
     positions = attended_positions(mixer, sizes.seq_len, "causal")
     return (
         Op(
@@ -252,7 +260,7 @@ def _attention_ops(mixer: Attention, sizes: Sizes) -> tuple[Op, ...]:
             saved=(
                 Saved("q", q),
                 Saved("k", kv),
-                Saved("v", kv),
+                Saved("v", v),
                 Saved("statistics", tokens * heads * STATISTICS_BYTES, "core_attn"),
                 Saved("context", q),
             ),

@@ -6,6 +6,7 @@ A test asks of each row whether the bug is still there, and so fails on the day 
 import importlib
 import importlib.util
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import attrs
@@ -60,6 +61,22 @@ def _claims_transformer_engine(module: str) -> Callable[[], bool]:
     return is_needed
 
 
+class NoFp8:
+    """Transformer Engine's answer when there is none: nothing is computed in fp8."""
+
+    @staticmethod
+    def is_fp8_enabled() -> bool:
+        return False
+
+
+def no_fp8(**settings: Any) -> AbstractContextManager[None]:
+    """A context that changes nothing, in the place of those that set fp8 up."""
+    return nullcontext()
+
+
+_RANDOM = "megatron.core.tensor_parallel.random"
+_OF_NORMS = "core_v0.16.1, megatron/core/tensor_parallel/random.py, CheckpointWithoutOutput"
+
 REPAIRS: tuple[Repair, ...] = (
     Repair(
         target="megatron.core.transformer.moe.moe_utils:te_general_gemm",
@@ -88,5 +105,26 @@ REPAIRS: tuple[Repair, ...] = (
         upstream="core_v0.16.1, megatron/core/transformer/multi_latent_attention.py, first imports",
         why="importing TELinear=None succeeds without Transformer Engine, and isinstance(x, None) raises: TypeError",
         is_needed=_claims_transformer_engine("megatron.core.transformer.multi_latent_attention"),
+    ),
+    Repair(
+        target=f"{_RANDOM}:FP8GlobalStateManager",
+        replacement=NoFp8,
+        upstream=_OF_NORMS,
+        why="its default fp8=False is not None, so that recomputed norms ask for a name that nobody bound: NameError",
+        is_needed=_has_no(_RANDOM, "FP8GlobalStateManager"),
+    ),
+    Repair(
+        target=f"{_RANDOM}:activation_recompute_forward",
+        replacement=no_fp8,
+        upstream=_OF_NORMS,
+        why="the same, for the context of the forward and of its recomputation",
+        is_needed=_has_no(_RANDOM, "activation_recompute_forward"),
+    ),
+    Repair(
+        target=f"{_RANDOM}:fp8_autocast",
+        replacement=no_fp8,
+        upstream=_OF_NORMS,
+        why="the same, for the recomputation",
+        is_needed=_has_no(_RANDOM, "fp8_autocast"),
     ),
 )
