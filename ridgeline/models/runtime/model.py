@@ -33,9 +33,9 @@ class LanguageModel(GPTModel):
         return super().compute_language_model_loss(labels, logits)
 
 
-def build_config(program: RankProgram) -> TransformerConfig:
+def build_config(program: RankProgram, **overrides: Any) -> TransformerConfig:
     """Megatron-core's config out of the program's fields."""
-    return TransformerConfig(**resolved(program.transformer))
+    return TransformerConfig(**{**resolved(program.transformer), **overrides})
 
 
 def build_chunk(program: RankProgram, chunk: int, config: TransformerConfig, kernels: Kernels) -> LanguageModel:
