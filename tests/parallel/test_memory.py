@@ -17,7 +17,7 @@ from ridgeline.parallel.work import kept_bytes, stage_work
 from tests.parallel.examples import dense_model, job_of, moe_model
 
 GIB = 2**30
-SIZES = {"batch__seq_len": 128, "batch__gbs": 8, "batch__mbs": 2}
+SIZES = {"batch__seq_len": 128, "batch__gbs": 16, "batch__mbs": 2}
 DENSE = dense_model(layers=4, hidden=128, ffn=352, vocab_size=512)
 NORMED = dense_model(layers=4, hidden=128, ffn=352, vocab_size=512, attention={"qk_norm": True}, kv_heads=8)
 MOE = moe_model(layers=4, hidden=128, ffn=96, experts=8, vocab_size=512)
@@ -55,5 +55,150 @@ def test_a_forward_keeps_what_is_planned_and_never_more(ranks, name):
     kept = sum(kept_bytes(run, sizes_of(job)) for run in work.runs)
     measured = ranks.run(saved.saved_bytes, job.cluster.world_size, job)
     mean = sum(measured) / len(measured)  # experts get unequal shares
-    print(name, kept, measured, kept / mean - 1)
-    assert 0 <= kept / mean - 1 <= 0.03
+    assert 0 <= kept / mean - 1 <= 0.01
+
+
+def published(model: str, *, nodes: int = 1, gbs: int, seq_len: int = 4096, **layout: object) -> Job:
+    return Job(
+        model=attrs.evolve(model_preset(model), max_position=32768),
+        cluster=cluster_preset("atlas-800t-a2", nodes),
+        batch=Batch(seq_len=seq_len, gbs=gbs),
+        layout=Layout(**layout),
+    )
+
+
+@pytest.mark.parametrize(
+    ("job", "state", "total"),
+    [
+        (published("llama2-7b", gbs=32, tp=2, sp=True), 28.24, 36.67),
+        (published("llama2-13b", gbs=32, tp=2, pp=2, sp=True), 36.37, 49.06),
+        (published("llama2-70b", nodes=8, gbs=128, tp=8, pp=4, sp=True), 24.28, 34.85),
+    ],
+)
+def test_totals_are_those_of_simumax_and_not_below(job, state, total):
+    """SimuMax 4dcaae5, measured within 1.4 % of real peaks on other devices."""
+    peak = plan(job).peak
+    assert peak.static_bytes / GIB == pytest.approx(state, abs=0.01)
+    assert 0 <= peak.allocated_bytes / GIB / total - 1 <= 0.015
+
+
+def test_experts_one_by_one_keep_more_than_simumax_counts_for_grouped_ones():
+    """Its Mixtral: 18.69 + 31.89 GiB; ours also keeps each expert's activation before its tokens' weights."""
+    peak = plan(published("mixtral-8x7b", nodes=8, gbs=256, pp=4, ep=8)).peak
+    assert peak.static_bytes / GIB == pytest.approx(18.69, abs=0.01)
+    assert 0.10 <= peak.activations_bytes / GIB / 31.89 - 1 <= 0.20
+
+
+def run(layers, *, hidden=4096, ffn=11008, heads=32, kv_heads=32, vocab=32000, bias=False, head_dim=128):
+    attention = {"qkv_bias": bias}
+    return dense_model(
+        layers=layers,
+        hidden=hidden,
+        ffn=ffn,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocab_size=vocab,
+        attention=attention,
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "shared", "measured_mib"),
+    [
+        (run(8), {"layout__tp": 2, "layout__sp": True}, False, [16183]),  # llama2_tp2_pp1_ha_save_ptd
+        (run(8), {"layout__tp": 8, "layout__sp": True}, True, [4064]),  # llama2_tp8_pp1_coc_ptd
+        (run(32, vocab=151936, bias=True), {"layout__tp": 8, "layout__sp": True}, False, [16577]),  # tune_qwen7b_tp8
+        (run(32), {"layout__pp": 8}, False, [16148, 13945, 13994, 13944]),  # train_prm_llama2_tp1_pp8
+        (
+            run(4, hidden=5120, ffn=27648, heads=80, kv_heads=8, vocab=155136, bias=True, head_dim=128),
+            {"layout__tp": 2, "layout__pp": 2},
+            True,
+            [10732, 10774],  # seed_oss_36b_tp2pp2
+        ),
+    ],
+)
+def test_the_static_part_is_what_ascend_runs_measured(model, layout, shared, measured_mib):
+    """MindSpeed-LLM's CI: allocated after the first step, MiB."""
+    job = job_of(model, **layout, batch__gbs=8, memory=Memory(distributed_optimizer=shared))
+    for rank, measured in zip(plan(job).memory, measured_mib, strict=False):
+        assert -0.01 <= rank.static_bytes / 2**20 / measured - 1 <= 0.0
+
+
+@given(
+    dp=st.sampled_from([1, 2, 4]),
+    params=st.sampled_from(["bf16", "fp32"]),
+    shared=st.booleans(),
+)
+@settings(deadline=None)
+def test_static_bytes_follow_the_formula_of_mixed_precision(dp, params, shared):
+    job = job_of(
+        DENSE,
+        world_size=dp,
+        batch__gbs=4,
+        precision=Precision(params=params),
+        memory=Memory(distributed_optimizer=shared),
+    )
+    planned = plan(job)
+    elements = sum(_elements(param.local_shape) for param in rank_params(planned, 0))
+    ranks = dp if shared else 1
+    per_element = 6 + 12 / ranks if params == "bf16" else 8 + 8 / ranks
+    assert planned.memory[0].static_bytes == pytest.approx(elements * per_element, rel=1e-3)
+
+
+def _elements(shape):
+    size = 1
+    for side in shape:
+        size *= side
+    return size
+
+
+layouts = st.sampled_from(
+    [
+        {},
+        {"layout__tp": 2},
+        {"layout__pp": 2},
+        {"layout__pp": 2, "layout__vpp": 2},
+        {"layout__pp": 4, "layout__stages": (1, 1, 2, 0)},
+    ]
+)
+
+
+@given(layouts, st.sampled_from([DENSE, MOE]))
+@settings(deadline=None)
+def test_recomputing_more_keeps_less(layout, model):
+    if model is MOE and "layout__tp" in layout:
+        layout = {**layout, "layout__sp": True}
+    part = "moe" if model is MOE else "mlp"
+    memories = [None, SelectiveRecompute(modules=(part,)), FullRecompute()]
+    jobs = [job_of(model, **SIZES, **layout, memory=Memory(recompute=recompute)) for recompute in memories]
+    held = [
+        [sum(kept_bytes(run, sizes_of(job)) for run in work.runs) for work in stage_work(job, plan(job).stages)]
+        for job in jobs
+    ]
+    for none, selective, full in zip(*held, strict=True):
+        assert none >= selective >= full
+
+
+@given(layouts)
+@settings(deadline=None)
+def test_the_peak_holds_what_the_schedule_has_in_flight(layout):
+    planned = plan(job_of(DENSE, **SIZES, **layout, cluster__chip__device="npu", cluster__chip__reserved_bytes=7))
+    work = stage_work(planned.job, planned.stages)
+    sizes = [sum(kept_bytes(run, sizes_of(planned.job)) for run in stage.runs) for stage in work]
+    most = peak_in_flight(planned.schedule, stage_sizes=sizes)
+    for rank in planned.memory:
+        assert rank.peak_at
+        if rank.peak_at != "update":
+            assert rank.activations_bytes <= most[rank.pp_rank]
+            assert rank.activations_bytes + rank.work_bytes >= most[rank.pp_rank]
+        assert rank.runtime_bytes == 7
+        parts = rank.static_bytes + rank.activations_bytes + rank.work_bytes + rank.buffers_bytes
+        assert rank.allocated_bytes == parts
+        assert rank.total_bytes >= rank.allocated_bytes + 7
+
+
+def test_a_job_too_large_says_which_rank_and_what_to_do():
+    planned = plan(published("llama2-70b", gbs=8))
+    assert not planned.peak.fits
+    assert any(warning.startswith("does not fit: pp_rank=0 needs") for warning in planned.warnings)
