@@ -1,15 +1,19 @@
 """First weights from elsewhere: each rank reads just its boxes, into the model and the optimizer's fp32 copy of it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from ridgeline.checkpoint.holdings import fragments_of
+import torch
+
+from ridgeline.checkpoint.holdings import Holding, fragments_of
 from ridgeline.checkpoint.io.agreement import together
 from ridgeline.checkpoint.io.hf import hf_weights
 from ridgeline.checkpoint.io.recorded import find_checkpoint, open_record
-from ridgeline.checkpoint.io.state import weight_boxes
+from ridgeline.checkpoint.io.state import held, masters
 from ridgeline.checkpoint.io.weights import Weights, checkpoint_weights
 from ridgeline.core.job import Init
 from ridgeline.core.model import ModelSpec
+from ridgeline.models.program import RankProgram
 from ridgeline.models.runtime.build import Built
 
 
@@ -22,7 +26,7 @@ def load_initial(built: Built) -> None:
     job = built.program.job
     source = job.init.hf or job.init.checkpoint
     if source is not None:
-        together(lambda: load_weights(built, weights_of(job.init, job.model)), Path(source))
+        together(lambda: _load(built, weights_of(job.init, job.model)), Path(source))
 
 
 def weights_of(init: Init, model: ModelSpec) -> Weights:
@@ -35,10 +39,21 @@ def weights_of(init: Init, model: ModelSpec) -> Weights:
     return checkpoint_weights(step, model)
 
 
-def load_weights(built: Built, weights: Weights) -> None:
-    """Read this rank's part of a model's weights."""
-    for holding, flat, start, stop in weight_boxes(built):
-        for fragment in fragments_of(holding, start, stop):
-            begin = fragment.start - start
-            out = flat[begin : begin + fragment.box.elements].view(fragment.box.shape)
-            weights(holding.owned.local.fqn, fragment.box, out)
+def load_weights(program: RankProgram, chunks: Sequence[torch.nn.Module], weights: Weights) -> None:
+    """Read a rank's part of a model's weights into its chunks, which may be wrapped."""
+    for holding, param in held(program, chunks):
+        _read(weights, holding, param.detach().view(-1), 0, holding.elements)
+
+
+def _load(built: Built, weights: Weights) -> None:
+    load_weights(built.program, built.chunks, weights)
+    for holding, slot in masters(built):
+        _read(weights, holding, slot.main, slot.start, slot.stop)
+
+
+def _read(weights: Weights, holding: Holding, flat: torch.Tensor, start: int, stop: int) -> None:
+    """Read a flat range of a rank's parameter into ``flat``, which is that range."""
+    for fragment in fragments_of(holding, start, stop):
+        begin = fragment.start - start
+        out = flat[begin : begin + fragment.box.elements].view(fragment.box.shape)
+        weights(holding.owned.local.fqn, fragment.box, out)

@@ -1,6 +1,6 @@
 """What training has to remember, as boxes of stored tensors over a rank's memory: written from it, read into it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -8,19 +8,20 @@ from ridgeline.checkpoint.holdings import Holding, fragments_of, holdings_of, wr
 from ridgeline.checkpoint.io.optimizer import MOMENTS, Slot, slots_of
 from ridgeline.checkpoint.io.torch_dist import Index, TensorItem
 from ridgeline.checkpoint.names import optimizer_key, stored_box
+from ridgeline.models.program import RankProgram
 from ridgeline.models.runtime.build import Built
 from ridgeline.models.runtime.model import named_tensors
 
 
-def held(built: Built) -> list[tuple[Holding, torch.nn.Parameter]]:
+def held(program: RankProgram, chunks: Sequence[torch.nn.Module]) -> list[tuple[Holding, torch.nn.Parameter]]:
     """Every parameter of a rank, as what it is and as it lives."""
-    tensors = (tensor for _, tensor in named_tensors(built.program, list(built.chunks)))
-    return list(zip(holdings_of(built.program), tensors, strict=True))
+    tensors = (tensor for _, tensor in named_tensors(program, chunks))
+    return list(zip(holdings_of(program), tensors, strict=True))
 
 
 def items_to_write(built: Built) -> Iterator[TensorItem]:
     """Every box of model and optimizer that this rank is the one to write; those of all ranks make each tensor once."""
-    params = held(built)
+    params = held(built.program, built.chunks)
     mine = written_by(built.program.rank, [holding for holding, _ in params])
     writes = {id(param): index in mine for index, (_, param) in enumerate(params)}
     for holding, param in params:
@@ -40,7 +41,7 @@ def items_to_read(built: Built, index: Index) -> Iterator[TensorItem]:
     A master copy that the checkpoint lacks, since it was saved in fp32 throughout, is read from the weights; and
     weights that are to be fp32 are read from the master copy, where there is one.
     """
-    params = held(built)
+    params = held(built.program, built.chunks)
     for holding, param in params:
         yield from _items(holding, _best_key(holding, param, index), param.detach().view(-1), 0)
     for holding, slot in _slots(built, params):
@@ -49,14 +50,9 @@ def items_to_read(built: Built, index: Index) -> Iterator[TensorItem]:
         yield from _moment_items(holding, slot)
 
 
-def weight_boxes(built: Built) -> Iterator[tuple[Holding, torch.Tensor, int, int]]:
-    """Where weights alone live: each parameter and each master copy, flat, and which range of the parameter it is."""
-    params = held(built)
-    for holding, param in params:
-        yield holding, param.detach().view(-1), 0, holding.elements
-    for holding, slot in _slots(built, params):
-        if slot.is_master:
-            yield holding, slot.main, slot.start, slot.stop
+def masters(built: Built) -> Iterator[tuple[Holding, Slot]]:
+    """Every copy in higher precision that the optimizer keeps of a parameter on this rank."""
+    return (pair for pair in _slots(built, held(built.program, built.chunks)) if pair[1].is_master)
 
 
 def _slots(built: Built, params: list[tuple[Holding, torch.nn.Parameter]]) -> Iterator[tuple[Holding, Slot]]:
