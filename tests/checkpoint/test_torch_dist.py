@@ -16,6 +16,7 @@ from ridgeline.checkpoint.io.torch_dist import (
     TensorItem,
     open_checkpoint,
     read_box,
+    read_common,
     read_index,
     read_object,
     write_frame,
@@ -203,5 +204,8 @@ def test_an_index_may_not_point_outside(checkpoint: Path) -> None:
 
 
 def test_the_common_part_is_plain(checkpoint: Path) -> None:
-    """The common part loads without code."""
-    assert torch.load(checkpoint / COMMON, weights_only=True) == {"iteration": 3}
+    """The common part is read back as it was, and refused when it holds code."""
+    assert read_common(checkpoint) == {"iteration": 3}
+    torch.save({"iteration": Evil()}, checkpoint / COMMON)
+    with pytest.raises(CheckpointError, match=r"common.pt: is missing, damaged or holds code"):
+        read_common(checkpoint)

@@ -39,6 +39,7 @@ from ridgeline.checkpoint.io.torch_dist import (
     TensorItem,
     Written,
     open_checkpoint,
+    read_common,
     stored_tensor,
     write_index,
     write_nothings,
@@ -156,7 +157,7 @@ def load(folder: str | Path, built: Built) -> Record:
     folder = Path(folder)
     record = together(lambda: open_record(folder), folder)
     together(lambda: check_resumable(record, built.program.job.model, folder), folder)
-    reader = together(lambda: open_checkpoint(folder), folder)
+    reader = together(lambda: _opened(folder), folder)
     together(lambda: _load_tensors(reader, record, built), folder)
     return record
 
@@ -236,6 +237,11 @@ def _complete(saving: Saving, temporary: Path) -> None:
     for step in expired(steps, keep_last=saving.keep_last, newest=saving.record.step):
         remove_folder(steps[step])
     flush(folder)
+
+
+def _opened(folder: Path) -> Reader:
+    read_common(folder)  # Megatron-core will read it again; by then it is known to hold no code
+    return open_checkpoint(folder)
 
 
 def _load_tensors(reader: Reader, record: Record, built: Built) -> None:

@@ -281,6 +281,19 @@ def read_object(reader: Reader, key: str) -> Any:
     return data
 
 
+def read_common(folder: Path) -> dict[str, Any]:
+    """What is the same for all ranks.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or holds code.
+    """
+    path = folder / COMMON
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever the bytes make it
+        raise CheckpointError(f"file={path}: is missing, damaged or holds code: {error}") from error
+
+
 def stored_tensor(reader: Reader, key: str) -> StoredTensor:
     """What the index says of a tensor.
 
