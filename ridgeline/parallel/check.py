@@ -118,9 +118,8 @@ def _expert_parallel(job: Job) -> Iterator[Problem]:
         dict.fromkeys(run.block.feed_forward for run in job.model.blocks if isinstance(run.block.feed_forward, Moe))
     )
     if not moes:
-        for name in ("ep", "etp"):
-            if getattr(layout, name) > 1:
-                yield Problem(f"layout.{name}", getattr(layout, name), "needs a model with experts", "use 1")
+        if layout.ep > 1:
+            yield Problem("layout.ep", layout.ep, "needs a model with experts", "use 1")
         return
     for moe in moes:
         if moe.experts % layout.ep:
@@ -256,6 +255,8 @@ def no_effect(job: Job) -> Iterator[str]:
     layout, recompute = job.layout, job.memory.recompute
     if layout.microbatch_group_size is not None and layout.vpp == 1:
         yield f"layout.microbatch_group_size={layout.microbatch_group_size} has no effect with vpp=1"
+    if layout.etp > 1 and not any(isinstance(run.block.feed_forward, Moe) for run in job.model.blocks):
+        yield f"layout.etp={layout.etp} has no effect, since no layer holds experts"
     if isinstance(recompute, SelectiveRecompute):
         kinds = {run.block.feed_forward.kind for run in job.model.blocks}
         for module in recompute.modules:

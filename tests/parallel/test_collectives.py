@@ -7,7 +7,6 @@ import pytest
 from ridgeline.core.job import Comm, FullRecompute, Memory, Precision, SelectiveRecompute
 from ridgeline.parallel.mesh import rank_coords
 from ridgeline.parallel.plan import plan
-from tests.parallel import traced
 from tests.parallel.examples import dense_model, job_of, moe_model
 
 SMALL = {"world_size": 4, "batch__gbs": 8, "batch__seq_len": 16}
@@ -85,6 +84,6 @@ def split(counts):
 @pytest.mark.parametrize("name", JOBS)
 def test_ranks_run_the_planned_collectives(ranks, name):
     planned = plan(JOBS[name])
-    for rank, seen in enumerate(ranks.run(traced.collectives_of_a_step, 4, planned.job)):
+    for rank, seen in enumerate(ranks.run("tests.parallel.traced:collectives_of_a_step", 4, planned.job)):
         expected = planned_of(planned, rank_coords(rank, planned.mesh).pp_rank)
         assert split(Counter(seen)) == split(expected)

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from ridgeline.core.model import GatedDeltaNet, LatentAttention
 from ridgeline.parallel.known_wrong import RULES, refusals, repaired
-from tests.parallel import upstream
 from tests.parallel.examples import DENSE, MOE, changed, dense_model, job_of, moe_model
 
 GDN = changed(
@@ -137,9 +136,9 @@ SMALL_MOE = moe_model(layers=2, experts=4)
 def test_batched_p2p_with_two_interleaved_stages_trains_something_else(ranks):
     asked = two_ranks(SMALL, layout__pp=2, layout__vpp=2, comm__p2p="batched")
     planned, _ = repaired(asked)
-    (truth,) = ranks.run(upstream.train, 1, alone(SMALL), 3, {})
-    wrong = ranks.run(upstream.train, 2, asked, 3, overrides(asked))
-    right = ranks.run(upstream.train, 2, planned, 3, overrides(planned))
+    (truth,) = ranks.run("tests.parallel.upstream:train", 1, alone(SMALL), 3, {})
+    wrong = ranks.run("tests.parallel.upstream:train", 2, asked, 3, overrides(asked))
+    right = ranks.run("tests.parallel.upstream:train", 2, planned, 3, overrides(planned))
     assert losses(right) == pytest.approx(truth["loss"], rel=1e-6)
     assert right[0]["grad_norm"] == pytest.approx(truth["grad_norm"], rel=1e-5)
     assert wrong[0]["grad_norm"][0] > 10 * truth["grad_norm"][0]
@@ -148,26 +147,26 @@ def test_batched_p2p_with_two_interleaved_stages_trains_something_else(ranks):
 
 def test_experts_replicated_over_tp_drift_apart(ranks):
     job = two_ranks(SMALL_MOE, layout__tp=2, layout__sp=True)
-    (truth,) = ranks.run(upstream.train, 1, alone(SMALL_MOE), 3, {})
-    wrong = ranks.run(upstream.train, 2, job, 3, {})
+    (truth,) = ranks.run("tests.parallel.upstream:train", 1, alone(SMALL_MOE), 3, {})
+    wrong = ranks.run("tests.parallel.upstream:train", 2, job, 3, {})
     assert losses(wrong)[:1] == pytest.approx(truth["loss"][:1], rel=1e-6)
     assert losses(wrong)[1] != pytest.approx(truth["loss"][1], rel=1e-4)
-    assert ranks.run(upstream.train_ours, 2, job, 3)[0] == pytest.approx(
-        ranks.run(upstream.train_ours, 1, alone(SMALL_MOE), 3)[0], rel=1e-6
+    assert ranks.run("tests.parallel.upstream:train_ours", 2, job, 3)[0] == pytest.approx(
+        ranks.run("tests.parallel.upstream:train_ours", 1, alone(SMALL_MOE), 3)[0], rel=1e-6
     )
 
 
 def test_gathered_logits_add_the_logarithm_of_tp_to_the_loss(ranks):
     job = two_ranks(SMALL, layout__tp=2)
-    (truth,) = ranks.run(upstream.train, 1, alone(SMALL), 1, {})
-    wrong = ranks.run(upstream.train, 2, job, 1, {"parallel_output": False})
-    right = ranks.run(upstream.train, 2, job, 1, {})
+    (truth,) = ranks.run("tests.parallel.upstream:train", 1, alone(SMALL), 1, {})
+    wrong = ranks.run("tests.parallel.upstream:train", 2, job, 1, {"parallel_output": False})
+    right = ranks.run("tests.parallel.upstream:train", 2, job, 1, {})
     assert losses(right) == pytest.approx(truth["loss"], rel=1e-6)
     assert losses(wrong)[0] - truth["loss"][0] == pytest.approx(math.log(2), rel=1e-4)
 
 
 def test_a_loaded_optimizer_counts_one_step_for_every_parameter(ranks):
-    outcomes = ranks.run(upstream.reload_optimizer, 2, two_ranks(SMALL))
+    outcomes = ranks.run("tests.parallel.upstream:reload_optimizer", 2, two_ranks(SMALL))
     for outcome in outcomes:
         assert outcome["distinct_steps_before"] > 1
         assert outcome["distinct_steps_after_load"] == 1
@@ -176,7 +175,10 @@ def test_a_loaded_optimizer_counts_one_step_for_every_parameter(ranks):
 
 
 def test_optimizer_state_of_experts_cannot_be_loaded_from_ep2_to_ep1(ranks, tmp_path):
-    assert ranks.run(upstream.save, 2, two_ranks(SMALL_MOE, layout__ep=2), str(tmp_path)) == [None, None]
-    told = ranks.run(upstream.load_error, 2, two_ranks(SMALL_MOE), str(tmp_path))
+    assert ranks.run("tests.parallel.upstream:save", 2, two_ranks(SMALL_MOE, layout__ep=2), str(tmp_path)) == [
+        None,
+        None,
+    ]
+    told = ranks.run("tests.parallel.upstream:load_error", 2, two_ranks(SMALL_MOE), str(tmp_path))
     assert all(text.startswith("KeyError") for text in told)
     # That ours can be is for tests/checkpoint/test_dist.py, "ep2 to ep1".

@@ -47,13 +47,11 @@ FORWARDS = {
 
 @pytest.mark.parametrize("name", FORWARDS)
 def test_a_forward_keeps_what_is_planned_and_never_more(ranks, name):
-    from tests.parallel import saved
-
     job = FORWARDS[name]
     planned = plan(job)
     (work,) = stage_work(planned.job, planned.stages)
     kept = sum(kept_bytes(run, sizes_of(job)) for run in work.runs)
-    measured = ranks.run(saved.saved_bytes, job.cluster.world_size, job)
+    measured = ranks.run("tests.parallel.saved:saved_bytes", job.cluster.world_size, job)
     mean = sum(measured) / len(measured)  # experts get unequal shares
     assert 0 <= kept / mean - 1 <= 0.01
 

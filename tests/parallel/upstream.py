@@ -42,8 +42,8 @@ class Norm(torch.nn.LayerNorm):
         self.weight.sequence_parallel = config.sequence_parallel
 
 
-def config_fields(job: Job) -> dict[str, Any]:
-    """Megatron-core's words for a job whose attention is the same in every layer."""
+def config_fields(job: Job, *, even: bool = False) -> dict[str, Any]:
+    """Megatron-core's words for a job whose attention is the same in every layer; ``even`` leaves the stages to it."""
     model, layout = job.model, job.layout
     layers = model.layers()
     attention = layers[0].mixer
@@ -70,7 +70,7 @@ def config_fields(job: Job) -> dict[str, Any]:
         "tensor_model_parallel_size": layout.tp,
         "pipeline_model_parallel_size": layout.pp,
         "virtual_pipeline_model_parallel_size": layout.vpp if layout.vpp > 1 else None,
-        "pipeline_model_parallel_layout": megatron_layout(stages_of(job)) if layout.pp > 1 else None,
+        "pipeline_model_parallel_layout": megatron_layout(stages_of(job)) if layout.pp > 1 and not even else None,
         "expert_model_parallel_size": layout.ep,
         "expert_tensor_parallel_size": layout.etp,
         "sequence_parallel": layout.sp,
@@ -307,3 +307,44 @@ def _state(trainer: Trainer, *, is_loading: bool) -> dict[str, Any]:
     state = {f"model{i}": chunk.module.sharded_state_dict(metadata=metadata) for i, chunk in enumerate(trainer.chunks)}
     state["optimizer"] = trainer.optimizer.sharded_state_dict(state, is_loading=is_loading, metadata=metadata)
     return state
+
+
+def build_errors(jobs: list[Job]) -> list[str]:
+    """What Megatron-core raises on the first or last rank of each job while it forms groups and builds the model."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    distributed.destroy_process_group()
+    errors = []
+    with open_device("cpu").bridge():
+        for job in jobs:
+            error = ""
+            for rank in (0, job.cluster.world_size - 1):
+                distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=job.cluster.world_size)
+                try:
+                    _build_unchecked(job)
+                except (AssertionError, RuntimeError, ValueError) as caught:
+                    error = error or f"{type(caught).__name__}: {caught}"
+                finally:
+                    parallel_state.destroy_model_parallel()
+                    distributed.destroy_process_group()
+            errors.append(error)
+    return errors
+
+
+def _build_unchecked(job: Job) -> None:
+    """The groups and the model of a job as it stands, every stage of the same length."""
+    parallel_state.initialize_model_parallel(**group_fields(job), order=job.layout.order)
+    config = TransformerConfig(
+        **{**config_fields(job, even=True), "perform_initialization": False},
+        activation_func=torch.nn.functional.silu,
+        pipeline_dtype=torch.float32,
+        use_cpu_initialization=True,
+    )
+    for chunk in range(job.layout.vpp):
+        vp_stage = chunk if job.layout.vpp > 1 else None
+        spec = get_gpt_decoder_block_spec(config, use_transformer_engine=False, vp_stage=vp_stage)
+        spec.layer_norm = Norm
+        for layer in spec.layer_specs:
+            layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = Norm
+        with torch.device("meta"):
+            GPTModel(config, spec, 128, job.batch.seq_len, position_embedding_type="rope", vp_stage=vp_stage)
