@@ -2,12 +2,11 @@
 
 from typing import Literal
 
-import attrs
-
 from ridgeline.core.fields import at_least, check_spec, degree, real
+from ridgeline.core.frozen import frozen
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Chip:
     """One device as a rank sees it.
 
@@ -33,7 +32,7 @@ class Chip:
     __attrs_post_init__ = check_spec
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Link:
     """How devices reach each other on one level of the network.
 
@@ -49,7 +48,7 @@ class Link:
     __attrs_post_init__ = check_spec
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Cluster:
     """``nodes`` equal nodes of ``devices_per_node`` devices; ranks fill a node before the next."""
 

@@ -5,11 +5,9 @@ carries ``kind``. A field that may be None is None by default and left out when 
 text only.
 """
 
-import hashlib
+import os
 import types
-import typing
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -17,7 +15,8 @@ import attrs
 import msgspec
 
 from ridgeline.core.errors import Problem, SpecError, nearest
-from ridgeline.core.fields import field_problems, union_members
+from ridgeline.core.fields import field_problems, item_annotation, union_members
+from ridgeline.core.frozen import frozen
 
 Spec = TypeVar("Spec")
 Plain = dict[str, Any]
@@ -36,7 +35,7 @@ def unstructure(spec: Any) -> Plain:
 
 
 def structure(plain: Any, cls: type[Spec], *, path: str = "") -> Spec:
-    """Read plain data as a spec of class ``cls``.
+    """Read plain data as a spec of class ``cls``; a spec that stands in it already stays as it is.
 
     Raises:
         SpecError: Every unknown, missing or wrong field below ``path``.
@@ -74,13 +73,13 @@ def parse(text: str, *, format: str, source: str = "text") -> Any:
         raise SpecError(Problem("file", source, f"is not {format}: {error}")) from error
 
 
-def format_of(path: str | Path) -> str:
+def format_of(path: str | os.PathLike[str]) -> str:
     """The format a file's name promises.
 
     Raises:
         SpecError: The suffix is none of ours.
     """
-    suffix = Path(path).suffix.lower().removeprefix(".")
+    suffix = os.path.splitext(path)[1].lower().removeprefix(".")
     suffix = "yaml" if suffix == "yml" else suffix
     if suffix not in FORMATS:
         raise SpecError(Problem("file", str(path), "must end in .toml, .yaml, .yml or .json"))
@@ -89,6 +88,8 @@ def format_of(path: str | Path) -> str:
 
 def digest(spec: Any) -> str:
     """sha256 of the canonical JSON: equal for equal specs, in every process and Python version."""
+    import hashlib  # 4 ms that only a digest should cost
+
     return hashlib.sha256(msgspec.json.encode(unstructure(spec), order="sorted")).hexdigest()
 
 
@@ -99,6 +100,8 @@ def _plain(value: Any) -> Any:
 
 
 def _structure_spec(plain: Any, cls: type[Any], path: str, problems: list[Problem]) -> Any:
+    if isinstance(plain, cls):
+        return plain
     if not isinstance(plain, Mapping):
         problems.append(Problem(path or "job", plain, f"must be a table of the fields of {cls.__name__}"))
         return None
@@ -149,8 +152,7 @@ def _structure_value(plain: Any, annotation: Any, path: str, problems: list[Prob
     if specs:
         return _structure_member(plain, specs, path, problems)
     for member in members:
-        if typing.get_origin(member) is tuple and isinstance(plain, (list, tuple)):
-            item = typing.get_args(member)[0]
+        if (item := item_annotation(member)) is not None and isinstance(plain, (list, tuple)):
             return tuple(_structure_value(value, item, f"{path}[{i}]", problems) for i, value in enumerate(plain))
         if member is float and isinstance(plain, str):  # YAML 1.1 reads 1e-5 as text
             return _number(plain)
@@ -158,6 +160,8 @@ def _structure_value(plain: Any, annotation: Any, path: str, problems: list[Prob
 
 
 def _structure_member(plain: Any, specs: list[type[Any]], path: str, problems: list[Problem]) -> Any:
+    if type(plain) in specs:
+        return plain
     by_kind = {getattr(spec, "kind", None): spec for spec in specs}
     if None in by_kind:
         return _structure_spec(plain, specs[0], path, problems)
@@ -185,7 +189,7 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-@attrs.frozen
+@frozen
 class _Format:
     load: Callable[[str], Any]
     dump: Callable[[Plain], str]

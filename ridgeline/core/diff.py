@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
-import attrs
-
 from ridgeline.core.codec import unstructure
+from ridgeline.core.frozen import frozen
 
 
-@attrs.frozen
+@frozen
 class Change:
     """One field that differs: ``path: left -> right``; None stands for a field that one side does not have."""
 

@@ -12,8 +12,10 @@ from collections.abc import Iterable, Sequence
 
 import attrs
 
+from ridgeline.core.frozen import frozen
 
-@attrs.frozen
+
+@frozen
 class Problem:
     """One fault of a job: ``path=value: rule; way_out``."""
 

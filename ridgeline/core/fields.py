@@ -81,6 +81,7 @@ def field_problems(field: Any, value: Any) -> Iterator[Problem]:
             yield Problem(field.name, value, f"must be <= {maximum}")
 
 
+@functools.cache
 def union_members(annotation: Any) -> tuple[Any, ...]:
     """The alternatives of an annotation; a plain type is its own only one."""
     return typing.get_args(annotation) if typing.get_origin(annotation) in UNION_TYPES else (annotation,)
@@ -111,6 +112,12 @@ def literal_choices(annotation: Any) -> tuple[Any, ...]:
     return typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
 
 
+@functools.cache
+def item_annotation(annotation: Any) -> Any:
+    """What a ``tuple[X, ...]`` holds; None for any other type."""
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is tuple else None
+
+
 def _to_float(value: Any) -> Any:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST_FLOAT:
         return float(value) + 0.0  # -0.0 becomes 0.0: they compare equal, so they must read equal
@@ -126,25 +133,24 @@ def _to_floats(value: Any) -> Any:
 
 
 def _fits(value: Any, member: Any) -> bool:
-    if member is None or member is types.NoneType:
-        return value is None
-    if choices := literal_choices(member):
-        return value in choices and not isinstance(value, bool)
-    if typing.get_origin(member) is tuple:
-        args = typing.get_args(member)
-        return isinstance(value, tuple) and all(type_rule(item, args[0]) is None for item in value)
     if member is int:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INT
     if member is str:
         return isinstance(value, str) and (value.isascii() or not any("\ud800" <= char <= "\udfff" for char in value))
+    if member is float:
+        return isinstance(value, float)
+    if member is None or member is types.NoneType:
+        return value is None
+    if choices := literal_choices(member):
+        return value in choices and not isinstance(value, bool)
+    if (item := item_annotation(member)) is not None:
+        return isinstance(value, tuple) and all(type_rule(part, item) is None for part in value)
     return isinstance(value, member)
 
 
 def _type_name(member: Any) -> str:
-    if typing.get_origin(member) is tuple:
-        return "a list, each " + " or ".join(
-            _type_name(item).removeprefix("a list, ") for item in union_members(typing.get_args(member)[0])
-        )
+    if (item := item_annotation(member)) is not None:
+        return "a list, each " + " or ".join(_type_name(part).removeprefix("a list, ") for part in union_members(item))
     if choices := literal_choices(member):
         return "one of " + ", ".join(map(str, choices))
     names: dict[Any, str] = {int: "an integer", float: "a number", bool: "true or false", str: "text"}

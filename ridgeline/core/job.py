@@ -3,16 +3,15 @@
 from collections.abc import Iterator
 from typing import ClassVar, Literal, TypeAlias
 
-import attrs
-
 from ridgeline.core.cluster import Cluster
 from ridgeline.core.errors import Problem
 from ridgeline.core.fields import at_least, check_spec, degree, many, real, reals
+from ridgeline.core.frozen import frozen
 from ridgeline.core.layout import Layout
 from ridgeline.core.model import ModelSpec
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Batch:
     """Sizes of a step. ``seq_len`` in tokens, ``mbs`` and ``gbs`` in samples.
 
@@ -26,7 +25,7 @@ class Batch:
     __attrs_post_init__ = check_spec
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Precision:
     """``params`` is the dtype of weights and activations, ``grads`` that of accumulation and reduction; masters are fp32."""
 
@@ -39,7 +38,7 @@ class Precision:
             yield Problem("grads", self.grads, "must be fp32 when params is fp32")
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class SelectiveRecompute:
     """Recompute only these parts of each layer."""
 
@@ -48,7 +47,7 @@ class SelectiveRecompute:
     __attrs_post_init__ = check_spec
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class FullRecompute:
     """Recompute whole layers: every ``num_layers`` together (uniform), or the first ``num_layers`` of each chunk (block)."""
 
@@ -58,7 +57,7 @@ class FullRecompute:
     __attrs_post_init__ = check_spec
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Memory:
     """What is kept, recomputed or sharded to fit. ``distributed_optimizer`` shards optimizer state over dp (ZeRO-1)."""
 
@@ -67,7 +66,7 @@ class Memory:
     __attrs_post_init__ = check_spec
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Comm:
     """How communication is carried out.
 
@@ -87,14 +86,14 @@ class Comm:
             )
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class ConstantLr:
     """The peak rate after warmup."""
 
     kind: ClassVar[str] = "constant"
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class LinearLr:
     """A straight line from the peak to ``min_lr`` at ``decay_steps`` (None: the run's last step)."""
 
@@ -103,7 +102,7 @@ class LinearLr:
     __attrs_post_init__ = check_spec
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class CosineLr:
     """Half a cosine from the peak to ``min_lr`` at ``decay_steps`` (None: the run's last step)."""
 
@@ -112,7 +111,7 @@ class CosineLr:
     __attrs_post_init__ = check_spec
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class WsdLr:
     """Warmup, stable, decay: the peak until the last ``anneal_steps`` before ``decay_steps``, then down to ``min_lr``."""
 
@@ -126,7 +125,7 @@ class WsdLr:
 LrSchedule: TypeAlias = ConstantLr | LinearLr | CosineLr | WsdLr
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Optimizer:
     """AdamW. Weight decay spares biases and norms. ``clip_grad`` 0 leaves gradients as they are."""
 
@@ -146,7 +145,7 @@ class Optimizer:
             yield Problem("min_lr", self.min_lr, f"must be <= lr={self.lr}")
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Pretraining:
     """Next-token loss. ``per_token`` weighs every token of a step alike; otherwise every microbatch of a rank."""
 
@@ -158,7 +157,7 @@ class Pretraining:
 Objective: TypeAlias = Pretraining
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Source:
     """One corpus: the prefix of a ``.bin``/``.idx`` pair, or a raw file or folder; ``weight`` is its share of the blend."""
 
@@ -167,7 +166,7 @@ class Source:
     __attrs_post_init__ = check_spec
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Data:
     """What is trained on.
 
@@ -191,7 +190,7 @@ class Data:
             yield Problem("split", self.split, "must be three shares >= 0: training, validation, test")
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Init:
     """Where the first weights come from: random, a Hugging Face folder (``hf``), or a saved step (``checkpoint``)."""
 
@@ -204,7 +203,7 @@ class Init:
             yield Problem("hf", self.hf, f"excludes checkpoint={self.checkpoint!r}", "keep one of the two")
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Run:
     """How long to train, and what is written where.
 
@@ -231,7 +230,7 @@ class Run:
     __attrs_post_init__ = check_spec
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Job:
     """Everything a training run is."""
 

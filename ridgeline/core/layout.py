@@ -2,12 +2,11 @@
 
 from typing import Literal
 
-import attrs
-
 from ridgeline.core.fields import at_least, check_spec, degree, many
+from ridgeline.core.frozen import frozen
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Layout:
     """Parallel degrees; dp follows from the cluster: ``dp = world_size / (tp*cp*pp)``.
 

@@ -7,9 +7,10 @@ import attrs
 
 from ridgeline.core.errors import Problem, divisors, one_of
 from ridgeline.core.fields import at_least, check_spec, real
+from ridgeline.core.frozen import frozen
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class LinearRope:
     """Positions divided by ``factor``."""
 
@@ -18,7 +19,7 @@ class LinearRope:
     __attrs_post_init__ = check_spec
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class DynamicRope:
     """NTK-aware base that grows once a sequence is longer than ``original_max_position``."""
 
@@ -28,7 +29,7 @@ class DynamicRope:
     __attrs_post_init__ = check_spec
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class YarnRope:
     """YaRN (arXiv 2309.00071): frequencies blended between kept and divided, attention scaled by a temperature."""
 
@@ -43,7 +44,7 @@ class YarnRope:
     __attrs_post_init__ = check_spec
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Llama3Rope:
     """Llama 3.1's piecewise scaling: high frequencies kept, low ones divided by ``factor``, a ramp between."""
 
@@ -58,7 +59,7 @@ class Llama3Rope:
 RopeScaling: TypeAlias = LinearRope | DynamicRope | YarnRope | Llama3Rope
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Rope:
     """Rotary positions in the half layout: dim i is paired with dim i + rotary_dim/2."""
 
@@ -67,7 +68,7 @@ class Rope:
     __attrs_post_init__ = check_spec
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Attention:
     """Softmax attention with grouped key-value heads.
 
@@ -92,7 +93,7 @@ class Attention:
             yield Problem("head_dim", self.head_dim, "must be even for rotary positions")
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class LatentAttention:
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1)."""
 
@@ -107,7 +108,7 @@ class LatentAttention:
     __attrs_post_init__ = check_spec
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class GatedDeltaNet:
     """Linear attention with a gated delta rule (arXiv 2412.06464) and a short causal convolution."""
 
@@ -123,7 +124,7 @@ class GatedDeltaNet:
 Mixer: TypeAlias = Attention | LatentAttention | GatedDeltaNet
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Mlp:
     """``down(silu(gate(x)) * up(x))``; ``ffn_hidden`` is the width of gate and of up."""
 
@@ -134,7 +135,7 @@ class Mlp:
     __attrs_post_init__ = check_spec
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Moe:
     """``experts`` MLPs of width ``ffn_hidden``, ``topk`` of them for each token.
 
@@ -159,7 +160,7 @@ class Moe:
 FeedForward: TypeAlias = Mlp | Moe
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Block:
     """One layer: ``x += mixer(norm(x))``, then ``x += feed_forward(norm(x))``."""
 
@@ -168,7 +169,7 @@ class Block:
     __attrs_post_init__ = check_spec
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Repeat:
     """``count`` equal blocks in a row."""
 
@@ -188,7 +189,7 @@ def _merge_runs(blocks: object) -> object:
     return tuple(merged)
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class ModelSpec:
     """A decoder-only language model.
 

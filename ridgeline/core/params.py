@@ -9,9 +9,8 @@ import math
 from collections.abc import Iterator
 from typing import Literal, TypeAlias
 
-import attrs
-
 from ridgeline.core.errors import PlanError, Problem
+from ridgeline.core.frozen import frozen
 from ridgeline.core.model import Attention, Block, FeedForward, Mixer, Mlp, ModelSpec
 
 Role: TypeAlias = Literal[
@@ -21,7 +20,7 @@ Role: TypeAlias = Literal[
 ]  # fmt: skip
 
 
-@attrs.frozen
+@frozen
 class Param:
     """One tensor of the unsharded model.
 

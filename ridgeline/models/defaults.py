@@ -11,15 +11,16 @@ What is given stays, and the rest is chosen around it.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import attrs
 
 from ridgeline.core.cluster import Cluster
 from ridgeline.core.codec import Plain, structure
-from ridgeline.core.errors import PlanError, SpecError, divisors
+from ridgeline.core.errors import PlanError, divisors
+from ridgeline.core.frozen import frozen
 from ridgeline.core.job import Job
+from ridgeline.core.layout import Layout
 from ridgeline.core.model import Attention, Mlp, ModelSpec, Moe
 from ridgeline.parallel.memory import RankMemory
 from ridgeline.parallel.plan import plan
@@ -29,7 +30,7 @@ MICROBATCHES = 16
 GIB = 2**30
 
 
-@attrs.frozen
+@frozen
 class Split:
     """Degrees of a layout."""
 
@@ -39,84 +40,82 @@ class Split:
     dp: int
 
 
-def default_fields(plain: Plain, *, model: ModelSpec, cluster: Cluster) -> tuple[Plain, tuple[str, ...]]:
-    """Fill in the precision, batch and layout of a job's plain data.
+def default_job(plain: Plain, *, model: ModelSpec, cluster: Cluster) -> tuple[Job, tuple[str, ...]]:
+    """The job of plain data that may leave precision, batch and layout open.
 
     Returns:
-        The data, and a sentence for each choice.
+        The job, and a sentence for each choice.
+
+    Raises:
+        SpecError: Every fault of the data.
     """
-    notes: list[str] = []
     plain = {**plain, **{name: dict(plain.get(name) or {}) for name in ("layout", "batch", "precision")}}
+    given_layout, given_batch = frozenset(plain["layout"]), frozenset(plain["batch"])
+    notes: list[str] = []
     if "params" not in plain["precision"] and cluster.chip.device == "cpu":
         plain["precision"]["params"] = "fp32"
         notes.append("precision.params=fp32: on a CPU it is as fast as bf16")
-    if "seq_len" not in plain["batch"]:
+    if "seq_len" not in given_batch:
         seq_len = plain["batch"]["seq_len"] = min(SEQ_LEN, model.max_position)
         notes.append(f"batch.seq_len={seq_len}: {SEQ_LEN}, at most model.max_position={model.max_position}")
-    best: tuple[Plain, Split, RankMemory | None] | None = None
-    for split in _splits(model, cluster, plain["layout"]):
-        filled = _filled(plain, split)
-        peak = _peak(filled)
+    job = structure(plain, Job)
+    best: tuple[Job, Split, RankMemory | None] | None = None
+    for split in _splits(model, cluster, job.layout, given_layout):
+        laid_out = _laid_out(job, split, given_layout, given_batch)
+        peak = _peak(laid_out)
         if best is None or (peak and (best[2] is None or peak.total_bytes < best[2].total_bytes)):
-            best = filled, split, peak
+            best = laid_out, split, peak
         if peak and peak.fits:
             break
     if best is None:
-        return plain, tuple(notes)
-    return best[0], (*notes, *_sentences(plain, *best))
+        return job, tuple(notes)
+    return best[0], (*notes, *_sentences(*best, given_layout, given_batch))
 
 
-def _filled(plain: Plain, split: Split) -> Plain:
-    """The data with a split's degrees, and what follows from them, where they are not given."""
-    batch, layout = plain["batch"], plain["layout"]
+def _laid_out(job: Job, split: Split, given_layout: frozenset[str], given_batch: frozenset[str]) -> Job:
+    """The job with a split's degrees, and what follows from them, where they are not given."""
     degrees = {"tp": split.tp, "pp": split.pp, "ep": split.ep, "sp": split.tp > 1}
-    mbs = batch.get("mbs", 1)
-    sizes = {"gbs": mbs * split.dp * _microbatches(split)} if isinstance(mbs, int) else {}
-    return {**plain, "layout": {**degrees, **layout}, "batch": {**sizes, **batch}}
+    layout = {name: value for name, value in degrees.items() if name not in given_layout}
+    sizes = {} if "gbs" in given_batch else {"gbs": job.batch.mbs * split.dp * _microbatches(split)}
+    return attrs.evolve(job, layout=attrs.evolve(job.layout, **layout), batch=attrs.evolve(job.batch, **sizes))
 
 
 def _microbatches(split: Split) -> int:
     return max(MICROBATCHES, 4 * split.pp)
 
 
-def _peak(plain: Plain) -> RankMemory | None:
+def _peak(job: Job) -> RankMemory | None:
     """The fullest rank of a job's plan; None where there is no plan, whose faults are told when the job is planned."""
     try:
-        return plan(structure(plain, Job)).peak
-    except (SpecError, PlanError):
+        return plan(job).peak
+    except PlanError:
         return None
 
 
-def _sentences(plain: Plain, filled: Plain, split: Split, peak: RankMemory | None) -> Iterator[str]:
-    layout, batch = filled["layout"], filled["batch"]
-    degrees = [f"{name}={layout[name]}" for name in ("tp", "pp", "ep") if name not in plain["layout"]]
+def _sentences(
+    job: Job, split: Split, peak: RankMemory | None, given_layout: frozenset[str], given_batch: frozenset[str]
+) -> Iterator[str]:
+    degrees = [f"{name}={getattr(job.layout, name)}" for name in ("tp", "pp", "ep") if name not in given_layout]
     if degrees and peak:
         size = f"{peak.total_bytes / GIB:.1f} GiB of {peak.capacity_bytes / GIB:.0f} GiB a device"
         why = f"the smallest that fits, {size}" if peak.fits else f"none fits; the one that needs the least, {size}"
         yield f"layout.{', '.join(degrees)}: {why}"
-    if "sp" not in plain["layout"] and layout["sp"]:
+    if "sp" not in given_layout and job.layout.sp:
         yield "layout.sp=True: it splits activations over tp and sends no byte more"
-    if "gbs" not in plain["batch"] and "gbs" in batch:
-        yield f"batch.gbs={batch['gbs']}: {_microbatches(split)} microbatches for each of dp={split.dp} ranks"
+    if "gbs" not in given_batch:
+        yield f"batch.gbs={job.batch.gbs}: {_microbatches(split)} microbatches for each of dp={split.dp} ranks"
 
 
-def _splits(model: ModelSpec, cluster: Cluster, given: Mapping[str, Any]) -> Iterator[Split]:
+def _splits(model: ModelSpec, cluster: Cluster, layout: Layout, given: frozenset[str]) -> Iterator[Split]:
     """Every split that divides what it has to, smallest pp first, then smallest tp."""
-    world, cp, vpp = cluster.world_size, _degree(given, "cp") or 1, _degree(given, "vpp") or 1
+    world = cluster.world_size
     tps = [tp for tp in divisors(cluster.devices_per_node) if _divides(model, tp)]
-    pps = [pp for pp in divisors(model.num_layers) if model.num_layers % (pp * vpp) == 0]
-    tp_given, pp_given = _degree(given, "tp"), _degree(given, "pp")
-    for pp, tp in itertools.product([pp_given] if pp_given else pps, [tp_given] if tp_given else tps):
-        if world % (tp * pp * cp) == 0:
-            dp = world // (tp * pp * cp)
-            ep = _degree(given, "ep") or _expert_degree(model, cluster, ranks=tp * cp * dp)
+    pps = [pp for pp in divisors(model.num_layers) if model.num_layers % (pp * layout.vpp) == 0]
+    for pp, tp in itertools.product([layout.pp] if "pp" in given else pps, [layout.tp] if "tp" in given else tps):
+        if world % (tp * pp * layout.cp) == 0:
+            dp = world // (tp * pp * layout.cp)
+            ep = layout.ep if "ep" in given else _expert_degree(model, cluster, ranks=tp * layout.cp * dp)
             yield Split(tp, pp, ep, dp)
-
-
-def _degree(given: Mapping[str, Any], name: str) -> int | None:
-    """A degree that was given; one that cannot be is left to the job's own check."""
-    value = given.get(name)
-    return value if isinstance(value, int) and value >= 1 else None
 
 
 def _divides(model: ModelSpec, tp: int) -> bool:

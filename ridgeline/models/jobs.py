@@ -13,9 +13,10 @@ import attrs
 from ridgeline.core.cluster import Cluster
 from ridgeline.core.codec import Plain, structure, unstructure
 from ridgeline.core.errors import Problem, SpecError
+from ridgeline.core.frozen import frozen
 from ridgeline.core.job import Job
 from ridgeline.core.model import ModelSpec
-from ridgeline.models.defaults import default_fields
+from ridgeline.models.defaults import default_job
 from ridgeline.models.hf_config import model_from_hf, read_hf_config
 from ridgeline.models.zoo import model_preset
 from ridgeline.parallel.clusters import cluster_preset
@@ -23,7 +24,7 @@ from ridgeline.parallel.clusters import cluster_preset
 DEFAULT_CLUSTER = "atlas-800t-a2"
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Chosen:
     """A job, and a sentence for each of its fields that a rule chose."""
 
@@ -62,12 +63,13 @@ def preset_job(raw: Mapping[str, Any]) -> Chosen:
     """
     plain, problems = _expanded({"cluster": DEFAULT_CLUSTER, **raw})
     model, cluster = (_spec(plain.get(name), cls) for name, cls in (("model", ModelSpec), ("cluster", Cluster)))
-    if model is None or cluster is None:
+    if problems or model is None or cluster is None:
         plain["batch"] = merged({"seq_len": 1}, plain.get("batch") or {})  # chosen from both, so not missing
         return Chosen(job=_structured(plain, problems))
-    plain.setdefault("name", model.name)
-    plain, notes = default_fields(plain, model=model, cluster=cluster)
-    return Chosen(job=_structured(plain, problems), notes=notes)
+    job, notes = default_job(
+        {"name": model.name, **plain, "model": model, "cluster": cluster}, model=model, cluster=cluster
+    )
+    return Chosen(job=job, notes=notes)
 
 
 def job_of(raw: Mapping[str, Any]) -> Job:
@@ -100,7 +102,7 @@ def _spec(plain: Any, cls: type[Any]) -> Any:
 
 def _expanded(raw: Mapping[str, Any]) -> tuple[Plain, tuple[Problem, ...]]:
     """Plain data without names, and the names that mean nothing; their fields are left out."""
-    plain: Plain = {name: unstructure(value) if attrs.has(type(value)) else value for name, value in raw.items()}
+    plain: Plain = {name: _as_table(value) for name, value in raw.items()}
     problems: list[Problem] = []
     for name, expand in (("model", _model), ("cluster", _cluster), ("data", _data)):
         if name in plain:
@@ -110,6 +112,11 @@ def _expanded(raw: Mapping[str, Any]) -> tuple[Plain, tuple[Problem, ...]]:
                 problems.extend(_within(name, error))
                 del plain[name]
     return plain, tuple(problems)
+
+
+def _as_table(value: Any) -> Any:
+    """A spec as a table of its fields, but for the two that are never chosen from."""
+    return unstructure(value) if attrs.has(type(value)) and not isinstance(value, (ModelSpec, Cluster)) else value
 
 
 def _within(name: str, error: SpecError) -> Iterator[Problem]:
@@ -126,7 +133,8 @@ def _model(value: Any) -> Any:
     named = {key: table[key] for key in ("preset", "hf") if key in table}
     _check_texts("model", named)
     spec = model_preset(table["preset"]) if "preset" in table else _model_from_folder(table["hf"])
-    return merged(unstructure(spec), {key: field for key, field in table.items() if key not in named})
+    changes = {key: field for key, field in table.items() if key not in named}
+    return merged(unstructure(spec), changes) if changes else spec
 
 
 def _model_from_folder(folder: str) -> ModelSpec:
@@ -143,7 +151,8 @@ def _cluster(value: Any) -> Any:
     if any(not isinstance(count, int) or isinstance(count, bool) for count in size.values()):
         size = {}  # the fault is told when the whole job is structured
     spec = cluster_preset(table["preset"], **size)
-    return merged(unstructure(spec), {key: field for key, field in table.items() if key != "preset"})
+    changes = {key: field for key, field in table.items() if key != "preset" and key not in size}
+    return merged(unstructure(spec), changes) if changes else spec
 
 
 def _data(value: Any) -> Any:

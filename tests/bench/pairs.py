@@ -18,11 +18,17 @@ class Comparison:
 
     def __str__(self) -> str:
         low, high = self.quartiles
-        return f"{self.first_s:.4f} s and {self.second_s:.4f} s: ratio {self.ratio:.3f} (quartiles {low:.3f} to {high:.3f})"
+        spread = f"quartiles {low:.3f} to {high:.3f}"
+        return f"{self.first_s:.4f} s and {self.second_s:.4f} s: ratio {self.ratio:.3f} ({spread})"
 
 
 def compare(
-    first: Callable[[], object], second: Callable[[], object], *, pairs: int = 12, warmup: int = 2
+    first: Callable[[], object],
+    second: Callable[[], object],
+    *,
+    pairs: int = 12,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Comparison:
     """Time the two in interleaved pairs, swapping which goes first from pair to pair."""
     for _ in range(warmup):
@@ -31,9 +37,9 @@ def compare(
     times: tuple[list[float], list[float]] = ([], [])
     for pair in range(pairs):
         for which in (0, 1) if pair % 2 == 0 else (1, 0):
-            begin = time.perf_counter()
+            begin = clock()
             (first, second)[which]()
-            times[which].append(time.perf_counter() - begin)
+            times[which].append(clock() - begin)
     ratios = [b / a for a, b in zip(*times, strict=True)]
     quarters = statistics.quantiles(ratios, n=4)
     return Comparison(
