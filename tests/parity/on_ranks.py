@@ -1,5 +1,6 @@
 """What ranks run for the comparisons of this folder."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -109,3 +110,13 @@ def compute(job: Job, text: Any) -> Computed:
         outputs = [output.numpy() for output in logits(built, [batch])]
         mean = accumulate(built, [batch])
         return Computed(mean.loss, outputs, list(pieces(built)))
+
+
+def forwards_of_a_step(job: Job) -> dict[str, int]:
+    """How often the modules of each class run forward in a training step."""
+    counts: Counter[str] = Counter()
+    with build(lower(plan(job), distributed.get_rank()), open_device("cpu")) as built:
+        for module in (module for chunk in built.chunks for module in chunk.modules()):
+            module.register_forward_hook(lambda module, args, output: counts.update([type(module).__name__]))
+        train_step(built, microbatches(built, 0), step=0)
+    return dict(counts)
