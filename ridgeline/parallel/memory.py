@@ -22,8 +22,7 @@ Source:
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import attrs
-
+from ridgeline.core.frozen import frozen
 from ridgeline.core.job import Job
 from ridgeline.parallel.actions import Action
 from ridgeline.parallel.collectives import WIDTHS, Collective, local_params
@@ -40,7 +39,7 @@ BAND = (-0.02, 0.12)
 """How far the allocator's peak may lie from ``allocated_bytes``, as a share of it."""
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class RankMemory:
     """What one rank of a pipeline rank holds at its peak, in bytes.
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import attrs
 
 from ridgeline.core.errors import PlanError
+from ridgeline.core.frozen import frozen
 from ridgeline.core.job import Job
 from ridgeline.core.model import Attention
 from ridgeline.kernels.select import Choice, select
@@ -31,7 +32,7 @@ GIB = 2**30
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Plan:
     """What all ranks of a job will do.
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import attrs
 
+from ridgeline.core.frozen import frozen
 from ridgeline.core.layout import Layout
 from ridgeline.core.model import ModelSpec
 from ridgeline.core.params import Param, Role, block_params, fqn_of, model_params
@@ -42,7 +43,7 @@ class Split(NamedTuple):
     blocks: int = 1
 
 
-@attrs.frozen
+@frozen
 class Shard:
     """How one tensor lies on the mesh: its shape with the vocabulary's padding, and the dims that are split."""
 
@@ -58,7 +59,7 @@ class ParamRow(NamedTuple):
     shard: Shard
 
 
-@attrs.frozen
+@frozen
 class LocalParam:
     """One parameter as one rank holds it.
 

@@ -17,9 +17,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-import attrs
-
 from ridgeline.core.flops import training_flops_per_token
+from ridgeline.core.frozen import frozen
 from ridgeline.core.job import Job
 from ridgeline.parallel.collectives import Collective, LocalParams, local_params
 from ridgeline.parallel.links import Spread, collective_us, spread_of, spread_of_ranks
@@ -77,7 +76,7 @@ class Parts(NamedTuple):
         return Parts(*(mine + theirs * times for mine, theirs in zip(self, other, strict=True)))
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class StepTime:
     """How long a step takes, and where the time goes.
 

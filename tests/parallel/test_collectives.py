@@ -9,7 +9,7 @@ from ridgeline.parallel.mesh import rank_coords
 from ridgeline.parallel.plan import plan
 from tests.parallel.examples import dense_model, job_of, moe_model
 
-SMALL = {"world_size": 4, "batch__gbs": 8, "batch__seq_len": 16}
+SMALL = {"world_size": 4, "batch__gbs": 4, "batch__seq_len": 16}
 DENSE = dense_model(layers=4)
 NORMED = dense_model(layers=4, attention={"qk_norm": True, "qkv_bias": True, "out_bias": True}, kv_heads=2)
 TIED = dense_model(layers=4, tied_embeddings=True)

@@ -66,9 +66,11 @@ def _tensors(arg: Any) -> list[torch.Tensor]:
 
 
 def collectives_of_a_step(job: Job) -> dict[tuple[str, int, int], int]:
-    """How often this rank runs each collective in its second step."""
+    """How often this rank runs each collective in a step; weights gathered ahead are there from the second step on."""
     with build(lower(plan(job), distributed.get_rank()), open_device("cpu")) as built:
-        train_step(built, microbatches(built, 0), step=0)
+        first = int(job.comm.overlap_param_gather)
+        for step in range(first):
+            train_step(built, microbatches(built, step * job.batch.gbs), step=step)
         with Collectives() as traced:
-            train_step(built, microbatches(built, job.batch.gbs), step=1)
+            train_step(built, microbatches(built, first * job.batch.gbs), step=first)
         return dict(traced.seen)
