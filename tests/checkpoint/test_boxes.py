@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ridgeline.checkpoint.boxes import Box, boxes_of_range, cut, meeting, shifted, tiling_fault, whole, within
@@ -29,6 +29,7 @@ def ranges(draw: st.DrawFn) -> tuple[tuple[int, ...], int, int]:
     return shape, start, draw(st.integers(start, math.prod(shape)))
 
 
+@settings(deadline=None)
 @given(ranges())
 def test_a_range_is_its_boxes_in_order(case: tuple[tuple[int, ...], int, int]) -> None:
     """The boxes of a range hold its elements, in its order, and are few."""
@@ -41,6 +42,7 @@ def test_a_range_is_its_boxes_in_order(case: tuple[tuple[int, ...], int, int]) -
     assert len(boxes) <= max(1, 2 * len(shape) - 1)
 
 
+@settings(deadline=None)
 @given(shapes.flatmap(lambda shape: st.tuples(st.just(shape), boxes_in(shape), boxes_in(shape))))
 def test_meeting_is_the_common_elements(case: tuple[tuple[int, ...], Box, Box]) -> None:
     """Two boxes share what their masks share, and each sees its share at the right place."""
@@ -57,6 +59,7 @@ def test_meeting_is_the_common_elements(case: tuple[tuple[int, ...], Box, Box]) 
     assert (expected == (masks[0] & masks[1])).all()
 
 
+@settings(deadline=None)
 @given(shapes.flatmap(lambda shape: st.tuples(st.just(shape), st.integers(1, 40))))
 def test_cut_tiles(case: tuple[tuple[int, ...], int]) -> None:
     """Cut pieces are small and tile the box."""
@@ -66,6 +69,7 @@ def test_cut_tiles(case: tuple[tuple[int, ...], int]) -> None:
     assert tiling_fault(shape, pieces) is None
 
 
+@settings(deadline=None)
 @given(shapes.flatmap(lambda shape: st.tuples(st.just(shape), st.lists(boxes_in(shape), max_size=4))))
 def test_tiling_is_counted_element_by_element(case: tuple[tuple[int, ...], list[Box]]) -> None:
     """Boxes tile a tensor when each of its elements is in exactly one."""

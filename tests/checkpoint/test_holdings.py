@@ -113,6 +113,7 @@ def test_fragments_lie_where_they_say(job: Job, random) -> None:
             assert held == stop - start
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=60), st.integers(1, 8))
 def test_writers_are_alike_busy(sizes: list[int], bins: int) -> None:
     """No writer has more than a fair share and one piece."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ridgeline.checkpoint.boxes import Box, slices, whole
@@ -34,6 +34,7 @@ def sources(draw: st.DrawFn) -> tuple[Source, tuple[int, ...], dict[str, np.ndar
     return GroupedQkv("q", "k", "v", groups, queries), ours.shape, {"q": q, "k": k, "v": v}, ours
 
 
+@settings(deadline=None)
 @given(sources(), st.data())
 def test_copies_make_any_box(
     case: tuple[Source, tuple[int, ...], dict[str, np.ndarray], np.ndarray], data: st.DataObject
@@ -48,6 +49,7 @@ def test_copies_make_any_box(
     assert np.array_equal(np.concatenate(parts), ours[slices(box)])
 
 
+@settings(deadline=None)
 @given(sources())
 def test_copies_reach_every_published_element_once(
     case: tuple[Source, tuple[int, ...], dict[str, np.ndarray], np.ndarray],
@@ -61,6 +63,7 @@ def test_copies_reach_every_published_element_once(
     assert all(np.array_equal(back[name], tensor) for name, tensor in published.items())
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=12), st.integers(1, 40))
 def test_files_hold_all_in_order(sizes: list[int], limit: int) -> None:
     """Every tensor is in one file, in order, and no file that could be split is above the limit."""

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ridgeline.apps.runtime.next_token import Sampling, choose_token, kept
@@ -11,6 +11,7 @@ from ridgeline.core.errors import SpecError
 logits = st.lists(st.floats(-5, 5), min_size=2, max_size=12).map(torch.tensor)
 
 
+@settings(deadline=None)
 @given(logits)
 def test_greedy_takes_the_likeliest(logits_v: torch.Tensor) -> None:
     """Temperature 0, and the single likeliest of any temperature, are the maximum."""
@@ -20,6 +21,7 @@ def test_greedy_takes_the_likeliest(logits_v: torch.Tensor) -> None:
     assert logits_v[choose_token(logits_v, one, generator)] == logits_v.max()
 
 
+@settings(deadline=None)
 @given(logits, st.integers(1, 12), st.floats(0.01, 1.0))
 def test_what_is_kept(logits_v: torch.Tensor, top_k: int, top_p: float) -> None:
     """The likeliest stays; as few stay as reach top_p of those that top_k allows; what is left out is less likely."""
