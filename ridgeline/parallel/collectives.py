@@ -9,24 +9,18 @@ Source:
     ``ridgeline.parallel.ops``.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from math import ceil, lcm, prod
-from types import MappingProxyType
+from collections.abc import Iterator, Sequence
+from math import ceil, prod
 from typing import NamedTuple
 
 from ridgeline.core.job import Job
 from ridgeline.core.model import Moe
+from ridgeline.parallel.held import WIDTHS, Held
 from ridgeline.parallel.mesh import Mesh
 from ridgeline.parallel.ops import Sizes, sizes_of
-from ridgeline.parallel.shards import ParamRow, local_shape, stage_rows
-from ridgeline.parallel.stages import StageMap
 from ridgeline.parallel.work import StageWork
 
-WIDTHS: Mapping[str, int] = MappingProxyType({"bf16": 2, "fp32": 4})
 REPORT_BYTES = 3 * 4  # the sums of losses, of microbatches' means, and of tokens
-PARAM_ALIGNMENT = 64  # elements, of each parameter's start in a buffer of the distributed optimizer
-BUCKET_ALIGNMENT = 128  # elements, of the buffer's end, and a whole number for each rank
-SHARED_OVER_TP = ("norm", "router", "out_bias", "down_bias")  # under sp each tp rank sees its own tokens only
 BUCKET_ELEMENTS = 40_000_000
 BUCKET_ELEMENTS_PER_RANK = 1_000_000
 
@@ -62,37 +56,13 @@ class _Key(NamedTuple):
     size_bytes: int
 
 
-class LocalParams(NamedTuple):
-    """Elements that one rank holds of one stage.
-
-    Attributes:
-        dense: Weights whose gradients are reduced over dp and cp.
-        expert: Weights whose gradients are reduced over edp.
-        replicated: Of ``dense``, those whose gradients are also summed over tp.
-        dense_buffer, embedding_buffer, expert_buffer: What is reduced at a time, padding included; a tied embedding has
-            a buffer of its own under the distributed optimizer.
-    """
-
-    dense: int
-    expert: int
-    replicated: int
-    dense_buffer: int
-    embedding_buffer: int
-    expert_buffer: int
-
-    @property
-    def buffers(self) -> int:
-        """Elements of all buffers."""
-        return self.dense_buffer + self.embedding_buffer + self.expert_buffer
-
-
 def plan_collectives(
-    job: Job, *, mesh: Mesh, stages: StageMap, shards: tuple[ParamRow, ...], work: Sequence[StageWork]
+    job: Job, *, mesh: Mesh, held: Sequence[Held], work: Sequence[StageWork]
 ) -> tuple[Collective, ...]:
     """Every collective of one step, in the order forward, backward, step."""
     counts: dict[_Key, list[int]] = {}
-    for stage in range(stages.num_stages):
-        for key, count in _stage_collectives(job, mesh, stages, shards, work[stage], stage):
+    for stage, (one, params) in enumerate(zip(work, held, strict=True)):
+        for key, count in _stage_collectives(job, mesh, one, params, stage=stage, last=len(work) - 1):
             counts.setdefault(key, [0] * mesh.pp)[stage % mesh.pp] += count
     for pp_rank in range(mesh.pp):
         for key, count in _step_collectives(job, mesh, pp_rank):
@@ -103,31 +73,6 @@ def plan_collectives(
         Collective(key.kind, key.axes, key.group_size, key.size_bytes, tuple(per_rank), key.phase, key.why)
         for key, per_rank in rows
     )
-
-
-def local_params(job: Job, *, mesh: Mesh, stages: StageMap, shards: tuple[ParamRow, ...], stage: int) -> LocalParams:
-    """How many elements one rank of a stage holds."""
-    shared = job.memory.distributed_optimizer
-    apart = shared and job.model.tied_embeddings and mesh.pp > 1
-    sizes = {"dense": 0, "expert": 0, "replicated": 0}
-    buffers = {"dense": 0, "embedding": 0, "expert": 0}
-    for row, layers in stage_rows(shards, stages, stage):
-        size, role = prod(local_shape(row.shard, mesh)), row.param.role
-        copies = layers * max(1, row.param.experts // mesh.ep)
-        kind = "expert" if row.param.experts else "dense"
-        sizes[kind] += size * copies
-        buffer = "embedding" if apart and role == "embedding" else kind
-        buffers[buffer] += (_padded(size, PARAM_ALIGNMENT) if shared else size) * copies
-        if mesh.tp > 1 and (role == "head_norm" or (job.layout.sp and role in SHARED_OVER_TP)):
-            sizes["replicated"] += size * copies
-    if shared:
-        ranks = {"dense": mesh.dp * mesh.cp, "embedding": mesh.dp * mesh.cp, "expert": mesh.edp}
-        buffers = {name: _padded(size, lcm(ranks[name], BUCKET_ALIGNMENT)) for name, size in buffers.items()}
-    return LocalParams(**sizes, **{f"{name}_buffer": size for name, size in buffers.items()})
-
-
-def _padded(size: int, multiple: int) -> int:
-    return ceil(size / multiple) * multiple
 
 
 def group_size_of(axes: str, mesh: Mesh) -> int:
@@ -141,7 +86,7 @@ def group_size_of(axes: str, mesh: Mesh) -> int:
 
 
 def _stage_collectives(
-    job: Job, mesh: Mesh, stages: StageMap, shards: tuple[ParamRow, ...], work: StageWork, stage: int
+    job: Job, mesh: Mesh, work: StageWork, params: Held, *, stage: int, last: int
 ) -> Iterator[tuple[_Key, int]]:
     """Those of one stage: within its layers, to its neighbours, and of its gradients and weights."""
     microbatches = job.num_microbatches
@@ -160,27 +105,24 @@ def _stage_collectives(
                     yield key._replace(phase="backward", why=f"{op.name} recomputed"), times
     if mesh.pp > 1:
         stream = _stream_bytes(sizes_of(job))
-        if stage < stages.num_stages - 1:
+        if stage < last:
             yield _Key("forward", "activations to the next stage", "p2p", "pp", 2, stream), microbatches
         if stage > 0:
             yield _Key("backward", "gradients to the previous stage", "p2p", "pp", 2, stream), microbatches
-    params = local_params(job, mesh=mesh, stages=stages, shards=shards, stage=stage)
     yield from _gradient_collectives(job, mesh, params, stage)
-    embeds = stage in (0, stages.num_stages - 1) and stages.num_stages > 1
-    if embeds and job.model.tied_embeddings:
-        rows = local_shape(shards[0].shard, mesh)
-        size_bytes = prod(rows) * WIDTHS[job.precision.grads]
+    if params.tied:
+        size_bytes = params.tied * WIDTHS[job.precision.grads]
         yield _Key("step", "gradient of the tied embedding", "all_reduce", "pp", 2, size_bytes), 1
 
 
-def _gradient_collectives(job: Job, mesh: Mesh, params: LocalParams, stage: int) -> Iterator[tuple[_Key, int]]:
+def _gradient_collectives(job: Job, mesh: Mesh, params: Held, stage: int) -> Iterator[tuple[_Key, int]]:
     grads, weights = WIDTHS[job.precision.grads], WIDTHS[job.precision.params]
     shared, comm = job.memory.distributed_optimizer, job.comm
     # Experts have an optimizer of their own, and each of the two gathers the weights of both.
     gathers = 2 if _has_experts(job) and not comm.overlap_param_gather else 1
     for name, elements, axes in (
         ("", params.dense_buffer, "dp-cp"),
-        ("tied embedding's ", params.embedding_buffer, "dp-cp"),
+        ("tied embedding's ", params.tied_buffer, "dp-cp"),
         ("expert ", params.expert_buffer, "edp"),
     ):
         size = group_size_of(axes, mesh)

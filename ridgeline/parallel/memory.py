@@ -25,12 +25,11 @@ from typing import NamedTuple
 from ridgeline.core.frozen import frozen
 from ridgeline.core.job import Job
 from ridgeline.parallel.actions import Action
-from ridgeline.parallel.collectives import WIDTHS, Collective, local_params
+from ridgeline.parallel.collectives import Collective
+from ridgeline.parallel.held import WIDTHS, Held
 from ridgeline.parallel.mesh import Mesh
 from ridgeline.parallel.ops import Sizes, sizes_of
 from ridgeline.parallel.schedule import Schedule
-from ridgeline.parallel.shards import ParamRow
-from ridgeline.parallel.stages import StageMap
 from ridgeline.parallel.work import StageWork, kept_bytes, recomputed_bytes
 
 HCCL_BUFFER_BYTES = 2 * 200 * 2**20
@@ -95,8 +94,7 @@ def plan_memory(
     job: Job,
     *,
     mesh: Mesh,
-    stages: StageMap,
-    shards: tuple[ParamRow, ...],
+    held: Sequence[Held],
     schedule: Schedule,
     work: Sequence[StageWork],
     collectives: Sequence[Collective],
@@ -106,28 +104,18 @@ def plan_memory(
     keeps = [_stage_keeps(job, one, sizes, last=stage == len(work) - 1) for stage, one in enumerate(work)]
     works = [_stage_work(one, sizes) for one in work]
     return tuple(
-        _rank_memory(job, mesh, stages, shards, collectives, sizes, pp_rank, _peak(schedule, pp_rank, keeps, works))
+        _rank_memory(job, mesh, held[pp_rank :: mesh.pp], collectives, pp_rank, _peak(schedule, pp_rank, keeps, works))
         for pp_rank in range(mesh.pp)
     )
 
 
 def _rank_memory(
-    job: Job,
-    mesh: Mesh,
-    stages: StageMap,
-    shards: tuple[ParamRow, ...],
-    collectives: Sequence[Collective],
-    sizes: Sizes,
-    pp_rank: int,
-    peak: _Peak,
+    job: Job, mesh: Mesh, held: Sequence[Held], collectives: Sequence[Collective], pp_rank: int, peak: _Peak
 ) -> RankMemory:
-    held = [
-        local_params(job, mesh=mesh, stages=stages, shards=shards, stage=stage)
-        for stage in range(pp_rank, stages.num_stages, stages.pp)
-    ]
-    owned = sum(params.dense + params.expert for params in held)
+    sizes = sizes_of(job)
+    owned = sum(params.elements for params in held)
     if job.memory.distributed_optimizer:
-        over_dp = sum(params.dense_buffer + params.embedding_buffer for params in held)
+        over_dp = sum(params.dense_buffer + params.tied_buffer for params in held)
         owned = over_dp // (mesh.dp * mesh.cp) + sum(params.expert_buffer for params in held) // mesh.edp
     width, grad_width = WIDTHS[job.precision.params], WIDTHS[job.precision.grads]
     elements = sum(params.buffers for params in held)

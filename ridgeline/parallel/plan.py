@@ -17,6 +17,7 @@ from ridgeline.kernels.select import Choice, select
 from ridgeline.kernels.table import KERNELS
 from ridgeline.parallel.check import job_problems, mesh_of, no_effect, stages_of
 from ridgeline.parallel.collectives import Collective, plan_collectives
+from ridgeline.parallel.held import plan_held
 from ridgeline.parallel.known_wrong import refusals, repaired
 from ridgeline.parallel.links import LINK_EFFICIENCY, spread_of
 from ridgeline.parallel.memory import BAND, RankMemory, plan_memory
@@ -81,7 +82,7 @@ def plan(job: Job) -> Plan:
     mesh, stages, schedule = mesh_of(job), stages_of(job), schedule_of(job)
     shards = plan_shards(job.model, job.layout)
     work = stage_work(job, stages)
-    parts = {"mesh": mesh, "stages": stages, "shards": shards, "work": work}
+    parts = {"mesh": mesh, "held": plan_held(job, mesh=mesh, stages=stages, shards=shards), "work": work}
     collectives = plan_collectives(job, **parts)
     memory = plan_memory(job, **parts, schedule=schedule, collectives=collectives)
     kernels = kernels_of(job)

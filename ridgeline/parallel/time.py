@@ -20,14 +20,13 @@ from typing import NamedTuple
 from ridgeline.core.flops import training_flops_per_token
 from ridgeline.core.frozen import frozen
 from ridgeline.core.job import Job
-from ridgeline.parallel.collectives import Collective, LocalParams, local_params
+from ridgeline.parallel.collectives import Collective
+from ridgeline.parallel.held import Held
 from ridgeline.parallel.links import Spread, collective_us, spread_of, spread_of_ranks
 from ridgeline.parallel.mesh import Mesh, embedding_ranks, group_of
 from ridgeline.parallel.ops import Comm, Op, sizes_of
 from ridgeline.parallel.schedule import Schedule
-from ridgeline.parallel.shards import ParamRow
 from ridgeline.parallel.simulate import simulate
-from ridgeline.parallel.stages import StageMap
 from ridgeline.parallel.work import Run, StageWork
 
 UPDATE_BYTES = 42  # a parameter: norm and clipping read or write its gradient 3 times, Adam reads and writes the rest
@@ -121,19 +120,17 @@ def plan_time(
     job: Job,
     *,
     mesh: Mesh,
-    stages: StageMap,
-    shards: tuple[ParamRow, ...],
+    held: Sequence[Held],
     schedule: Schedule,
     work: Sequence[StageWork],
     collectives: Sequence[Collective],
 ) -> StepTime:
     """The time of one step."""
     costs = _Costs(job, mesh, EFFICIENCIES[job.cluster.chip.device], {})
-    held = [local_params(job, mesh=mesh, stages=stages, shards=shards, stage=s) for s in range(stages.num_stages)]
     known: dict[Run, tuple[Parts, Parts]] = {}
     forwards, backwards = [], []
     for stage, one in enumerate(work):
-        forward, backward = Parts(), Parts(accumulate=_accumulate_us(held[stage].dense + held[stage].expert, costs))
+        forward, backward = Parts(), Parts(accumulate=_accumulate_us(held[stage].elements, costs))
         for run in one.runs:
             key = run._replace(layers=1)
             if key not in known:
@@ -143,11 +140,11 @@ def plan_time(
         forwards.append(forward)
         backwards.append(backward)
     forward_us, backward_us = tuple(map(sum, forwards)), tuple(map(sum, backwards))
-    hops = _hops_us(job, mesh, stages.num_stages)
+    hops = _hops_us(job, mesh, len(work))
     timeline = simulate(schedule, stage_us={"F": forward_us, "B": backward_us}, p2p_us=hops)
     busiest = max(range(mesh.pp), key=lambda pp_rank: timeline.busy_us[pp_rank])
     total = Parts()
-    for stage in range(busiest, stages.num_stages, mesh.pp):
+    for stage in range(busiest, len(work), mesh.pp):
         total = total.plus(forwards[stage], job.num_microbatches).plus(backwards[stage], job.num_microbatches)
     exposed = max(_exposed_us(collectives, pp_rank, costs, forward_us, backward_us) for pp_rank in range(mesh.pp))
     update = max(_update_us(job, mesh, held[pp_rank :: mesh.pp], costs) for pp_rank in range(mesh.pp))
@@ -262,7 +259,7 @@ def _accumulate_us(elements: int, costs: _Costs) -> float:
     return elements * ACCUMULATE_BYTES / (chip.hbm_bandwidth * costs.efficiency.memory) * 1e6
 
 
-def _update_us(job: Job, mesh: Mesh, held: Sequence[LocalParams], costs: _Costs) -> float:
+def _update_us(job: Job, mesh: Mesh, held: Sequence[Held], costs: _Costs) -> float:
     """Norm, clipping and Adam, which are bound by memory traffic."""
     shared = job.memory.distributed_optimizer
     owned = sum(

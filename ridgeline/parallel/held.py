@@ -1,0 +1,84 @@
+"""How many elements one rank holds of each stage, by how their gradients are reduced.
+
+Source:
+    megatron-core 0.16.1, distributed/param_and_grad_buffer.py: alignment of the distributed optimizer's buffers, and
+    the bucket apart for an embedding that two stages share.
+"""
+
+from collections.abc import Mapping
+from math import ceil, lcm, prod
+from types import MappingProxyType
+from typing import NamedTuple
+
+from ridgeline.core.job import Job
+from ridgeline.parallel.mesh import Mesh
+from ridgeline.parallel.shards import ParamRow, local_shape, stage_rows
+from ridgeline.parallel.stages import StageMap
+
+WIDTHS: Mapping[str, int] = MappingProxyType({"bf16": 2, "fp32": 4})
+"""Bytes of an element."""
+
+PARAM_ALIGNMENT = 64  # elements, of each parameter's start in a buffer of the distributed optimizer
+BUCKET_ALIGNMENT = 128  # elements, of the buffer's end, and a whole number for each rank
+SHARED_OVER_TP = ("norm", "router", "out_bias", "down_bias")  # under sp each tp rank sees its own tokens only
+
+
+class Held(NamedTuple):
+    """Elements that one rank holds of one stage.
+
+    Attributes:
+        dense: Weights whose gradients are reduced over dp and cp.
+        expert: Weights whose gradients are reduced over edp.
+        replicated: Of ``dense``, those whose gradients are also summed over tp.
+        tied: Of ``dense``, an embedding that another stage holds too.
+        dense_buffer, tied_buffer, expert_buffer: What is reduced at a time, padding included; a tied embedding has a
+            buffer of its own under the distributed optimizer.
+    """
+
+    dense: int
+    expert: int
+    replicated: int
+    tied: int
+    dense_buffer: int
+    tied_buffer: int
+    expert_buffer: int
+
+    @property
+    def elements(self) -> int:
+        """Weights in all."""
+        return self.dense + self.expert
+
+    @property
+    def buffers(self) -> int:
+        """Elements of all buffers."""
+        return self.dense_buffer + self.tied_buffer + self.expert_buffer
+
+
+def plan_held(job: Job, *, mesh: Mesh, stages: StageMap, shards: tuple[ParamRow, ...]) -> tuple[Held, ...]:
+    """What a rank holds of each stage, in model order."""
+    return tuple(_held(job, mesh, stages, shards, stage) for stage in range(stages.num_stages))
+
+
+def _held(job: Job, mesh: Mesh, stages: StageMap, shards: tuple[ParamRow, ...], stage: int) -> Held:
+    shared = job.memory.distributed_optimizer
+    sizes = {"dense": 0, "expert": 0, "replicated": 0, "tied": 0}
+    buffers = {"dense": 0, "tied": 0, "expert": 0}
+    for row, layers in stage_rows(shards, stages, stage):
+        size, role = prod(local_shape(row.shard, mesh)), row.param.role
+        copies = layers * max(1, row.param.experts // mesh.ep)
+        kind = "expert" if row.param.experts else "dense"
+        tied = role == "embedding" and job.model.tied_embeddings and mesh.pp > 1
+        buffers["tied" if tied and shared else kind] += (_padded(size, PARAM_ALIGNMENT) if shared else size) * copies
+        sizes[kind] += size * copies
+        if tied:
+            sizes["tied"] += size
+        if mesh.tp > 1 and (role == "head_norm" or (job.layout.sp and role in SHARED_OVER_TP)):
+            sizes["replicated"] += size * copies
+    if shared:
+        ranks = {"dense": mesh.dp * mesh.cp, "tied": mesh.dp * mesh.cp, "expert": mesh.edp}
+        buffers = {name: _padded(size, lcm(ranks[name], BUCKET_ALIGNMENT)) for name, size in buffers.items()}
+    return Held(**sizes, **{f"{name}_buffer": size for name, size in buffers.items()})
+
+
+def _padded(size: int, multiple: int) -> int:
+    return ceil(size / multiple) * multiple
