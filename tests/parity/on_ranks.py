@@ -8,14 +8,19 @@ import attrs
 import torch
 from torch import distributed
 
+from ridgeline.checkpoint.io.initial import load_initial
 from ridgeline.core.job import Job
 from ridgeline.kernels.device import open_device
 from ridgeline.models.program import lower
 from ridgeline.models.runtime.build import Built, build
 from ridgeline.models.runtime.logits import logits
 from ridgeline.models.runtime.model import named_tensors
-from ridgeline.models.runtime.step import accumulate, train_step
+from ridgeline.models.runtime.step import accumulate, eval_step, run_chunk, train_step
 from ridgeline.parallel.plan import plan
+from ridgeline.parallel.runtime.optimizer import update
+
+Lengths = tuple[tuple[int, ...], ...]
+"""Of the documents of each sample."""
 
 
 @attrs.frozen(kw_only=True)
@@ -95,8 +100,6 @@ class Computed:
 
 def compute(job: Job, text: Any) -> Computed:
     """Load the job's first weights; one microbatch forward and backward."""
-    from ridgeline.checkpoint.io.initial import load_initial
-
     text = torch.from_numpy(text)
     positions = torch.arange(text.shape[1] - 1).expand(text.shape[0], -1)
     batch = Tokens(
@@ -120,3 +123,107 @@ def forwards_of_a_step(job: Job) -> dict[str, int]:
             module.register_forward_hook(lambda module, args, output: counts.update([type(module).__name__]))
         train_step(built, microbatches(built, 0), step=0)
     return dict(counts)
+
+
+def mean_losses(job: Job) -> dict[str, float]:
+    """The two means of the first step's losses, from the losses of all tokens."""
+    with build(lower(plan(job), 0), open_device("cpu")) as built, torch.no_grad():
+        batches = microbatches(built, 0)
+        losses = [run_chunk(built, built.chunks[0], batch, labels=batch.labels) * batch.loss_mask for batch in batches]
+    tokens = [batch.loss_mask.sum() for batch in batches]
+    means = [loss.sum() / count for loss, count in zip(losses, tokens, strict=True)]
+    total = sum(loss.sum() for loss in losses) / sum(tokens)
+    return {"per token": float(total), "per microbatch": float(sum(means) / len(means))}
+
+
+def documents(lengths: Lengths, vocab: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Tokens and labels of documents of these lengths, all random."""
+    generator = torch.Generator().manual_seed(17)
+    flat = [length for sample in lengths for length in sample]
+    return [tuple(torch.randint(0, vocab, (2, length), generator=generator)) for length in flat]  # pyright: ignore
+
+
+def packed(job: Job, lengths: Lengths) -> Computed:
+    """Samples of several documents each, as one microbatch."""
+    texts = documents(lengths, job.model.vocab_size)
+    tokens, labels = (torch.cat(parts).reshape(len(lengths), -1) for parts in zip(*texts, strict=True))
+    positions = torch.cat([torch.arange(len(text)) for text, _ in texts]).reshape(tokens.shape)
+    ends = torch.tensor([0, *(len(text) for text, _ in texts)]).cumsum(0).int()
+    mask = torch.ones(tokens.shape)
+    batch = Tokens(tokens=tokens, labels=labels, loss_mask=mask, position_ids=positions, cu_seqlens=ends)
+    with build(lower(plan(job), distributed.get_rank()), open_device("cpu")) as built:
+        outputs = [output.numpy() for output in logits(built, [batch])]
+        mean = accumulate(built, [batch])
+        return Computed(mean.loss, outputs, list(pieces(built)))
+
+
+def apart(job: Job, lengths: Lengths) -> Computed:
+    """The same documents, each a sample of its own length; the logits are a document's, (s, vocabulary)."""
+    texts = documents(lengths, job.model.vocab_size)
+    outputs, total = [], 0.0
+    with build(lower(plan(job), 0), open_device("cpu")) as built:
+        for tokens, labels in texts:
+            whole = {"loss_mask": torch.ones(1, len(tokens)), "position_ids": torch.arange(len(tokens)).unsqueeze(0)}
+            batch = Tokens(tokens=tokens.unsqueeze(0), labels=labels.unsqueeze(0), **whole)
+            with torch.no_grad():
+                outputs.append(run_chunk(built, built.chunks[0], batch)[0, :, : job.model.vocab_size].numpy())
+            loss = run_chunk(built, built.chunks[0], batch, labels=batch.labels).sum() / sum(map(sum, lengths))
+            loss.backward()
+            total += loss.item()
+        return Computed(total, outputs, list(pieces(built)))
+
+
+def train_on_one_batch(job: Job, steps: int) -> Trained:
+    """Train on the first step's microbatches again and again."""
+    with build(lower(plan(job), distributed.get_rank()), open_device("cpu")) as built:
+        done = [train_step(built, microbatches(built, 0), step=step) for step in range(steps)]
+    return Trained([d.loss for d in done], [d.grad_norm for d in done], [d.tokens for d in done], [])
+
+
+def skipped(job: Job) -> dict[str, Any]:
+    """Three steps, the second with a weight of the first rank that makes its losses infinite."""
+    outcome: dict[str, Any] = {"skipped": [], "grad_norm": [], "changed": []}
+    with build(lower(plan(job), distributed.get_rank()), open_device("cpu")) as built:
+        for step in range(3):
+            norm = next(t for owned, t in named_tensors(built.program, built.chunks) if "final" in owned.local.fqn)
+            kept = norm.detach()[0].clone()
+            if step == 1 and built.program.rank == 0:
+                norm.data[0] = torch.inf
+            before = weights(built)
+            done = train_step(built, microbatches(built, step), step=step)
+            outcome["skipped"].append(done.skipped)
+            outcome["grad_norm"].append(done.grad_norm)
+            outcome["changed"].append(any(not torch.equal(a, b) for a, b in zip(before, weights(built), strict=True)))
+            if step == 1:
+                norm.data[0] = kept
+    return outcome
+
+
+def decayed(job: Job) -> list[tuple[str, float]]:
+    """Of each parameter its role, and what an update without gradients leaves of its norm."""
+    with build(lower(plan(job), 0), open_device("cpu")) as built:
+        tensors = [(owned.local.param.role, tensor) for owned, tensor in named_tensors(built.program, built.chunks)]
+        for _, tensor in tensors:
+            tensor.data.fill_(1.0)
+        before = weights(built)
+        for chunk in built.chunks:
+            chunk.zero_grad_buffer()
+        update(built.optimizer, lr=job.optimizer.lr, weight_decay=job.optimizer.weight_decay, clip_grad=0.0)
+        ratios = [after.norm() / first.norm() for first, after in zip(before, weights(built), strict=True)]
+        return [(role, float(ratio)) for (role, _), ratio in zip(tensors, ratios, strict=True)]
+
+
+def evaluated(job: Job) -> dict[str, Any]:
+    """An evaluation of the first step's microbatches, then their training step."""
+    with build(lower(plan(job), distributed.get_rank()), open_device("cpu")) as built:
+        before = weights(built)
+        loss = eval_step(built, microbatches(built, 0))
+        unchanged = all(torch.equal(a, b) for a, b in zip(before, weights(built), strict=True))
+        training = all(module.training for chunk in built.chunks for module in chunk.modules())
+        trained = train_step(built, microbatches(built, 0), step=0)
+        return {"eval": loss, "train": trained.loss, "training": training, "unchanged": unchanged}
+
+
+def weights(built: Built) -> list[torch.Tensor]:
+    """A copy of every parameter of this rank."""
+    return [tensor.detach().clone() for _, tensor in named_tensors(built.program, built.chunks)]

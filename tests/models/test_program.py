@@ -1,0 +1,112 @@
+"""A program is data: it can be printed, compared and sent, and says all that its rank does."""
+
+import copy
+import pickle
+import subprocess
+import sys
+
+import attrs
+import pytest
+
+from ridgeline.core.errors import LoweringError, SpecError
+from ridgeline.core.model import Attention, Block, Mlp, Moe, Repeat
+from ridgeline.models.megatron import check_lowerable
+from ridgeline.models.program import DataSlice, lower
+from ridgeline.parallel.plan import plan
+from tests.parity.small import MODELS, MOE, job_of
+
+JOB = job_of(
+    MODELS["mixed"], world_size=4, layout__tp=2, layout__sp=True, layout__pp=2, layout__ep=2, layout__stages=(1, 3)
+)
+
+
+def test_programs_are_values():
+    one, other = lower(plan(JOB), 3), lower(plan(JOB), 3)
+    assert one is not other
+    assert one == other
+    assert hash(one) == hash(other)
+    assert pickle.loads(pickle.dumps(one)) == copy.deepcopy(one) == one
+    assert one != lower(plan(JOB), 2)
+
+
+def test_a_program_prints_as_a_table():
+    lines = str(lower(plan(JOB), 3)).splitlines()
+    assert lines[:6] == [
+        "rank 3 of 4",
+        "  tp_rank=1 cp_rank=0 dp_rank=0 pp_rank=1 etp_rank=0 ep_rank=1 edp_rank=0",
+        "groups",
+        "  tp: 2 3",
+        "  cp: 3",
+        "  dp: 3",
+    ]
+    assert "chunk 0: stage 1: 1, 2, 3, head" in lines
+    expert = "mlp.experts.local_experts"
+    whole = f"decoder.layers.1.{expert}.3.linear_fc1.weight (56, 36)"
+    assert f"  decoder.layers.0.{expert}.0.linear_fc1.weight (56, 36) of {whole}" in lines
+    assert "  output_layer.weight (49, 36) of embedding.word_embeddings.weight (98, 36)" in lines
+    assert "  rms_norm: torch" in lines
+    assert "  pipeline_model_parallel_layout: Et|t*3L" in lines
+    assert "  num_microbatches: 8" in lines
+    assert lines[-1] == "actions: 1F0 1B0 1F1 1B1 1F2 1B2 1F3 1B3 1F4 1B4 1F5 1B5 1F6 1B6 1F7 1B7"
+
+
+def test_padding_of_the_vocabulary_lies_at_its_end():
+    layout = attrs.evolve(JOB.layout, vocab_multiple=32)
+    programs = [lower(plan(attrs.evolve(JOB, layout=layout)), rank) for rank in range(4)]
+    assert {program.padded_vocab for program in programs} == {128}
+    assert [program.num_pads for program in programs] == [0, 31, 0, 31]
+    all_pads = attrs.evolve(JOB, layout=attrs.evolve(layout, vocab_multiple=128))
+    assert lower(plan(all_pads), 1).num_pads == 128
+
+
+def test_each_sample_of_a_step_is_read_by_one_dp_rank():
+    slices = [DataSlice(dp_rank=r, dp=3, mbs=2, num_microbatches=4, seq_len=8) for r in range(3)]
+    read = [sample for part in slices for samples in part.samples(100) for sample in samples]
+    assert sorted(read) == list(range(100, 124))
+
+
+def test_samples_are_those_of_megatrons_sampler():
+    slices = [DataSlice(dp_rank=r, dp=2, mbs=2, num_microbatches=2, seq_len=8) for r in range(2)]
+    # Megatron-LM, MegatronPretrainingSampler: a run of mbs*dp samples, of which each dp rank takes mbs in turn.
+    runs = [list(range(first, first + 4)) for first in (16, 20)]
+    for part in slices:
+        assert [list(s) for s in part.samples(16)] == [run[2 * part.dp_rank : 2 * part.dp_rank + 2] for run in runs]
+
+
+def test_what_cannot_be_lowered_is_named_at_once():
+    block = MODELS["mixed"].blocks[0].block
+    wider = attrs.evolve(block, mixer=attrs.evolve(block.mixer, head_dim=6, window=4))
+    experts = attrs.evolve(block, feed_forward=attrs.evolve(MOE, topk=3))
+    blocks = tuple(Repeat(block=b, count=1) for b in (block, wider, experts, attrs.evolve(experts, feed_forward=MOE)))
+    model = attrs.evolve(MODELS["mixed"], blocks=blocks, mtp=1)
+    with pytest.raises(LoweringError) as caught:
+        check_lowerable(job_of(model, layout__cp=2))
+    assert str(caught.value).splitlines() == [
+        "layout.cp=2: the runtime's attention sees its own part of the sequence only; use 1",
+        "model.mtp=1: multi-token prediction has no lowering yet; use 0",
+        "model.blocks.mixer.head_dim=[6, 10]: Megatron-core has one for all layers; use one value",
+        "model.blocks.feed_forward.topk=[2, 3]: Megatron-core has one for all layers; use one value",
+    ]
+
+
+def test_window_and_rope_may_differ_from_layer_to_layer():
+    attention = Attention(heads=2, kv_heads=1, head_dim=4)
+    blocks = tuple(
+        Repeat(block=Block(mixer=attrs.evolve(attention, window=window), feed_forward=part), count=1)
+        for window, part in ((None, Mlp(ffn_hidden=8)), (3, Moe(experts=2, topk=1, ffn_hidden=4, normalize_topk=False)))
+    )
+    check_lowerable(job_of(attrs.evolve(MODELS["dense"], blocks=blocks)))
+
+
+def test_no_such_rank():
+    with pytest.raises(SpecError, match=r"rank=4: must lie in 0 \.\. world_size-1=3"):
+        lower(plan(JOB), 4)
+
+
+def test_lowering_loads_no_torch():
+    code = (
+        "import sys; from ridgeline.models.program import lower; from ridgeline.parallel.plan import plan;"
+        "from tests.parity.small import MODELS, job_of; str(lower(plan(job_of(MODELS['moe'])), 0));"
+        "assert not {'torch', 'numpy', 'megatron'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,106 @@
+"""What a step means: how losses are weighed, documents kept apart, precision kept, and when nothing is updated."""
+
+import numpy as np
+import pytest
+
+from tests.parity import on_ranks
+from tests.parity.small import MLP, MODELS, job_of, model_of
+from tests.parity.wholes import different, whole_gradients
+
+
+def test_loss_per_token_weighs_every_token_alike(ranks):
+    """Over microbatches and dp ranks with different numbers of tokens."""
+    (alone,) = ranks.run(on_ranks.train, 1, job_of(MODELS["dense"], objective__per_token=True))
+    (by_hand,) = ranks.run(on_ranks.mean_losses, 1, job_of(MODELS["dense"]))
+    assert alone.losses[0] == pytest.approx(by_hand["per token"], rel=1e-6)
+    (by_microbatch,) = ranks.run(on_ranks.train, 1, job_of(MODELS["dense"]), 1)
+    assert by_microbatch.losses[0] == pytest.approx(by_hand["per microbatch"], rel=1e-6)
+    assert by_hand["per token"] != pytest.approx(by_hand["per microbatch"], rel=1e-5)
+
+
+@pytest.mark.parametrize("fields", [{}, {"layout__pp": 2}, {"layout__tp": 2}], ids=["dp2", "pp2", "tp2"])
+def test_loss_per_token_in_every_layout(ranks, fields):
+    (alone,) = ranks.run(on_ranks.train, 1, job_of(MODELS["dense"], objective__per_token=True))
+    results = ranks.run(on_ranks.train, 2, job_of(MODELS["dense"], world_size=2, objective__per_token=True, **fields))
+    assert results[0].losses == pytest.approx(alone.losses, rel=1e-5)
+    assert results[0].grad_norms == pytest.approx(alone.grad_norms, rel=1e-5)
+    assert different(whole_gradients(r.gradients for r in results), whole_gradients([alone.gradients])) == {}
+
+
+def test_microbatches_add_up(ranks):
+    """One microbatch of 16 samples, or 16 of one: the same gradient per token."""
+    few, many = (
+        ranks.run(on_ranks.train, 1, job_of(MODELS["tied"], objective__per_token=True, batch__mbs=mbs))[0]
+        for mbs in (16, 1)
+    )
+    assert few.losses == pytest.approx(many.losses, rel=1e-5)
+    assert few.grad_norms == pytest.approx(many.grad_norms, rel=1e-5)
+
+
+LAYOUTS = {
+    "alone": (1, {}),
+    "tp2 sp": (2, {"layout__tp": 2, "layout__sp": True}),
+    "pp2": (2, {"layout__pp": 2}),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("window", [None, 5])
+def test_packed_documents_are_as_good_as_apart(ranks, layout, window):
+    """Each document of a sample gets the logits it gets alone, and the sum of the gradients is that of all alone."""
+    world_size, fields = LAYOUTS[layout]
+    model = model_of(*[MLP] * 4, window=window)
+    lengths = ((9, 15), (1, 20, 3))
+    packed = ranks.run(
+        on_ranks.packed, world_size, job_of(model, world_size=world_size, batch__gbs=2, **fields), lengths
+    )
+    (apart,) = ranks.run(on_ranks.apart, 1, job_of(model, batch__gbs=2), lengths)
+    for logits in [logits for result in packed for logits in result.logits]:
+        begin = 0
+        for document, expected in enumerate(apart.logits):
+            ours = logits.reshape(-1, logits.shape[-1])[begin : begin + len(expected)]
+            begin += len(expected)
+            assert np.linalg.norm(ours - expected) < 1e-5 * np.linalg.norm(expected), document
+    ours = whole_gradients(result.gradients for result in packed)
+    assert different(ours, whole_gradients([apart.gradients])) == {}
+
+
+@pytest.mark.parametrize("model", ["tied", "moe"])
+def test_bf16_learns(ranks, model):
+    """Weights and activations in bf16, masters and gradients in fp32: the loss falls, at first as in fp32."""
+    fields = {"optimizer__lr": 1e-2, "memory__distributed_optimizer": True, "layout__pp": 2}
+    job = job_of(MODELS[model], world_size=2, precision="bf16", **fields)
+    results = ranks.run(on_ranks.train_on_one_batch, 2, job, 10)
+    exact = ranks.run(on_ranks.train_on_one_batch, 2, job_of(MODELS[model], world_size=2, **fields), 3)
+    losses = results[0].losses
+    assert np.isfinite([*losses, *results[0].grad_norms]).all()
+    assert losses[-1] < 0.8 * losses[0]
+    assert losses[:3] == pytest.approx(exact[0].losses[:3], rel=0.01)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(ranks):
+    """Every rank skips the update, and the next step goes on from the weights that were."""
+    for result in ranks.run(on_ranks.skipped, 2, job_of(MODELS["dense"], world_size=2, layout__tp=2)):
+        assert result["skipped"] == [False, True, False]
+        assert not np.isfinite(result["grad_norm"][1])
+        assert result["changed"] == [True, False, True]
+
+
+def test_biases_and_norms_do_not_decay(ranks):
+    """Without gradients only matrices shrink, by lr * weight_decay."""
+    job = job_of(MODELS["mixed"], optimizer__weight_decay=0.5, optimizer__lr=0.1)
+    (ratios,) = ranks.run(on_ranks.decayed, 1, job)
+    assert {role for role, _ in ratios} == {
+        "embedding", "norm", "head_norm", "qkv", "qkv_bias", "out", "gate_up", "down", "router",
+    }  # fmt: skip
+    for role, ratio in ratios:
+        expected = 1.0 if role in ("norm", "head_norm", "qkv_bias") else 1.0 - 0.1 * 0.5
+        assert ratio == pytest.approx(expected, abs=1e-5), role
+
+
+def test_evaluation_tells_the_loss_and_changes_nothing(ranks):
+    for fields in ({}, {"layout__pp": 2, "layout__vpp": 2}):
+        for result in ranks.run(on_ranks.evaluated, 2, job_of(MODELS["tied"], world_size=2, **fields)):
+            assert result["eval"] == pytest.approx(result["train"], rel=1e-6)
+            assert result["training"]
+            assert result["unchanged"]
