@@ -159,6 +159,11 @@ def _assumptions(job: Job) -> Iterator[str]:
     )
     yield "mfu_full counts attention over the whole sequence (Megatron's formula), mfu_causal what the mask leaves"
     yield "gradients are added to the fp32 sum by a kernel of their own, not by the GEMM that makes them"
+    yield "norms, SwiGLU, rotary positions and attention keep for their backwards what fused kernels keep"
+    if job.layout.tp > 1:
+        yield "a column-parallel backward's collectives run beside its two GEMMs; all others in a layer are waited for"
+    if job.layout.pp > 1:
+        yield "transfers between stages run beside the compute; what depends on one waits for it"
     yield (
         f"memory errs high: the allocator's peak is expected within {BAND[0]:+.0%} .. {BAND[1]:+.0%} of allocated_bytes"
     )
