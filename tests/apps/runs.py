@@ -127,3 +127,11 @@ def command(*tokens):
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run(tokens)
     return code, out.getvalue(), err.getvalue()
+
+
+def command_told(words, *tokens):
+    """Run a command here that reads its standard input."""
+    from unittest import mock
+
+    with mock.patch("sys.stdin", io.StringIO(words)):
+        return command(*tokens)

@@ -15,7 +15,17 @@ import pytest
 
 from ridgeline.core.job import Data, Init, Source
 from ridgeline.core.layout import Layout
-from tests.apps.runs import failure_of, failure_on_full_disk, prepare, text_of, tiny_job, train_job, train_until_signal
+from tests.apps.runs import (
+    command,
+    command_told,
+    failure_of,
+    failure_on_full_disk,
+    prepare,
+    text_of,
+    tiny_job,
+    train_job,
+    train_until_signal,
+)
 
 CURVE = ("loss", "grad_norm", "lr", "tokens", "consumed_samples")
 
@@ -155,6 +165,31 @@ def test_what_cannot_run_is_told_before_the_first_step(ranks, folder, whole, cha
     assert re.fullmatch(error, failed[0]), failed
     assert re.search(message, failed[1], re.DOTALL), failed[1]
     assert failed[2] == 2
+
+
+def test_a_trained_model_goes_out(ranks, folder, whole):
+    """Exported, it is the same under transformers; from either it continues a text; changed, it is found out."""
+    run, hf = whole[0].run.output, str(folder / "hf")
+    assert ranks.run(command, 1, "convert", run, hf)[0] == (0, f"{hf}\n", "")
+    ((code, out, _),) = ranks.run(command, 1, "convert", run, "--check", hf)
+    assert code == 0
+    assert re.search(r"under transformers agree: logits differ by \d\.\de-0[5-9] .* at 100% of positions", out)
+    texts = {
+        ranks.run(command, 1, "generate", model, "--prompt", "The statement", "--max-tokens", "8")[0][1]
+        for model in (run, hf)
+    }
+    assert len(texts) == 1
+    assert texts.pop().startswith("The statement")
+    back = str(folder / "back")
+    ranks.run(command, 1, "convert", hf, back)
+    assert ranks.run(command, 1, "convert", back, "--check", hf)[0][0] == 0
+    other = f"{folder / 'whole'}/checkpoints/step_0000006"
+    ((code, out, _),) = ranks.run(command, 1, "convert", other, "--check", hf)
+    assert code == 1
+    assert "DO NOT AGREE" in out
+    ((code, _, err),) = ranks.run(command_told, 1, "hello\n", "chat", hf)
+    assert code == 2
+    assert "has no chat template" in err
 
 
 def test_a_full_disk_loses_nothing_saved(ranks, folder, whole):
