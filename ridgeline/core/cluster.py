@@ -37,7 +37,8 @@ class Link:
     """How devices reach each other on one level of the network.
 
     Attributes:
-        topology: ``full_mesh``: one link to each peer, so a group of n uses n-1 of them. ``switched``: one port, whatever n.
+        topology: ``full_mesh``: one link to each peer, so a group of n uses n-1 of them. ``switched``: one port,
+            whatever n.
         bandwidth: Bytes per second in one direction, of one link (full mesh) or one port (switched).
         latency_us: Time of an empty message.
     """

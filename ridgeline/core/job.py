@@ -15,7 +15,8 @@ from ridgeline.core.model import ModelSpec
 class Batch:
     """Sizes of a step. ``seq_len`` in tokens, ``mbs`` and ``gbs`` in samples.
 
-    ``packing="eod_reset"`` keeps the documents of a sample apart: positions restart and attention stops at each end of document.
+    ``packing="eod_reset"`` keeps the documents of a sample apart: positions restart and attention stops at each end of
+    document.
     """
 
     seq_len: int = at_least(1)
@@ -27,7 +28,7 @@ class Batch:
 
 @frozen(kw_only=True)
 class Precision:
-    """``params`` is the dtype of weights and activations, ``grads`` that of accumulation and reduction; masters are fp32."""
+    """``params``: dtype of weights and activations. ``grads``: of accumulation and reduction. Masters are fp32."""
 
     params: Literal["bf16", "fp32"] = "bf16"
     grads: Literal["bf16", "fp32"] = "fp32"
@@ -49,7 +50,7 @@ class SelectiveRecompute:
 
 @frozen(kw_only=True)
 class FullRecompute:
-    """Recompute whole layers: every ``num_layers`` together (uniform), or the first ``num_layers`` of each chunk (block)."""
+    """Recompute whole layers: every ``num_layers`` together (uniform), or the first so many of each chunk (block)."""
 
     kind: ClassVar[str] = "full"
     method: Literal["uniform", "block"] = "uniform"
@@ -113,7 +114,7 @@ class CosineLr:
 
 @frozen(kw_only=True)
 class WsdLr:
-    """Warmup, stable, decay: the peak until the last ``anneal_steps`` before ``decay_steps``, then down to ``min_lr``."""
+    """Warmup, stable, decay: the peak until ``anneal_steps`` before ``decay_steps``, then down to ``min_lr``."""
 
     kind: ClassVar[str] = "wsd"
     anneal_steps: int = at_least(1)
@@ -159,7 +160,7 @@ Objective: TypeAlias = Pretraining
 
 @frozen(kw_only=True)
 class Source:
-    """One corpus: the prefix of a ``.bin``/``.idx`` pair, or a raw file or folder; ``weight`` is its share of the blend."""
+    """One corpus: the prefix of a ``.bin``/``.idx`` pair, or a raw file or folder; ``weight`` is its share."""
 
     path: str
     weight: float = real(1.0, above=0.0)

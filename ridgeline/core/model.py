@@ -1,7 +1,7 @@
 """The model graph: a vocabulary, a run-length list of blocks, a final norm and a head."""
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import attrs
 
@@ -178,14 +178,15 @@ class Repeat:
     __attrs_post_init__ = check_spec
 
 
-def _merge_runs(blocks: object) -> object:
+def _merge_runs(blocks: Any) -> Any:
     if not isinstance(blocks, (list, tuple)) or not all(isinstance(run, Repeat) for run in blocks):
         return tuple(blocks) if isinstance(blocks, list) else blocks
     merged: list[Repeat] = []
     for run in blocks:
         if merged and merged[-1].block == run.block:
-            run = attrs.evolve(run, count=merged.pop().count + run.count)
-        merged.append(run)
+            merged[-1] = attrs.evolve(run, count=merged[-1].count + run.count)
+        else:
+            merged.append(run)
     return tuple(merged)
 
 
@@ -194,7 +195,8 @@ class ModelSpec:
     """A decoder-only language model.
 
     ``blocks`` is run-length encoded, with equal neighbours merged on creation, so that equal models have equal text.
-    ``family`` names the Hugging Face family it came from and goes back to. ``mtp`` counts multi-token-prediction layers.
+    ``family`` names the Hugging Face family it came from and goes back to. ``mtp`` counts multi-token-prediction
+    layers.
     """
 
     name: str = "custom"

@@ -1,8 +1,8 @@
 """The canonical parameter table: every tensor of a model, by name, shape and role.
 
-Names are Megatron-core's, with the layer counted over the whole model and experts over the whole layer. Fused tensors keep
-Megatron's layout: ``linear_qkv`` holds, for each key-value head, its query heads then the key and the value; ``linear_fc1``
-holds gate, then up.
+Names are Megatron-core's, with the layer counted over the whole model and experts over the whole layer. Fused tensors
+keep Megatron's layout: ``linear_qkv`` holds, for each key-value head, its query heads then the key and the value;
+``linear_fc1`` holds gate, then up.
 """
 
 import math
@@ -59,13 +59,13 @@ def block_params(block: Block, hidden: int) -> tuple[Param, ...]:
 def model_params(model: ModelSpec) -> Iterator[tuple[int | None, Param]]:
     """Every parameter in model order, with the layer it belongs to; None before and after the layers."""
     yield None, Param("embedding.word_embeddings.weight", (model.vocab_size, model.hidden), "embedding")
-    layer = 0
+    begin = 0
     for run in model.blocks:
         params = block_params(run.block, model.hidden)
-        for layer in range(layer, layer + run.count):
+        for layer in range(begin, begin + run.count):
             for param in params:
                 yield layer, param
-        layer += 1
+        begin += run.count
     yield None, Param("decoder.final_layernorm.weight", (model.hidden,), "norm")
     if not model.tied_embeddings:
         yield None, Param("output_layer.weight", (model.vocab_size, model.hidden), "head")
@@ -75,7 +75,8 @@ def fqn_of(layer: int | None, param: Param, *, expert: int | None = None) -> str
     """The full name of a parameter.
 
     Example:
-        >>> fqn_of(3, Param("mlp.experts.local_experts.{expert}.linear_fc2.weight", (8, 4), "down", experts=2), expert=1)
+        >>> down = Param("mlp.experts.local_experts.{expert}.linear_fc2.weight", (8, 4), "down", experts=2)
+        >>> fqn_of(3, down, expert=1)
         'decoder.layers.3.mlp.experts.local_experts.1.linear_fc2.weight'
     """
     name = param.name if layer is None else f"decoder.layers.{layer}.{param.name}"
