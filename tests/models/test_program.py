@@ -46,8 +46,8 @@ def test_a_program_prints_as_a_table():
     assert "  output_layer.weight (49, 36) of embedding.word_embeddings.weight (98, 36)" in lines
     assert "  rms_norm: torch" in lines
     assert "  pipeline_model_parallel_layout: Et|t*3L" in lines
-    assert "  num_microbatches: 8" in lines
-    assert lines[-1] == "actions: 1F0 1B0 1F1 1B1 1F2 1B2 1F3 1B3 1F4 1B4 1F5 1B5 1F6 1B6 1F7 1B7"
+    assert "  num_microbatches: 4" in lines
+    assert lines[-1] == "actions: 1F0 1B0 1F1 1B1 1F2 1B2 1F3 1B3"
 
 
 def test_padding_of_the_vocabulary_lies_at_its_end():

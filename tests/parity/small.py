@@ -32,11 +32,11 @@ MODELS = {
 
 
 def job_of(model: ModelSpec, *, world_size: int = 1, precision: str = "fp32", **fields: Any) -> Job:
-    """A job of 8 microbatches in all, in fp32 unless said; ``memory__x=1`` sets a field of a part of it."""
+    """A job of 4 microbatches in all, in fp32 unless said; ``memory__x=1`` sets a field of a part of it."""
     job = Job(
         model=model,
         cluster=cluster_preset("cpu", devices_per_node=world_size),
-        batch=Batch(seq_len=SEQ_LEN, mbs=2, gbs=16),
+        batch=Batch(seq_len=SEQ_LEN, mbs=2, gbs=8),
         precision=Precision(params=precision),
         optimizer=Optimizer(lr=2e-3, lr_schedule=ConstantLr()),
         layout=Layout(),

@@ -28,7 +28,7 @@ LAYOUTS = {
     "noop": (2, {"layout__pp": 2, "layout__vpp": 2, "layout__noop_layers": (0, 3, 5, 7)}),
     "pp4": (4, {"layout__pp": 4}),
     "tp2 pp2": (4, {"layout__tp": 2, "layout__pp": 2}),
-    "tp2 pp2 sp vpp2": (4, {"layout__tp": 2, "layout__pp": 2, "layout__sp": True, "layout__vpp": 2}),
+    "tp2 pp2 sp vpp2": (4, {"layout__tp": 2, "layout__pp": 2, "layout__sp": True, "layout__vpp": 2, "batch__gbs": 16}),
     "ep2 alltoall": (2, {"layout__ep": 2}),
     "ep2 allgather": (2, {"layout__ep": 2, "comm__moe_dispatcher": "allgather"}),
     "ep2 distributed optimizer": (2, {"layout__ep": 2, "memory__distributed_optimizer": True}),
@@ -57,11 +57,11 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def alone(ranks):
-    """What one rank makes of a model."""
+    """What one rank makes of a model and a batch."""
 
     @functools.cache
-    def train_alone(model: str) -> Trained:
-        return ranks.run(train, 1, job_of(MODELS[model]))[0]
+    def train_alone(model: str, gbs: int) -> Trained:
+        return ranks.run(train, 1, job_of(MODELS[model], batch__gbs=gbs))[0]
 
     return train_alone
 
@@ -69,8 +69,9 @@ def alone(ranks):
 @pytest.mark.parametrize(("model", "layout"), CASES)
 def test_layout(ranks, alone, model, layout):
     world_size, fields = LAYOUTS[layout]
-    results = ranks.run(train, world_size, job_of(MODELS[model], world_size=world_size, **fields))
-    truth = alone(model)
+    job = job_of(MODELS[model], world_size=world_size, **fields)
+    results = ranks.run(train, world_size, job)
+    truth = alone(model, job.batch.gbs)
     assert len({str(result.losses) for result in results}) == 1, "every rank is told the same losses"
     assert results[0].losses == pytest.approx(truth.losses, rel=1e-5)
     assert results[0].grad_norms == pytest.approx(truth.grad_norms, rel=1e-5)

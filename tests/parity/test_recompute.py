@@ -31,7 +31,7 @@ CASES = [
     for layout in LAYOUTS
 ]
 
-MICROBATCHES, LAYERS = 8, 4
+MICROBATCHES, LAYERS = 4, 4
 ONCE = MICROBATCHES * LAYERS
 FORWARDS = {
     "core_attn": {"CoreAttention": 2 * ONCE},

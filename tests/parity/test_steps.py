@@ -28,10 +28,10 @@ def test_loss_per_token_in_every_layout(ranks, fields):
 
 
 def test_microbatches_add_up(ranks):
-    """One microbatch of 16 samples, or 16 of one: the same gradient per token."""
+    """One microbatch of 8 samples, or 8 of one: the same gradient per token."""
     few, many = (
         ranks.run(on_ranks.train, 1, job_of(MODELS["tied"], objective__per_token=True, batch__mbs=mbs))[0]
-        for mbs in (16, 1)
+        for mbs in (8, 1)
     )
     assert few.losses == pytest.approx(many.losses, rel=1e-5)
     assert few.grad_norms == pytest.approx(many.grad_norms, rel=1e-5)
