@@ -1,4 +1,4 @@
-"""The whole way in a few minutes on a laptop: plan, train, stop, resume under another layout, export, check, generate, plot.
+"""The whole way on a laptop: plan, train, stop, resume under another layout, export, check, generate, plot.
 
     make quickstart        or, in an environment with ridgeline[plot]:        python examples/quickstart.py
 
@@ -36,9 +36,9 @@ def write_corpus(path: Path) -> None:
 
 def plot_loss(metrics: Path, picture: Path) -> None:
     """The loss curve, and where the run was stopped and resumed."""
-    import matplotlib
+    import matplotlib as mpl
 
-    matplotlib.use("Agg")
+    mpl.use("Agg")
     import matplotlib.pyplot as plt
 
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]

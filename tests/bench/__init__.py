@@ -1,1 +1,1 @@
-"""Paired timings: each compares two ways of doing one thing in the same run, since absolute times drift."""
+"""Paired timings: each compares two ways of doing one thing in one run, since absolute times drift."""

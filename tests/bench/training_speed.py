@@ -1,4 +1,4 @@
-"""A training step of ours against the same model of Megatron-core's own modules driven by a bare loop."""
+"""A training step of ours against Megatron-core's own modules driven by a bare loop, in one process."""
 
 import os
 import sys
