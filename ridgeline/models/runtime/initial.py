@@ -1,7 +1,7 @@
 """Initial weights that depend on the seed and the parameter's name alone: every layout starts from the same model.
 
-A tensor is drawn in blocks of rows, each from a generator of its own; a rank draws the blocks that its shard meets. One
-block of fp32 numbers is alive at a time, whatever the size of the tensor.
+A matrix is drawn in blocks of whole lines (its rows, or its columns if those are what tp splits), each block from a
+generator of its own; a rank draws the blocks that its shard meets. One block of fp32 numbers is alive at a time.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from ridgeline.core.params import Param, Role
 from ridgeline.parallel.shards import Box
 
 BLOCK_ELEMENTS = 1 << 22
+SPLIT_BY_COLUMNS: tuple[Role, ...] = ("out", "down")
 
 
 def initial_std(model: ModelSpec, role: Role) -> float:
@@ -41,28 +42,30 @@ def fill(tensor: torch.Tensor, param: Param, fqn: str, boxes: tuple[Box, ...], *
     if len(param.shape) == 1:
         tensor.fill_(1.0 if param.role in ("norm", "head_norm") else 0.0)
         return
+    dim = 1 if param.role in SPLIT_BY_COLUMNS else 0
     tensor.zero_()
     begin = 0
-    for (first, last), (left, right) in boxes:
-        for row, values in _rows(fqn, param.shape, first, last, seed=seed, std=std):
-            tensor[begin + row - first : begin + row - first + len(values)].copy_(values[:, left:right])
-        begin += last - first
+    for box in boxes:
+        rows = tensor[begin : begin + box[0][1] - box[0][0]]
+        begin += len(rows)
+        for line, values in _lines(fqn, param.shape[dim], param.shape[1 - dim], box[dim], seed=seed, std=std):
+            part = values[:, slice(*box[1 - dim])]
+            rows.narrow(dim, line - box[dim][0], len(part)).copy_(part.t() if dim else part)
 
 
-def _rows(
-    fqn: str, shape: tuple[int, ...], first: int, last: int, *, seed: int, std: float
+def _lines(
+    fqn: str, count: int, length: int, wanted: tuple[int, int], *, seed: int, std: float
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """The rows of the whole from ``first`` to ``last``, piece by piece, each with the index of its first row."""
-    num_rows, width = shape
-    size = max(1, BLOCK_ELEMENTS // width)
-    for begin in range(first // size * size, min(last, num_rows), size):
-        end = min(begin + size, num_rows)
+    """The lines of the whole from ``wanted[0]`` to ``wanted[1]``, piece by piece, each with the index of its first."""
+    size = max(1, BLOCK_ELEMENTS // length)
+    for begin in range(wanted[0] // size * size, min(wanted[1], count), size):
+        end = min(begin + size, count)
         generator = torch.Generator(device="cpu").manual_seed(_key(seed, fqn, begin))
-        values = torch.randn(end - begin, width, generator=generator, device="cpu").mul_(std)
-        row = max(begin, first)
-        yield row, values[row - begin : min(end, last) - begin]
+        values = torch.randn(end - begin, length, generator=generator, device="cpu").mul_(std)
+        line = max(begin, wanted[0])
+        yield line, values[line - begin : min(end, wanted[1]) - begin]
 
 
-def _key(seed: int, fqn: str, row: int) -> int:
+def _key(seed: int, fqn: str, line: int) -> int:
     """A number for one block, by a hash that is the same on every machine."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{fqn}/{row}".encode()).digest()[:8], "little") >> 1
+    return int.from_bytes(hashlib.sha256(f"{seed}/{fqn}/{line}".encode()).digest()[:8], "little") >> 1

@@ -19,11 +19,12 @@ def part(param, shard, rank, mesh, *, seed=7, dtype=torch.float32):
     return tensor
 
 
+@pytest.mark.parametrize("role", ["qkv", "down"])
 @pytest.mark.parametrize("splits", [(Split(0, "tp"),), (Split(0, "tp", 2),), (Split(1, "tp"),), ()])
 @pytest.mark.parametrize("tp", [1, 2])
-def test_parts_make_the_whole(tp, splits):
+def test_parts_make_the_whole(tp, splits, role):
     assert LARGE[0] * LARGE[1] > BLOCK_ELEMENTS
-    mesh, param = Mesh(tp=tp), Param("x.weight", LARGE, "down")
+    mesh, param = Mesh(tp=tp), Param("x.weight", LARGE, role)
     whole = part(param, Shard(LARGE), 0, Mesh())
     for rank in range(tp):
         boxes = slices_of(Shard(LARGE, splits), rank, mesh)
