@@ -1,10 +1,12 @@
 """``ridgeline plan``: the report and its numbers."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
-from ridgeline.apps.cli import run
+from ridgeline.apps.cli import run as cli
 from ridgeline.apps.reading import read_job
 from ridgeline.core.codec import structure
 from ridgeline.core.job import Job
@@ -20,7 +22,7 @@ def planned():
 
 
 def report_of(capsys, *tokens):
-    assert run(["plan", *tokens]) == 0
+    assert cli(["plan", *tokens]) == 0
     return capsys.readouterr().out
 
 
@@ -80,3 +82,12 @@ def test_a_model_folder_is_planned_like_a_preset(capsys, tmp_path):
     text = report_of(capsys, str(tmp_path))
     assert f"{tmp_path.name}: 28 layers, 0.60B parameters" in text
     assert "Chosen for this preset" in text
+
+
+def test_a_rank_of_a_large_job_is_verified_here():
+    """One line that says what was compared; a rank that does not exist is refused."""
+    command = [sys.executable, "-m", "ridgeline", "plan", "qwen3-0.6b", "--nodes", "64", "--tp", "2", "--verify-rank"]
+    run = subprocess.run([*command, "300"], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("rank 300 of 512, RankCoords(tp_rank=0, cp_rank=0, dp_rank=150, pp_rank=0): ")
+    assert run.stdout.endswith("all names and shapes are as planned\n")
+    assert cli(["plan", "qwen3-0.6b", "--verify-rank", "8"]) == 2

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -217,8 +218,9 @@ def test_a_killed_rank_stops_all_and_loses_nothing_saved(folder, ranks):
     file.write_text(text_of(job))
     command = [sys.executable, "-m", "ridgeline", "train", str(file), "--local", "2"]
     log = Path(job.run.output) / "metrics.jsonl"
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as run:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment_of()
+    ) as run:
         deadline = time.monotonic() + 250
         while not (log.is_file() and len(log.read_text().splitlines()) >= 3):
             assert run.poll() is None, run.communicate()
@@ -237,3 +239,45 @@ def test_a_killed_rank_stops_all_and_loses_nothing_saved(folder, ranks):
     shown = ranks.run(train_job, 2, text_of(job))[0]["shown"]
     assert re.search(r"resumed from .*/step_00000\d\d at step \d+ of 100", shown)
     assert curve_of(job) == curve_of(reference)
+
+
+def environment_of(**variables):
+    """This process's variables without those of a rank, and some others."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "RIDGELINE_DEBUG")}
+    return {**kept, **variables}
+
+
+def test_a_port_in_use_is_one_clear_message(folder):
+    """It names the port and the way out, at once."""
+    file = folder / "port.json"
+    file.write_text(text_of(tiny_job(folder, output="port")))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        run = subprocess.run(
+            [sys.executable, "-m", "ridgeline", "train", str(file)],
+            env=environment_of(**rank), capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+    assert run.returncode == 1
+    assert run.stderr == (
+        f"rank 0: ridgeline: MASTER_PORT={port}: the port is in use; set it, or torchrun --master-port, to a free one\n"
+    )
+
+
+@pytest.mark.full
+def test_torchrun_starts_the_same_run(folder, whole):
+    """With its own launcher the curve is that of the pool's ranks."""
+    job = tiny_job(folder, output="torchrun", valid_every=4)
+    file = folder / "torchrun.json"
+    file.write_text(text_of(job))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run(
+        [*command, "-m", "ridgeline", "train", str(file)],
+        env=environment_of(),
+        check=True,
+        capture_output=True,
+        timeout=240,
+    )
+    assert curve_of(job) == curve_of(whole[0])
