@@ -1,7 +1,8 @@
 """The command line: verbs by name, loaded when used, and one clear message for every error.
 
 Exit codes: 0 done (or a run stopped by a signal with its state saved), 1 a difference found or a failure underway,
-2 bad input. ``RIDGELINE_DEBUG=1`` or ``--debug`` shows where an error came from.
+2 bad input: a job, data, checkpoint or folder that cannot be used. ``RIDGELINE_DEBUG=1`` or ``--debug`` shows where an
+error came from.
 """
 
 import os
@@ -33,14 +34,19 @@ JOB is a file (.toml, .yaml, .json), a preset such as qwen2.5-7b, or a folder wi
 Every field of a job is an option: --layout.tp 8, or for short --tp 8."""
 
 
-def application() -> App:
-    """All verbs, each named by an import string."""
+def application(asked: Sequence[str] = ()) -> App:
+    """All verbs, each named by an import string.
+
+    Args:
+        asked: Words of the command: a verb among them tells of itself, the others by their line in the table, for which
+            they need not be loaded.
+    """
     app = App(name="ridgeline", help=HELP, version_flags=[], result_action="return_value")
     for name, help in VERBS:
-        app.command(f"ridgeline.apps.{name}:{name}", name=name, help=help)
+        app.command(f"ridgeline.apps.{name}:{name}", name=name, help=None if name in asked[:1] else help)
     data = App(name="data", help="Prepare training data.", version_flags=[])
     for name, help in DATA_VERBS:
-        data.command(f"ridgeline.apps.data:{name}", name=name, help=help)
+        data.command(f"ridgeline.apps.data:{name}", name=name, help=None if name in asked[1:2] else help)
     app.command(data)
     return app
 
@@ -56,7 +62,7 @@ def run(argv: Sequence[str]) -> int:
         os.environ[DEBUG] = "1"
     tokens = [token for token in argv if token != "--debug"]
     try:
-        code = application()(tokens, exit_on_error=False, print_error=False)
+        code = application(tokens)(tokens, exit_on_error=False, print_error=False)
         return code if isinstance(code, int) else 0
     except CycloptsError as error:
         sys.stderr.write(f"ridgeline: {error}\n")

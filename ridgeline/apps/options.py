@@ -4,7 +4,15 @@ from typing import Annotated, TypeAlias
 
 from cyclopts import Parameter
 
+from ridgeline.apps.overrides import ALIASES
+
+SHORT = " ".join(f"--{name.replace('_', '-')}" for name in ALIASES)
+
 Overrides: TypeAlias = Annotated[
     str,
-    Parameter(name="FIELD", allow_leading_hyphen=True, help="Any field of the job: --layout.tp 8, for short --tp 8."),
+    Parameter(
+        name="FIELD",
+        allow_leading_hyphen=True,
+        help=f"Any field of the job, as --layout.tp 8. The commonest have short names: {SHORT}.",
+    ),
 ]

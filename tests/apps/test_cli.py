@@ -39,6 +39,9 @@ def test_every_verb_has_help(capsys, verb):
     code, out, err = outcome(capsys, verb, "--help")
     assert (code, err) == (0, "")
     assert f"Usage: ridgeline {verb}" in out
+    module = importlib.import_module(f"ridgeline.apps.{verb}")
+    first_line = getattr(module, verb).__doc__.splitlines()[0]
+    assert first_line in " ".join(out.split())
 
 
 def test_verbs_do_not_load_torch_when_imported():
