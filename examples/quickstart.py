@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RUN = Path("runs/quickstart")
 JOB = "examples/quickstart/job.toml"
-STOP_AT, STEPS = 120, 200
+STOP_AT = 60
 
 
 def ridgeline(*words: str) -> None:
