@@ -142,6 +142,9 @@ def _feed_forward_fields(job: Job) -> Fields:
     if moe is None:
         return (("ffn_hidden_size", width),)
     is_moe = tuple(int(isinstance(member, Moe)) for member in feed_forwards)
+    # Under a loss per token, upstream weighs a router's losses by the tokens of one tp rank, though all tp ranks add up
+    # to their gradients, which would shrink with tp (moe/router.py, `attach_and_log_load_balancing_loss`).
+    router_scale = job.layout.tp if job.objective.per_token else 1
     return (
         ("ffn_hidden_size", width or moe.ffn_hidden),
         ("num_moe_experts", moe.experts),
@@ -152,8 +155,8 @@ def _feed_forward_fields(job: Job) -> Fields:
         ("moe_router_pre_softmax", not moe.normalize_topk),
         ("moe_router_dtype", "fp32"),
         ("moe_router_load_balancing_type", "aux_loss" if moe.aux_loss else "none"),
-        ("moe_aux_loss_coeff", moe.aux_loss),
-        ("moe_z_loss_coeff", moe.z_loss or None),
+        ("moe_aux_loss_coeff", moe.aux_loss * router_scale),
+        ("moe_z_loss_coeff", moe.z_loss * router_scale or None),
         ("moe_token_dispatcher_type", job.comm.moe_dispatcher),
         ("moe_grouped_gemm", False),
     )

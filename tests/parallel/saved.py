@@ -17,7 +17,7 @@ from ridgeline.kernels.reference.rope import rope
 from ridgeline.kernels.reference.swiglu import swiglu
 from ridgeline.models.program import lower
 from ridgeline.models.runtime.model import build_chunk, build_config, in_precision, initialize
-from ridgeline.models.runtime.step import sequences_of
+from ridgeline.models.runtime.sequences import sequences_of
 from ridgeline.parallel.plan import plan
 from ridgeline.parallel.runtime.groups import process_groups
 from tests.checkpoint.training import batch_of
@@ -75,7 +75,7 @@ def saved_bytes(job: Job) -> int:
             kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
             return tensor
 
-        sequences = sequences_of(program, batch, device=torch.device("cpu"), dtype=config.params_dtype)
+        sequences = sequences_of(program.job.model, batch, device=torch.device("cpu"), dtype=config.params_dtype)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = chunk(
                 input_ids=batch.tokens,

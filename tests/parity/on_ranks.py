@@ -227,3 +227,8 @@ def evaluated(job: Job) -> dict[str, Any]:
 def weights(built: Built) -> list[torch.Tensor]:
     """A copy of every parameter of this rank."""
     return [tensor.detach().clone() for _, tensor in named_tensors(built.program, built.chunks)]
+
+
+def train_each(jobs: tuple[Job, ...]) -> list[list[float]]:
+    """The losses of several jobs, built one after the other in this process."""
+    return [train(job, 2).losses for job in jobs]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.parity import on_ranks
-from tests.parity.small import MLP, MODELS, job_of, model_of
+from tests.parity.small import MLP, MODELS, MOE, job_of, model_of
 from tests.parity.wholes import different, whole_gradients
 
 
@@ -18,10 +18,19 @@ def test_loss_per_token_weighs_every_token_alike(ranks):
     assert by_hand["per token"] != pytest.approx(by_hand["per microbatch"], rel=1e-5)
 
 
-@pytest.mark.parametrize("fields", [{}, {"layout__pp": 2}, {"layout__tp": 2}], ids=["dp2", "pp2", "tp2"])
-def test_loss_per_token_in_every_layout(ranks, fields):
-    (alone,) = ranks.run(on_ranks.train, 1, job_of(MODELS["dense"], objective__per_token=True))
-    results = ranks.run(on_ranks.train, 2, job_of(MODELS["dense"], world_size=2, objective__per_token=True, **fields))
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [
+        ("dense", {}),
+        ("dense", {"layout__pp": 2}),
+        ("dense", {"layout__tp": 2}),
+        ("moe", {"layout__tp": 2, "layout__sp": True, "layout__ep": 2}),
+    ],
+    ids=["dp2", "pp2", "tp2", "moe tp2 sp ep2"],
+)
+def test_loss_per_token_in_every_layout(ranks, model, fields):
+    (alone,) = ranks.run(on_ranks.train, 1, job_of(MODELS[model], objective__per_token=True))
+    results = ranks.run(on_ranks.train, 2, job_of(MODELS[model], world_size=2, objective__per_token=True, **fields))
     assert results[0].losses == pytest.approx(alone.losses, rel=1e-5)
     assert results[0].grad_norms == pytest.approx(alone.grad_norms, rel=1e-5)
     assert different(whole_gradients(r.gradients for r in results), whole_gradients([alone.gradients])) == {}
@@ -96,6 +105,14 @@ def test_biases_and_norms_do_not_decay(ranks):
     for role, ratio in ratios:
         expected = 1.0 if role in ("norm", "head_norm", "qkv_bias") else 1.0 - 0.1 * 0.5
         assert ratio == pytest.approx(expected, abs=1e-5), role
+
+
+def test_a_process_builds_one_model_after_another(ranks):
+    """What Megatron-core remembers of the first, which has fewer layers, does not disturb the second."""
+    first, second = (job_of(model_of(*[MOE] * layers)) for layers in (1, 3))
+    ((_, after_another),) = ranks.run(on_ranks.train_each, 1, (first, second))
+    ((alone,),) = ranks.run(on_ranks.train_each, 1, (second,))
+    assert after_another == alone
 
 
 def test_evaluation_tells_the_loss_and_changes_nothing(ranks):

@@ -1,6 +1,6 @@
 """A rank's program as live objects: model chunks, optimizer, process groups."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import attrs
@@ -9,10 +9,13 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from ridgeline.core.model import Rope
 from ridgeline.kernels.device import Device
 from ridgeline.kernels.runtime.load import load_kernel
 from ridgeline.models.program import RankProgram
 from ridgeline.models.runtime.model import build_chunk, build_config, in_precision, initialize, mark, resolved
+from ridgeline.models.runtime.rope import RotaryTable
+from ridgeline.models.runtime.sequences import tables_of
 from ridgeline.parallel.runtime.execute import wrap_chunks
 from ridgeline.parallel.runtime.groups import process_groups
 from ridgeline.parallel.runtime.optimizer import build_optimizer
@@ -27,6 +30,7 @@ class Built:
         chunks: Model chunks, each wrapped for data parallelism (and in bf16 for precision).
         optimizer: Over all of them.
         config: Megatron-core's, shared by all modules.
+        tables: Rotary tables of samples that are one document each.
         device: Where the tensors are.
     """
 
@@ -34,6 +38,7 @@ class Built:
     chunks: list[DistributedDataParallel]
     optimizer: ChainedOptimizer
     config: TransformerConfig
+    tables: Mapping[Rope, RotaryTable]
     device: torch.device
 
 
@@ -63,4 +68,5 @@ def build(program: RankProgram, device: Device, *, local_rank: int = 0) -> Itera
         ddp = DistributedDataParallelConfig(**resolved(program.ddp))
         chunks = wrap_chunks([in_precision(config, chunk) for chunk in bare], config, ddp)
         optimizer = build_optimizer(chunks, resolved(program.optimizer))
-        yield Built(program=program, chunks=chunks, optimizer=optimizer, config=config, device=target)
+        tables = tables_of(job.model, seq_len=job.batch.seq_len, device=target, dtype=config.params_dtype)
+        yield Built(program=program, chunks=chunks, optimizer=optimizer, config=config, tables=tables, device=target)

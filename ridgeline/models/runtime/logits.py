@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from ridgeline.models.runtime.build import Built
-from ridgeline.models.runtime.step import Microbatch, run_chunk
+from ridgeline.models.runtime.sequences import Microbatch
+from ridgeline.models.runtime.step import run_chunk
 from ridgeline.parallel.runtime.execute import run_schedule
 
 

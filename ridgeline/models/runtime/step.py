@@ -2,38 +2,17 @@
 
 import functools
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 import torch
 
-from ridgeline.core.model import Attention, Rope
-from ridgeline.models.program import RankProgram
 from ridgeline.models.runtime.build import Built
 from ridgeline.models.runtime.modules import Sequences
-from ridgeline.models.runtime.rope import RotaryTable, rotary_table
+from ridgeline.models.runtime.sequences import Microbatch, sequences_of
 from ridgeline.parallel.lr import lr_at
 from ridgeline.parallel.runtime.execute import run_schedule, share_sums
 from ridgeline.parallel.runtime.optimizer import update
-
-
-class Microbatch(Protocol):
-    """What the model is given: tensors of (b, s) on any device.
-
-    ``cu_seqlens``: where documents begin and the last one ends, counted over b*s tokens, int32, on the host. None when
-    each sample is one document; then positions are 0 .. s-1 and ``position_ids`` is not read.
-    """
-
-    @property
-    def tokens(self) -> torch.Tensor: ...
-    @property
-    def labels(self) -> torch.Tensor: ...
-    @property
-    def loss_mask(self) -> torch.Tensor: ...
-    @property
-    def position_ids(self) -> torch.Tensor: ...
-    @property
-    def cu_seqlens(self) -> torch.Tensor | None: ...
 
 
 @attrs.frozen(kw_only=True)
@@ -117,49 +96,34 @@ def run_chunk(
         options: Of GPTModel's forward.
     """
     part = built.program.chunks[built.chunks.index(chunk)]  # pyright: ignore[reportArgumentType]  one of them
-    device, dtype = built.device, built.config.params_dtype
+    device = built.device
     return chunk(
         input_ids=batch.tokens.to(device, non_blocking=True) if part.pre_process else None,
         position_ids=None,
         attention_mask=None,
         labels=labels.to(device, non_blocking=True) if labels is not None and part.post_process else None,
-        packed_seq_params=sequences_of(built.program, batch, device=device, dtype=dtype),
+        packed_seq_params=_sequences(built, batch),
         **options,
     )
 
 
-def sequences_of(program: RankProgram, batch: Microbatch, *, device: torch.device, dtype: torch.dtype) -> Sequences:
-    """What attention needs of a microbatch, on the device."""
-    mixers = {mixer for run in program.job.model.blocks if isinstance(mixer := run.block.mixer, Attention)}
-    length = batch.tokens.shape[1]
-    if batch.cu_seqlens is None:
-        tables = {m.rope: _table_of_whole(m.rope, m.head_dim, length, dtype, device) for m in mixers}
-        return Sequences(tables=tables)
-    longest = int(batch.cu_seqlens.diff().max())
-    positions = batch.position_ids.to(device, non_blocking=True)
-    tables = {
-        m.rope: rotary_table(m.rope, head_dim=m.head_dim, positions_bs=positions, length=longest, dtype=dtype)
-        for m in mixers
-    }
-    return Sequences(tables=tables, cu_seqlens=batch.cu_seqlens)
-
-
-@functools.lru_cache(maxsize=16)
-def _table_of_whole(rope: Rope, head_dim: int, length: int, dtype: torch.dtype, device: torch.device) -> RotaryTable:
-    """The table of samples that are one document each: the same for every microbatch."""
-    positions = torch.arange(length, device=device).unsqueeze(0)
-    return rotary_table(rope, head_dim=head_dim, positions_bs=positions, length=length, dtype=dtype)
+def _sequences(built: Built, batch: Microbatch) -> Sequences:
+    if batch.cu_seqlens is None and batch.tokens.shape[1] == built.program.data.seq_len:
+        return Sequences(tables=built.tables)
+    return sequences_of(built.program.job.model, batch, device=built.device, dtype=built.config.params_dtype)
 
 
 def _run(
     built: Built, microbatches: Iterable[Microbatch], *, forward_only: bool = False, whole: bool = False
 ) -> MeanLoss:
     """Run the schedule, and tell every rank the loss."""
-    data = built.program.data
+    data, batches = built.program.data, list(microbatches)
+    # With more or fewer, ranks would wait for each other for ever.
+    assert len(batches) == data.num_microbatches, f"{len(batches)} microbatches, not {data.num_microbatches}"
     reports = run_schedule(
         built.chunks,
         functools.partial(_forward_step, built),
-        microbatches=list(microbatches),
+        microbatches=batches,
         seq_len=data.seq_len,
         mbs=data.mbs,
         forward_only=forward_only,

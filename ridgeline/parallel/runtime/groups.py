@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from megatron.core.transformer.moe.moe_utils import get_moe_layer_wise_logging_tracker
 from torch import distributed
 
 from ridgeline.core.errors import LoweringError
@@ -45,3 +46,5 @@ def process_groups(layout: Layout, *, world_size: int, seed: int) -> Iterator[No
         yield
     finally:
         parallel_state.destroy_model_parallel()
+        # Megatron-core sums up routers' losses by layer for the whole process, with the groups they are reduced over.
+        get_moe_layer_wise_logging_tracker().clear()
