@@ -29,7 +29,7 @@ def launch(
         format: torchrun: the command for each node. slurm: a script for sbatch. volcano: a Kubernetes job.
         output: Where to write it; by default it is printed.
         image: The container image of a Kubernetes job.
-        claim: The volume claim of a Kubernetes job, mounted at /work: its data and output belong there.
+        claim: The volume claim of a Kubernetes job, mounted at /workspace: its data and output belong there.
     """
     from ridgeline.parallel.plan import plan
 

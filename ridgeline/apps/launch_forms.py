@@ -12,7 +12,7 @@ from ridgeline.core.job import Job
 
 PORT = 29500
 ASCEND_ENVIRONMENT = "/usr/local/Ascend/ascend-toolkit/set_env.sh"
-MOUNT = "/work"
+MOUNT = "/workspace"
 SECONDS_TO_SAVE = 120
 """Between SIGTERM and SIGKILL: the ranks finish their step and save."""
 
