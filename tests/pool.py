@@ -8,6 +8,7 @@ processes: each has its own names in the store, and its process groups are destr
 import contextlib
 import faulthandler
 import functools
+import gc
 import importlib
 import importlib.util
 import multiprocessing
@@ -258,6 +259,7 @@ def _clean() -> None:
     parallel_state.destroy_model_parallel()
     if distributed.is_initialized():
         distributed.destroy_process_group()
+    gc.collect()  # models stand in cycles, and what they hold of a group keeps its threads running
 
 
 def _find(name: str, path: str | None) -> Callable[..., Any]:

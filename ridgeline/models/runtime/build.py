@@ -69,4 +69,19 @@ def build(program: RankProgram, device: Device, *, local_rank: int = 0) -> Itera
         chunks = wrap_chunks([in_precision(config, chunk) for chunk in bare], config, ddp)
         optimizer = build_optimizer(chunks, resolved(program.optimizer))
         tables = tables_of(job.model, seq_len=job.batch.seq_len, device=target, dtype=config.params_dtype)
-        yield Built(program=program, chunks=chunks, optimizer=optimizer, config=config, tables=tables, device=target)
+        try:
+            yield Built(
+                program=program, chunks=chunks, optimizer=optimizer, config=config, tables=tables, device=target
+            )
+        finally:
+            for chunk in chunks:
+                release(chunk)
+
+
+def release(chunk: DistributedDataParallel) -> None:
+    """Part a chunk from its modules, so that both can go.
+
+    Megatron-core's token dispatcher keeps its last microbatch, whose graph keeps the hooks of gradients, which keep the
+    chunk: a cycle through autograd that Python cannot see. It would hold the model, and the threads of its groups.
+    """
+    chunk._modules.clear()
