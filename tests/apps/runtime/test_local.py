@@ -42,6 +42,14 @@ def test_a_killed_process_is_named(capfd):
     assert said.count("\n") == 1
 
 
+def test_the_killed_one_is_named_where_another_failed_of_it(capfd, monkeypatch):
+    """Also when both have ended by the time of a look."""
+    monkeypatch.setattr(subprocess.Popen, "poll", subprocess.Popen.wait)
+    end = "sys.exit(7) if os.environ['RANK'] == '0' else os.kill(os.getpid(), 9)"
+    assert run_together(program(f"import os, sys; {end}"), processes=2) == 1
+    assert capfd.readouterr().err.startswith("rank 1 was killed by SIGKILL")
+
+
 def test_a_signal_reaches_every_process_once(tmp_path):
     """And all may end in their own time, with their own code."""
     child = f"""
