@@ -43,10 +43,10 @@ def run_together(command: Sequence[str], *, processes: int, grace_seconds: float
 def _watch(ranks: Sequence[subprocess.Popen[bytes]], grace_seconds: float) -> int:
     while True:
         codes = [rank.poll() for rank in ranks]
-        failed = [index for index, code in enumerate(codes) if code]
+        failed = {index: code for index, code in enumerate(codes) if code}
         if failed:
             # One that a signal killed is the cause: others only noticed, and may all have ended since the last look.
-            return _stop(ranks, min(failed, key=lambda index: codes[index] > 0), grace_seconds)
+            return _stop(ranks, min(failed, key=lambda index: failed[index] > 0), grace_seconds)
         if all(code == 0 for code in codes):
             return 0
         time.sleep(0.05)
