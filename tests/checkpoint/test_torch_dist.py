@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
 from ridgeline.checkpoint.boxes import Box, whole
 from ridgeline.checkpoint.io.torch_dist import (
@@ -156,6 +157,25 @@ def test_foreign_code_is_refused(checkpoint: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(CheckpointError, match=r"\.metadata: asks for posix.system, which no index needs: refused"):
         read_index(checkpoint)
     assert not (tmp_path / "evil").exists()
+
+
+class Attribute:
+    """A pickle that asks for any attribute of a class that an index may name."""
+
+    def __reduce__(self) -> tuple[object, tuple[object, str]]:
+        return getattr, (Metadata, "__init__")
+
+
+def test_only_members_are_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.11.0 to 3.11.3 pickle an enumeration's member as a lookup, which is read; no other lookup is."""
+    with monkeypatch.context() as patch:
+        patch.setattr(_MEM_FORMAT_ENCODING, "__reduce_ex__", lambda member, _: (getattr, (type(member), member.name)))
+        write_index(tmp_path, write_items(tmp_path / "__0_0.distcp", [TensorItem("w", SHAPE, whole(SHAPE), FULL)]))
+    assert b"getattr" in (tmp_path / INDEX).read_bytes()
+    assert read_index(tmp_path).tensors["w"].dtype == torch.float32
+    (tmp_path / INDEX).write_bytes(pickle.dumps(Attribute()))
+    with pytest.raises(CheckpointError, match=r"asks for attribute __init__ of .*Metadata.*, which no index needs"):
+        read_index(tmp_path)
 
 
 def test_foreign_objects_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

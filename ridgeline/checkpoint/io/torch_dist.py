@@ -9,6 +9,7 @@
 that asks for anything else is refused, and so is every object in the other files that is not a tensor or plain data.
 """
 
+import enum
 import importlib
 import io
 import json
@@ -312,9 +313,18 @@ class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name in ALLOWED.get(module, ()):
             return getattr(importlib.import_module(module), name)
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
             return found
         raise CheckpointError(f"asks for {module}.{name}, which no index needs: refused, it could run code")
+
+
+def _member(kind: Any, name: str) -> Any:
+    """A member of an enumeration, as Python 3.11.0 to 3.11.3 pickle it: ``getattr(kind, name)``."""
+    if isinstance(kind, enum.EnumMeta) and name in kind.__members__:
+        return kind.__members__[name]
+    raise CheckpointError(f"asks for attribute {name} of {kind}, which no index needs: refused, it could run code")
 
 
 def _index_of(metadata: Metadata) -> Index:
