@@ -34,6 +34,7 @@ LAYOUTS = {
     "ep2 distributed optimizer": (2, {"layout__ep": 2, "memory__distributed_optimizer": True}),
     "tp2 sp ep2": (2, {"layout__tp": 2, "layout__sp": True, "layout__ep": 2}),
     "tp2 sp etp2": (2, {"layout__tp": 2, "layout__sp": True, "layout__etp": 2}),
+    "tp2 sp ep2 etp2": (4, {"layout__tp": 2, "layout__sp": True, "layout__ep": 2, "layout__etp": 2}),
     "tp2 sp ep2 dp2": (4, {"layout__tp": 2, "layout__sp": True, "layout__ep": 2}),
 }
 EXPERTS_ONLY = {name for name in LAYOUTS if "ep2" in name or "etp2" in name}

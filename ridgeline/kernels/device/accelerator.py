@@ -72,6 +72,7 @@ def _npu_redirection(npu: ModuleType) -> Redirection:
             ),
             "nvtx": SimpleNamespace(range_push=nothing, range_pop=nothing),
         },
+        uneven={},
         assignments={
             "torch:Tensor.cuda": torch.Tensor.npu,  # pyright: ignore[reportAttributeAccessIssue]  added by torch_npu
             "torch.nn:Module.cuda": torch.nn.Module.npu,  # pyright: ignore[reportAttributeAccessIssue]  added by torch_npu

@@ -97,6 +97,7 @@ class Redirection:
     Attributes:
         device: What "cuda" without an index means.
         cuda: Names of ``torch.cuda`` that are replaced.
+        uneven: Names of ``torch.distributed`` that are replaced where Megatron-core gathers parts of unequal length.
         assignments: What is assigned besides, as target to value: ``Tensor.cuda`` and the like.
         pins_memory: Whether pinning host memory is possible.
         host_generator_is_device_generator: Megatron-core saves and compares a host and a device generator; where they
@@ -105,6 +106,7 @@ class Redirection:
 
     device: torch.device
     cuda: Mapping[str, object]
+    uneven: Mapping[str, object]
     assignments: Mapping[str, object]
     pins_memory: bool
     host_generator_is_device_generator: bool
@@ -125,10 +127,12 @@ def redirects(redirection: Redirection) -> list[tuple[str, object]]:
     """Every assignment of a redirection, as (target, value)."""
     facade = torch_facade(redirection)
     silent = torch_facade(redirection, get_rng_state=lambda: torch.empty(0), set_rng_state=lambda state: None)
+    uneven = _copy(torch.distributed, redirection.uneven)
     random = silent if redirection.host_generator_is_device_generator else facade
     return [
         *((f"megatron.core.{name}:torch", facade) for name in REDIRECTED),
         ("megatron.core.tensor_parallel.random:torch", random),
+        ("megatron.core.tensor_parallel.mappings:torch", torch_facade(redirection, distributed=uneven)),
         ("torch:Tensor.type", _type_for_megatron(torch.Tensor.type)),
         *redirection.assignments.items(),
     ]
@@ -136,12 +140,14 @@ def redirects(redirection: Redirection) -> list[tuple[str, object]]:
 
 def torch_facade(redirection: Redirection, **overrides: object) -> ModuleType:
     """A copy of torch's namespace with another ``cuda`` and factories that read "cuda" as the device."""
-    cuda = ModuleType("torch.cuda")
-    cuda.__dict__.update({**vars(torch.cuda), **redirection.cuda})
     factories = {name: _redirected(getattr(torch, name), redirection) for name in FACTORIES}
-    facade = ModuleType("torch")
-    facade.__dict__.update({**vars(torch), **factories, "cuda": cuda, **overrides})
-    return facade
+    return _copy(torch, {**factories, "cuda": _copy(torch.cuda, redirection.cuda), **overrides})
+
+
+def _copy(module: ModuleType, changes: Mapping[str, object]) -> ModuleType:
+    copy = ModuleType(module.__name__)
+    copy.__dict__.update({**vars(module), **changes})
+    return copy
 
 
 def _redirected(factory: Callable[..., Any], redirection: Redirection) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ import attrs
 import torch
 
 from ridgeline.kernels.capabilities import Capabilities
+from ridgeline.kernels.device import uneven
 from ridgeline.kernels.device.bridge import Redirection, bridge
 
 _CPU = torch.device("cpu")
@@ -114,6 +115,7 @@ REDIRECTION = Redirection(
         "random": SimpleNamespace(get_rng_state=_get_rng_state, set_rng_state=_set_rng_state),
         "nvtx": SimpleNamespace(range_push=_nothing, range_pop=_nothing),
     },
+    uneven={"all_gather": uneven.all_gather, "reduce_scatter": uneven.reduce_scatter},
     assignments={
         "torch:Tensor.cuda": _same,
         "torch.nn:Module.cuda": _same,
