@@ -28,7 +28,7 @@ def main() -> int:
             return used.ru_utime + used.ru_stime
 
         cold = compare(lambda: run("import attrs, msgspec"), lambda: run(PLAN), pairs=20, clock=children_s)
-    print(f"`import attrs, msgspec` and `{PLAN}`: {cold}, at most {BOUND}")
+    print(f"`import attrs, msgspec` and `{PLAN}`: {cold}, at most {BOUND}", flush=True)
 
     import ridgeline
 

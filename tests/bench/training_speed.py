@@ -142,7 +142,10 @@ def main() -> int:
     for bf16 in (False, True):
         result = measure(bf16=bf16, pairs=20)
         ratios.append(result.ratio)
-        print(f"step of Megatron-core's modules and of ours, {'bf16' if bf16 else 'fp32'}: {result}, at most {BOUND}")
+        print(
+            f"step of Megatron-core's modules and of ours, {'bf16' if bf16 else 'fp32'}: {result}, at most {BOUND}",
+            flush=True,
+        )
     return int(max(ratios) > BOUND)
 
 
