@@ -10,18 +10,19 @@ import ridgeline as rl
 from tests.bench.pairs import Comparison, compare
 
 BOUND = 1.05
-SEQ_LEN, MBS, MICROBATCHES, VOCAB = 256, 2, 4, 4096
+MICROBATCHES, VOCAB = 4, 4096
 
 
 def job_of(*, bf16: bool) -> rl.Job:
-    """A dense model large enough that arithmetic, not Python, takes the time."""
+    """A dense model large enough that arithmetic, not Python, takes the time; a CPU without bf16 gets less of it."""
+    seq_len, mbs = (64, 1) if bf16 else (256, 2)
     attention = rl.Attention(heads=8, kv_heads=4, head_dim=64)
     block = rl.Block(mixer=attention, feed_forward=rl.Mlp(ffn_hidden=1408))
-    model = rl.ModelSpec(vocab_size=VOCAB, hidden=512, max_position=SEQ_LEN, blocks=(rl.Repeat(block=block, count=4),))
+    model = rl.ModelSpec(vocab_size=VOCAB, hidden=512, max_position=seq_len, blocks=(rl.Repeat(block=block, count=4),))
     return rl.Job(
         model=model,
         cluster=rl.cluster_preset("cpu"),
-        batch=rl.Batch(seq_len=SEQ_LEN, mbs=MBS, gbs=MBS * MICROBATCHES),
+        batch=rl.Batch(seq_len=seq_len, mbs=mbs, gbs=mbs * MICROBATCHES),
         precision=rl.Precision(params="bf16" if bf16 else "fp32"),
     )
 
@@ -39,7 +40,7 @@ def bare_step(job: rl.Job, batches: list[Any]) -> Callable[[], None]:
 
     attention, mlp = job.model.layers()[0].mixer, job.model.layers()[0].feed_forward
     assert isinstance(attention, rl.Attention)
-    bf16 = job.precision.params == "bf16"
+    bf16, seq_len = job.precision.params == "bf16", job.batch.seq_len
     config = TransformerConfig(
         num_layers=job.model.num_layers,
         hidden_size=job.model.hidden,
@@ -61,7 +62,7 @@ def bare_step(job: rl.Job, batches: list[Any]) -> Callable[[], None]:
         config,
         get_gpt_layer_local_spec(normalization="RMSNorm"),
         vocab_size=job.model.vocab_size,
-        max_sequence_length=SEQ_LEN,
+        max_sequence_length=seq_len,
         position_embedding_type="rope",
         share_embeddings_and_output_weights=job.model.tied_embeddings,
     )
@@ -78,7 +79,7 @@ def bare_step(job: rl.Job, batches: list[Any]) -> Callable[[], None]:
         clip_grad=1.0,
     )
     optimizer = get_megatron_optimizer(options, [model], use_gloo_process_groups=False)
-    mask = torch.triu(torch.ones(1, 1, SEQ_LEN, SEQ_LEN, dtype=torch.bool), 1)
+    mask = torch.triu(torch.ones(1, 1, seq_len, seq_len, dtype=torch.bool), 1)
 
     def forward_step(iterator: Any, model: Any) -> tuple[Any, Any]:
         batch = next(iterator)
@@ -98,8 +99,8 @@ def bare_step(job: rl.Job, batches: list[Any]) -> Callable[[], None]:
             data_iterator=iter(batches),
             model=model,
             num_microbatches=MICROBATCHES,
-            seq_length=SEQ_LEN,
-            micro_batch_size=MBS,
+            seq_length=seq_len,
+            micro_batch_size=job.batch.mbs,
             forward_only=False,
         )
         optimizer.step()
@@ -121,11 +122,12 @@ def measure(*, bf16: bool, pairs: int) -> Comparison:
 
     torch.manual_seed(1)
     job = job_of(bf16=bf16)
+    mbs, seq_len = job.batch.mbs, job.batch.seq_len
     batches = []
     for _ in range(MICROBATCHES):
-        text = torch.randint(0, VOCAB, (MBS, SEQ_LEN + 1))
-        positions = torch.arange(SEQ_LEN).expand(MBS, -1)
-        ones = torch.ones(MBS, SEQ_LEN)
+        text = torch.randint(0, VOCAB, (mbs, seq_len + 1))
+        positions = torch.arange(seq_len).expand(mbs, -1)
+        ones = torch.ones(mbs, seq_len)
         parts = {"tokens": text[:, :-1].contiguous(), "labels": text[:, 1:].contiguous(), "loss_mask": ones}
         batches.append(SimpleNamespace(**parts, position_ids=positions, cu_seqlens=None))
     with tempfile.TemporaryDirectory() as folder:
