@@ -18,6 +18,8 @@ VERBS = (
     ("train", "Train a job: on one process, or started by torchrun on many."),
     ("launch", "Write the torchrun, Slurm or Kubernetes form of a job."),
     ("diff", "Compare two jobs field by field."),
+    ("import", "Read a MindSpeed-LLM or Megatron-LM launch script into a job file."),
+    ("export", "Write a job as the arguments of a Megatron-LM launch."),
     ("models", "List the published models known by name, or show one."),
     ("convert", "Export a checkpoint to a Hugging Face folder, or import one."),
     ("generate", "Continue a text with a trained model."),
@@ -43,7 +45,8 @@ def application(asked: Sequence[str] = ()) -> App:
     """
     app = App(name="ridgeline", help=HELP, version_flags=[], result_action="return_value")
     for name, help in VERBS:
-        app.command(f"ridgeline.apps.{name}:{name}", name=name, help=None if name in asked[:1] else help)
+        module = "import_" if name == "import" else name  # a word of Python itself
+        app.command(f"ridgeline.apps.{module}:{module}", name=name, help=None if name in asked[:1] else help)
     data = App(name="data", help="Prepare training data.", version_flags=[])
     for name, help in DATA_VERBS:
         data.command(f"ridgeline.apps.data:{name}", name=name, help=None if name in asked[1:2] else help)

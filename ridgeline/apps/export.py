@@ -1,0 +1,34 @@
+"""``ridgeline export``: a job as the arguments of another launcher."""
+
+import sys
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from ridgeline.apps.options import Overrides
+from ridgeline.apps.reading import read_job
+from ridgeline.core.errors import Problem, SpecError
+
+
+def export(job: str, /, *options: Overrides, megatron_args: Annotated[bool, Parameter(negative="")] = False) -> int:
+    """Print a job as arguments, a flag a line, to stand behind ``torchrun pretrain_gpt.py``.
+
+    Args:
+        job: A job file, a preset or a model folder.
+        options: Fields of the job, as --layout.tp 8.
+        megatron_args: In Megatron-LM's words, the only ones there are so far.
+    """
+    from shlex import quote
+
+    from ridgeline.models.scripts.megatron_args import megatron_args as arguments_of
+
+    if not megatron_args:
+        raise SpecError(Problem("export", job, "does not say in whose words", "add --megatron-args"))
+    lines: list[str] = []
+    for word in arguments_of(read_job(job, options).job):
+        if word.startswith("--"):
+            lines.append(word)
+        else:
+            lines[-1] += f" {quote(word)}"
+    sys.stdout.write(" \\\n".join(lines) + "\n")
+    return 0

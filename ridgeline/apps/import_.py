@@ -1,0 +1,71 @@
+"""``ridgeline import``: a MindSpeed-LLM or Megatron-LM launch script as a job file."""
+
+import sys
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated
+
+import attrs
+from cyclopts import Parameter
+
+from ridgeline.apps.options import Overrides
+
+WAYS_OUT = MappingProxyType({"model.vocab_size": "its tokenizer knows: give --model.vocab_size N"})
+FATES = ("mapped", "approximated", "no effect", "not expressible", "not understood")
+
+
+def import_(
+    script: Path,
+    /,
+    *options: Overrides,
+    output: Path | None = None,
+    set: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = (),
+) -> int:
+    """Read a launch script and print the job it describes as TOML; the fate of every flag goes to stderr.
+
+    The script is read, never executed.
+
+    Args:
+        script: A shell script that starts a training with torchrun or python.
+        options: Fields of the job that the script does not say, as --model.vocab_size 32000.
+        output: Write the job file here, which must not exist.
+        set: NAME=VALUE: a variable of the script that comes from the environment, or another value for it.
+    """
+    from ridgeline.apps.overrides import apply_overrides, parse_overrides
+    from ridgeline.core.codec import dumps
+    from ridgeline.core.errors import Problem, SpecError
+    from ridgeline.models.jobs import job_of
+    from ridgeline.models.scripts.job import import_command, named
+    from ridgeline.models.scripts.shell import training_command
+
+    if output is not None and output.exists():
+        raise SpecError(Problem("--output", str(output), "exists already", "name another file, or remove it"))
+    if wrong := [word for word in set if "=" not in word]:
+        raise SpecError(Problem("--set", wrong[0], "must be NAME=VALUE"))
+    try:
+        text = script.read_bytes().decode(errors="replace")
+    except OSError as error:
+        raise SpecError(Problem("script", str(script), f"cannot be read: {error.strerror}")) from error
+    variables = {name: value for name, _, value in (word.partition("=") for word in set)}
+    imported = import_command(training_command(text, source=str(script), variables=variables))
+    try:
+        job = named(job_of(apply_overrides({"name": script.stem, **imported.plain}, parse_overrides(options))))
+    except SpecError as error:
+        found = (attrs.evolve(one, way_out=WAYS_OUT.get(one.path, one.way_out)) for one in error.problems)
+        raise SpecError((*imported.problems, *found)) from None
+    if imported.problems:
+        raise SpecError(imported.problems)
+    for fate in FATES:
+        entries = [entry for entry in imported.entries if entry.fate == fate]
+        sys.stderr.write(f"{fate}: {len(entries)}\n" + "".join(f"  {entry}\n" for entry in entries))
+    toml = dumps(job, format="toml")
+    if output is None:
+        sys.stdout.write(toml)
+        return 0
+    try:
+        with output.open("x", encoding="utf-8") as file:
+            file.write(toml)
+    except OSError as error:
+        raise SpecError(Problem("--output", str(output), f"cannot be written: {error.strerror}")) from error
+    sys.stdout.write(f"written to {output}\n")
+    return 0

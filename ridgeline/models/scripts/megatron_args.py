@@ -1,0 +1,261 @@
+"""A job as the arguments of a Megatron-LM launch; what Megatron-LM has no flag for is refused or told.
+
+Positions scaled by yarn or llama3, noop layers and uneven stages take flags of MindSpeed-LLM.
+"""
+
+from collections.abc import Iterator
+
+from ridgeline.core.errors import LoweringError
+from ridgeline.core.job import FullRecompute, Job, SelectiveRecompute, WsdLr
+from ridgeline.core.model import Attention, LatentAttention, LinearRope, Llama3Rope, Mlp, Moe, RopeScaling, YarnRope
+
+CP_COMM_TYPES = (("ring", "p2p"), ("ulysses", "a2a"), ("kv_allgather", "all_gather"))
+ORDERS = ("tp-cp-ep-dp-pp", "tp-cp-ep-pp-dp")
+
+
+def megatron_args(job: Job) -> tuple[str, ...]:
+    """The arguments, a word each, such that importing them gives the job's model, layout and batch again.
+
+    Raises:
+        LoweringError: A line for everything that no flag can say.
+    """
+    if faults := tuple(_faults(job)):
+        raise LoweringError("\n".join(faults))
+    return tuple(word for flag, *values in _flags(job) for word in (f"--{flag}", *(_text(value) for value in values)))
+
+
+def _text(value: object) -> str:
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _faults(job: Job) -> Iterator[str]:
+    blocks = job.model.layers()
+    mixers = {block.mixer for block in blocks}
+    if len(mixers) > 1:
+        yield f"model.blocks.mixer={len(mixers)} kinds: the flags say one for all layers; use one"
+    for mixer in sorted(mixers, key=repr):
+        if not isinstance(mixer, (Attention, LatentAttention)):
+            yield f"model.blocks.mixer={mixer.kind!r}: no flag says it; use kind='attention'"
+        elif (scaling := mixer.rope.scaling) is not None:
+            if not isinstance(scaling, (LinearRope, Llama3Rope, YarnRope)):
+                yield f"model.blocks.mixer.rope.scaling={scaling.kind!r}: no flag says it; use linear, llama3 or yarn"
+            elif isinstance(scaling, YarnRope) and scaling.attention_factor is not None:
+                yield f"rope.scaling.attention_factor={scaling.attention_factor}: no flag says it; leave it out"
+    for kind in (Mlp, Moe):
+        parts = {block.feed_forward for block in blocks if isinstance(block.feed_forward, kind)}
+        if len(parts) > 1:
+            yield f"model.blocks.feed_forward={len(parts)} of kind {kind.kind!r}: the flags say one for all; use one"
+    biased = {getattr(block.feed_forward, "bias", False) for block in blocks}
+    if True in biased and not all(
+        isinstance(mixer, Attention) and mixer.qkv_bias and mixer.out_bias for mixer in mixers
+    ):
+        yield "model.blocks.feed_forward.bias=True: Megatron-LM then has all biases; set qkv_bias and out_bias too"
+    if job.layout.order not in ORDERS:
+        yield f"layout.order={job.layout.order!r}: Megatron-LM has {' and '.join(ORDERS)} only"
+    usual = "interleaved_1f1b" if job.layout.vpp > 1 else "1f1b"
+    if job.layout.schedule_name != usual:
+        yield f"layout.schedule={job.layout.schedule!r}: with vpp={job.layout.vpp} Megatron-LM runs {usual}"
+    layers = job.model.num_layers + len(job.layout.noop_layers)
+    if job.layout.stages is None and layers % (job.layout.pp * job.layout.vpp):
+        yield f"layout.vpp={job.layout.vpp}: pp*vpp must divide the {layers} layers, or set layout.stages"
+
+
+def _flags(job: Job) -> Iterator[tuple[object, ...]]:
+    yield from _model_flags(job)
+    yield from _layout_flags(job)
+    yield "seq-length", job.batch.seq_len
+    yield "micro-batch-size", job.batch.mbs
+    yield "global-batch-size", job.batch.gbs
+    if job.batch.packing == "eod_reset":
+        yield ("reset-position-ids",)
+        yield ("reset-attention-mask",)
+    if job.precision.params == "bf16":
+        yield ("bf16",)
+    if job.precision.grads == "bf16":
+        yield ("grad-reduce-in-bf16",)
+    yield from _memory_and_comm_flags(job)
+    yield from _optimizer_flags(job)
+    yield from _run_flags(job)
+
+
+def _model_flags(job: Job) -> Iterator[tuple[object, ...]]:
+    model, blocks = job.model, job.model.layers()
+    mixer = blocks[0].mixer
+    yield "num-layers", model.num_layers + len(job.layout.noop_layers)
+    yield "hidden-size", model.hidden
+    yield "vocab-size", model.vocab_size
+    yield "max-position-embeddings", model.max_position
+    yield "normalization", "RMSNorm"
+    yield "norm-epsilon", model.norm_eps
+    yield "init-method-std", model.init_std
+    yield ("swiglu",)
+    yield "position-embedding-type", "rope"
+    if not model.tied_embeddings:
+        yield ("untie-embeddings-and-output-weights",)
+    if model.mtp:
+        yield "mtp-num-layers", model.mtp
+    if not any(isinstance(block.feed_forward, Mlp) and block.feed_forward.bias for block in blocks):
+        yield ("disable-bias-linear",)
+    yield "hidden-dropout", 0.0
+    yield "attention-dropout", 0.0
+    if isinstance(mixer, (Attention, LatentAttention)):
+        yield "num-attention-heads", mixer.heads
+        yield "rotary-base", mixer.rope.base
+        yield from _scaling_flags(mixer.rope.scaling)
+    if isinstance(mixer, Attention):
+        yield "kv-channels", mixer.head_dim
+        yield ("group-query-attention",)
+        yield "num-query-groups", mixer.kv_heads
+        for flag, wanted in (
+            ("add-qkv-bias", mixer.qkv_bias),
+            ("add-dense-bias", mixer.out_bias),
+            ("qk-layernorm", mixer.qk_norm),
+        ):
+            if wanted:
+                yield (flag,)
+        if mixer.window:
+            yield "window-size", f"{mixer.window - 1},0"
+    elif isinstance(mixer, LatentAttention):
+        yield ("multi-latent-attention",)
+        if mixer.q_lora_rank:
+            yield "q-lora-rank", mixer.q_lora_rank
+        yield "kv-lora-rank", mixer.kv_lora_rank
+        yield "qk-head-dim", mixer.nope_head_dim
+        yield "qk-pos-emb-head-dim", mixer.rope_head_dim
+        yield "v-head-dim", mixer.v_head_dim
+    yield from _feed_forward_flags(job)
+
+
+def _scaling_flags(scaling: RopeScaling | None) -> Iterator[tuple[object, ...]]:
+    match scaling:
+        case LinearRope(factor=factor):
+            yield "rotary-seq-len-interpolation-factor", factor
+        case Llama3Rope():
+            yield "rope-scaling-type", "llama3"
+            yield "rope-scaling-factor", scaling.factor
+            yield "low-freq-factor", scaling.low_freq_factor
+            yield "high-freq-factor", scaling.high_freq_factor
+            yield "rope-scaling-original-max-position-embeddings", scaling.original_max_position
+        case YarnRope():
+            yield "rope-scaling-type", "yarn"
+            yield "rope-scaling-factor", scaling.factor
+            yield "rope-scaling-original-max-position-embeddings", scaling.original_max_position
+            yield "beta-fast", scaling.beta_fast
+            yield "beta-slow", scaling.beta_slow
+            if scaling.mscale is not None:
+                yield "rope-scaling-mscale", scaling.mscale
+            if scaling.mscale_all_dim is not None:
+                yield "rope-scaling-mscale-all-dim", scaling.mscale_all_dim
+        case _:
+            return
+
+
+def _feed_forward_flags(job: Job) -> Iterator[tuple[object, ...]]:
+    parts = [block.feed_forward for block in job.model.layers()]
+    moe = next((part for part in parts if isinstance(part, Moe)), None)
+    yield "ffn-hidden-size", next((part.ffn_hidden for part in parts if isinstance(part, Mlp)), parts[0].ffn_hidden)
+    yield "moe-token-dispatcher-type", job.comm.moe_dispatcher
+    if moe is None:
+        return
+    yield "num-experts", moe.experts
+    yield "moe-router-topk", moe.topk
+    yield "moe-ffn-hidden-size", moe.ffn_hidden
+    yield "moe-router-load-balancing-type", "aux_loss" if moe.aux_loss else "none"
+    yield "moe-aux-loss-coeff", moe.aux_loss
+    if moe.z_loss:
+        yield "moe-z-loss-coeff", moe.z_loss
+    if not moe.normalize_topk:
+        yield ("moe-router-pre-softmax",)
+    own = iter(parts)
+    total = len(parts) + len(job.layout.noop_layers)
+    is_moe = [1 if at in job.layout.noop_layers else int(isinstance(next(own), Moe)) for at in range(total)]
+    if not all(is_moe):
+        yield "moe-layer-freq", str(is_moe).replace(" ", "")
+
+
+def _layout_flags(job: Job) -> Iterator[tuple[object, ...]]:
+    layout = job.layout
+    yield "tensor-model-parallel-size", layout.tp
+    yield "pipeline-model-parallel-size", layout.pp
+    yield "context-parallel-size", layout.cp
+    yield "cp-comm-type", dict(CP_COMM_TYPES)[layout.cp_algorithm]
+    yield "expert-model-parallel-size", layout.ep
+    yield "expert-tensor-parallel-size", layout.etp
+    yield "make-vocab-size-divisible-by", layout.vocab_multiple
+    if layout.sp:
+        yield ("sequence-parallel",)
+    if layout.stages is not None and layout.vpp == 1:
+        yield "num-layer-list", ",".join(map(str, layout.stages))
+    elif layout.stages is not None:
+        yield "pipeline-model-parallel-layout", _stage_text(layout.stages)
+    elif layout.vpp > 1:
+        yield "num-virtual-stages-per-pipeline-rank", layout.vpp
+    if layout.noop_layers:
+        yield "noop-layers", ",".join(map(str, layout.noop_layers))
+    if layout.microbatch_group_size:
+        yield "microbatch-group-size-per-virtual-pipeline-stage", layout.microbatch_group_size
+    if layout.order == "tp-cp-ep-pp-dp":
+        yield ("use-tp-pp-dp-mapping",)
+
+
+def _stage_text(stages: tuple[int, ...]) -> str:
+    """Stages as Megatron-core writes them; see `ridgeline.parallel.stages.megatron_layout`."""
+    return "E" + "|".join(f"t*{count}" if count else "" for count in stages) + "L"
+
+
+def _memory_and_comm_flags(job: Job) -> Iterator[tuple[object, ...]]:
+    match job.memory.recompute:
+        case SelectiveRecompute(modules=modules):
+            yield "recompute-granularity", "selective"
+            yield "recompute-modules", *modules
+        case FullRecompute(method=method, num_layers=num_layers):
+            yield "recompute-granularity", "full"
+            yield "recompute-method", method
+            yield "recompute-num-layers", num_layers
+        case None:
+            pass
+    for flag, wanted in (
+        ("use-distributed-optimizer", job.memory.distributed_optimizer),
+        ("overlap-grad-reduce", job.comm.overlap_grad_reduce),
+        ("overlap-param-gather", job.comm.overlap_param_gather),
+        ("no-overlap-p2p-communication", job.comm.p2p == "batched"),
+        ("calculate-per-token-loss", job.objective.per_token),
+    ):
+        if wanted:
+            yield (flag,)
+
+
+def _optimizer_flags(job: Job) -> Iterator[tuple[object, ...]]:
+    adam, schedule = job.optimizer, job.optimizer.lr_schedule
+    yield "lr", adam.lr
+    yield "min-lr", adam.min_lr
+    yield "lr-decay-style", "WSD" if isinstance(schedule, WsdLr) else schedule.kind
+    if (decay_steps := getattr(schedule, "decay_steps", None)) is not None:
+        yield "lr-decay-iters", decay_steps
+    if isinstance(schedule, WsdLr):
+        yield "lr-wsd-decay-iters", schedule.anneal_steps
+        yield "lr-wsd-decay-style", schedule.style
+    yield "lr-warmup-iters", adam.warmup_steps
+    yield "weight-decay", adam.weight_decay
+    yield "adam-beta1", adam.beta1
+    yield "adam-beta2", adam.beta2
+    yield "adam-eps", adam.eps
+    yield "clip-grad", adam.clip_grad
+
+
+def _run_flags(job: Job) -> Iterator[tuple[object, ...]]:
+    yield "train-iters", job.run.steps
+    yield "save", job.run.output
+    if job.run.save_every:
+        yield "save-interval", job.run.save_every
+    yield "log-interval", job.run.log_every
+    if job.run.valid_every:
+        yield "eval-interval", job.run.valid_every
+    yield "eval-iters", job.run.valid_steps if job.run.valid_every else 0
+    yield "seed", job.run.seed
+    if job.data.sources:
+        yield "data-path", *(word for source in job.data.sources for word in (source.weight, source.path))
+        yield "split", ",".join(map(str, job.data.split))
+    if job.data.tokenizer:
+        yield "tokenizer-type", "HuggingFaceTokenizer"
+        yield "tokenizer-model", job.data.tokenizer
