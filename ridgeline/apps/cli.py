@@ -8,6 +8,7 @@ error came from.
 import os
 import sys
 from collections.abc import Sequence
+from keyword import iskeyword
 
 from cyclopts import App, CycloptsError
 
@@ -45,13 +46,19 @@ def application(asked: Sequence[str] = ()) -> App:
     """
     app = App(name="ridgeline", help=HELP, version_flags=[], result_action="return_value")
     for name, help in VERBS:
-        module = "import_" if name == "import" else name  # a word of Python itself
-        app.command(f"ridgeline.apps.{module}:{module}", name=name, help=None if name in asked[:1] else help)
+        app.command(
+            f"ridgeline.apps.{module_of(name)}:{module_of(name)}", name=name, help=None if name in asked[:1] else help
+        )
     data = App(name="data", help="Prepare training data.", version_flags=[])
     for name, help in DATA_VERBS:
         data.command(f"ridgeline.apps.data:{name}", name=name, help=None if name in asked[1:2] else help)
     app.command(data)
     return app
+
+
+def module_of(verb: str) -> str:
+    """The module of a verb, and the function in it: the verb, with a ``_`` where Python keeps the word for itself."""
+    return f"{verb}_" if iskeyword(verb) else verb
 
 
 def main(argv: Sequence[str] | None = None) -> None:

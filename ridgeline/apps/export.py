@@ -11,7 +11,7 @@ from ridgeline.core.errors import Problem, SpecError
 
 
 def export(job: str, /, *options: Overrides, megatron_args: Annotated[bool, Parameter(negative="")] = False) -> int:
-    """Print a job as arguments, a flag a line, to stand behind ``torchrun pretrain_gpt.py``.
+    """Print a job as arguments, a flag a line, to stand behind pretrain_gpt.py.
 
     Args:
         job: A job file, a preset or a model folder.

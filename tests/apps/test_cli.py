@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-from ridgeline.apps.cli import DATA_VERBS, VERBS, run
+from ridgeline.apps.cli import DATA_VERBS, VERBS, module_of, run
 from ridgeline.apps.edges import edge
 from ridgeline.models.jobs import preset
 from ridgeline.models.zoo import model_names
@@ -27,7 +27,7 @@ def test_help_names_every_verb(capsys):
 
 def test_every_verb_exists():
     """Each import string of the table leads to a function whose help can be printed."""
-    modules = [(name, name) for name, _ in VERBS] + [("data", name) for name, _ in DATA_VERBS]
+    modules = [(module_of(name), module_of(name)) for name, _ in VERBS] + [("data", name) for name, _ in DATA_VERBS]
     for module, name in modules:
         verb = getattr(importlib.import_module(f"ridgeline.apps.{module}"), name)
         assert verb.__doc__
@@ -39,8 +39,8 @@ def test_every_verb_has_help(capsys, verb):
     code, out, err = outcome(capsys, verb, "--help")
     assert (code, err) == (0, "")
     assert f"Usage: ridgeline {verb}" in out
-    module = importlib.import_module(f"ridgeline.apps.{verb}")
-    first_line = getattr(module, verb).__doc__.splitlines()[0]
+    module = importlib.import_module(f"ridgeline.apps.{module_of(verb)}")
+    first_line = getattr(module, module_of(verb)).__doc__.splitlines()[0]
     assert first_line in " ".join(out.split())
 
 
@@ -49,7 +49,7 @@ def test_verbs_do_not_load_torch_when_imported():
     import subprocess
     import sys
 
-    names = {name for name, _ in VERBS} | {"data"}
+    names = {module_of(name) for name, _ in VERBS} | {"data"}
     program = "import importlib, sys\n" + "".join(f"importlib.import_module('ridgeline.apps.{n}')\n" for n in names)
     check = "print([m for m in ('torch', 'numpy', 'megatron', 'transformers') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", program + check], capture_output=True, text=True, check=True)
