@@ -1,6 +1,7 @@
 """The arguments of a launch as the plain data of a job, with the fate of every flag and every fault."""
 
 import ast
+import math
 import re
 from collections.abc import Iterator, Sequence
 from types import MappingProxyType
@@ -181,7 +182,10 @@ class _Reader:
             return default
         text = self.text(name)
         try:
-            return kind(text)
+            value = kind(text)
+            if not math.isfinite(value):
+                raise ValueError(text)
+            return value
         except ValueError:
             unset = "the script does not say it; " if "$" in text else ""
             rule = f"{unset}must be {'an integer' if kind is int else 'a number'}"
@@ -357,7 +361,7 @@ def _mixer(reader: _Reader, hidden: int, heads: int) -> Plain:
             "qkv_bias": biased or reader.has("add-qkv-bias"),
             "out_bias": biased or reader.has("add-dense-bias"),
             "qk_norm": reader.has("qk-layernorm"),
-            "window": window[0] + 1 if window else None,
+            "window": window[0] + 1 if window and window[0] >= 0 else None,
             "rope": _without_none(rope),
         }
     )

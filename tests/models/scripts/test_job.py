@@ -1,10 +1,13 @@
 """Arguments to jobs and back."""
 
+import contextlib
+
 import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ridgeline.core.errors import SpecError
 from ridgeline.models.jobs import job_of, preset
 from ridgeline.models.scripts.flags import FLAGS
 from ridgeline.models.scripts.job import import_command, named
@@ -92,6 +95,26 @@ def test_all_faults_at_once():
     assert "world_size=8: must be a multiple of tp=3 * pp=2 * cp=1 = 6" in faults
     assert "--bf16=None: contradicts --fp16" in faults
     assert "--seed='one': must be an integer" in faults
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(sorted(FLAGS)), st.sampled_from(("1", "0", "-1", "3,x", "inf", "$V", "", "a", "[1]*2"))
+        ),
+        max_size=12,
+    )
+)
+def test_any_words_are_answered(pairs):
+    """Whatever the flags hold, the answer is a job or the faults, and every flag has a fate or a fault."""
+    words = [word for name, value in pairs for word in (f"--{name}", value)]
+    text = Command("pretrain_gpt.py", (), training_command(LLAMA2_7B, source="s").arguments + tuple(words))
+    imported = import_command(text)
+    with contextlib.suppress(SpecError):
+        job_of({"name": "x", **imported.plain})
+    told = {entry.flag for entry in imported.entries} | {problem.path for problem in imported.problems}
+    assert {f"--{name}" for name, _ in pairs} <= told
 
 
 def test_every_flag_stands_once():
