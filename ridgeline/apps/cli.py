@@ -19,6 +19,7 @@ VERBS = (
     ("train", "Train a job: on one process, or started by torchrun on many."),
     ("launch", "Write the torchrun, Slurm or Kubernetes form of a job."),
     ("diff", "Compare two jobs field by field."),
+    ("compare", "Compare two jobs' plans: fields, memory and time."),
     ("import", "Read a MindSpeed-LLM or Megatron-LM launch script into a job file."),
     ("export", "Write a job as the arguments of a Megatron-LM launch."),
     ("models", "List the published models known by name, or show one."),

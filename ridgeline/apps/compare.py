@@ -1,0 +1,118 @@
+"""``ridgeline compare``: what two jobs differ in, and what that does to memory and time."""
+
+import sys
+from collections.abc import Iterator
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated
+
+import attrs
+from cyclopts import Parameter
+
+from ridgeline.apps.options import Overrides
+from ridgeline.apps.reading import read_job
+from ridgeline.core.diff import diff as changes_of
+from ridgeline.core.frozen import frozen
+from ridgeline.parallel.plan import Plan
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+GIB = 2**30
+
+
+@frozen
+class Figure:
+    """One number of two plans.
+
+    Attributes:
+        section: ``step``, ``memory`` or ``time``.
+        unit: GiB, ms, tokens/s or a share, which has none.
+    """
+
+    section: str
+    name: str
+    unit: str
+    left: float
+    right: float
+
+
+def compare(
+    left: str,
+    right: str,
+    /,
+    *options: Overrides,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Compare two jobs' plans, left -> right: the fields that differ, and what they do to memory and time.
+
+    Memory is that of each plan's fullest rank, time that of its busiest. Both jobs are as planned, repairs included.
+
+    Args:
+        left: A job file, a preset or a model folder.
+        right: Another.
+        options: Fields of both jobs, as --layout.tp 8.
+        json: Print the numbers as JSON instead.
+    """
+    from ridgeline.parallel.plan import plan
+
+    plans = [plan(read_job(job, options).job) for job in (left, right)]
+    changes, figures = changes_of(plans[0].job, plans[1].job), tuple(figures_of(*plans))
+    if json:
+        from msgspec.json import encode, format
+
+        data = {name: list(map(attrs.asdict, rows)) for name, rows in (("changes", changes), ("figures", figures))}
+        sys.stdout.write(format(encode(data), indent=2).decode() + "\n")
+        return 0
+    from rich.console import Console
+
+    terminal = Console()
+    console = terminal if terminal.is_terminal else Console(width=160)
+    for change in changes:
+        console.print(str(change), markup=False, highlight=False)
+    console.print(table_of(left, right, figures) if changes else "The jobs are equal.")
+    return 0
+
+
+def figures_of(left: Plan, right: Plan) -> Iterator[Figure]:
+    """Every number of two plans, side by side; what one of them does not have counts 0 there."""
+    from ridgeline.apps.report import MEMORY_COLUMNS, PART_NAMES
+
+    times, peaks = (left.time, right.time), (left.peak, right.peak)
+    yield Figure("step", "step", "ms", *(time.step_us / 1e3 for time in times))
+    yield Figure("step", "tokens", "tokens/s", *(time.tokens_per_s for time in times))
+    yield Figure("step", "tokens a device", "tokens/s", *(time.tokens_per_s_per_device for time in times))
+    yield Figure("step", "MFU, full attention", "", *(time.mfu_full for time in times))
+    yield Figure("step", "MFU, masked attention", "", *(time.mfu_causal for time in times))
+    yield Figure("step", "bubble", "", *(time.bubble for time in times))
+    for name in (*MEMORY_COLUMNS, "total"):
+        yield Figure("memory", name, "GiB", *(getattr(peak, f"{name}_bytes") / GIB for peak in peaks))
+    yield Figure("memory", "of", "GiB", *(peak.capacity_bytes / GIB for peak in peaks))
+    parts = [dict(time.parts) for time in times]
+    for name, words in PART_NAMES.items():
+        if any(name in part for part in parts):
+            yield Figure("time", words, "ms", *(part.get(name, 0.0) / 1e3 for part in parts))
+
+
+def table_of(left: str, right: str, figures: tuple[Figure, ...]) -> "Table":
+    """The figures, a section each for the step, the fullest rank's memory and the busiest rank's time."""
+    from rich.table import Table
+
+    table = Table()
+    for name in ("", "", "unit", left, right, "change"):
+        table.add_column(name, justify="left" if name in ("", "unit") else "right")
+    for section, rows in groupby(figures, lambda figure: figure.section):
+        for index, row in enumerate(rows):
+            numbers = _number(row.left), _number(row.right), _change(row)
+            table.add_row("" if index else section, row.name, row.unit, *numbers)
+        table.add_section()
+    return table
+
+
+def _number(value: float) -> str:
+    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3f}"
+
+
+def _change(figure: Figure) -> str:
+    if figure.left == figure.right:
+        return ""
+    return f"{figure.right / figure.left - 1:+.1%}" if figure.left else "new"
