@@ -1,7 +1,7 @@
 """Collectives of parts of unequal length, which NCCL and HCCL have and gloo has not, by an all-to-all.
 
 Expert tensor parallelism gathers what each of its ranks was dispatched, and no two were dispatched the same number of
-tokens. The signatures are those of ``torch.distributed``.
+tokens. The signatures are those of ``torch.distributed``, which does the work where all lengths are equal.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,9 @@ def all_gather(outputs: Sequence[torch.Tensor], mine: torch.Tensor, group: Proce
     Each rank sends its part to each, so that what it gets is their concatenation.
     """
     lengths = [len(output) for output in outputs]
+    if len(set(lengths)) == 1:
+        distributed.all_gather(list(outputs), mine, group=group)
+        return
     gathered = mine.new_empty(sum(lengths), *mine.shape[1:])
     sent = mine.contiguous().repeat(len(outputs), *[1] * (mine.dim() - 1))
     distributed.all_to_all_single(gathered, sent, lengths, [len(mine)] * len(outputs), group=group)
@@ -27,6 +30,9 @@ def all_gather(outputs: Sequence[torch.Tensor], mine: torch.Tensor, group: Proce
 def reduce_scatter(output: torch.Tensor, parts: Sequence[torch.Tensor], group: ProcessGroup) -> None:
     """Sum over ranks the part of this one into ``output``: ``parts[rank]`` has the shape of that rank's ``output``."""
     lengths = [len(part) for part in parts]
+    if len(set(lengths)) == 1:
+        distributed.reduce_scatter(output, list(parts), group=group)
+        return
     addends = output.new_empty(len(parts), *output.shape)
     received = addends.view(len(parts) * len(output), *output.shape[1:])
     distributed.all_to_all_single(received, torch.cat(list(parts)), [len(output)] * len(parts), lengths, group=group)

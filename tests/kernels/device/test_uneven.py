@@ -42,6 +42,7 @@ def test_every_rank_gathers_all_parts(ranks: Pool, lengths: list[int]) -> None:
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 def test_every_rank_has_the_sum_of_its_part(ranks: Pool, lengths: list[int]) -> None:
-    """Summed in the order of ranks, as torch sums a stack."""
+    """Up to the rounding of sums, whose order is the library's."""
     total = torch.stack([whole_of(rank, lengths) for rank in range(3)]).sum(0)
-    assert ranks.run(scattered, 3, lengths) == [part.tolist() for part in total.split(lengths)]
+    for mine, part in zip(ranks.run(scattered, 3, lengths), total.split(lengths), strict=True):
+        torch.testing.assert_close(torch.tensor(mine).reshape(part.shape), part)
