@@ -12,8 +12,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.pool import Pool, open_pool
+
+# How fast a machine draws examples is no property of the code; a loaded one would fail for it.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
