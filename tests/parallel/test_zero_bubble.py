@@ -79,7 +79,7 @@ def test_zb_2p_never_waits_at_equal_times(pp: int, more: int) -> None:
 
 
 def test_zb_2p_as_printed() -> None:
-    """Figure 3 of arXiv 2401.10241: warmup of 2*(pp-stage)-1 forwards, and no gap."""
+    """A warmup of 2*(pp-stage)-1 forwards: the order as it is generated, not a published picture."""
     assert str(zb_2p(pp=2, num_microbatches=3)).splitlines() == [
         "0: 0F0 0F1 0F2 0I0 0W0 0I1 0W1 0I2 0W2",
         "1: 1F0 1I0 1F1 1I1 1F2 1I2 1W0 1W1 1W2",

@@ -26,7 +26,8 @@ def zb_h1(*, pp: int, num_microbatches: int) -> Schedule:
         num_microbatches: Any number >= 1.
 
     Source:
-        Qi et al., Zero Bubble Pipeline Parallelism, arXiv 2401.10241, section 2.3: ``(pp-1)*(F+I-W)`` idle.
+        Qi et al., Zero Bubble Pipeline Parallelism, arXiv 2401.10241, section 2.3: ``(pp-1)*(F+I-W)`` idle at F=I=W
+        and enough microbatches; with W longer than I it is more.
 
     Example:
         >>> print(zb_h1(pp=2, num_microbatches=3))
@@ -55,7 +56,8 @@ def zb_2p(
 
     Args:
         pp: Pipeline ranks.
-        num_microbatches: Any number >= 1; nothing is waited for from ``2*pp - 1`` on.
+        num_microbatches: Any number >= 1; at F=I=W nothing is waited for from ``2*pp - 1`` on.
+            At other times the order is greedy, and a rank may wait.
         forward, input_grad, weight_grad: Time of each, in any unit, for which the order is chosen.
 
     Source:
