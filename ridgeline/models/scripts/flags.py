@@ -58,20 +58,15 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("mapped", "mixer.qk_norm", "qk-layernorm"),
     ("mapped", "mixer.window", "window-size="),
     ("mapped", "mixer.rope.base", "rotary-base="),
-    ("mapped", "mixer.rope.scaling", "rotary-seq-len-interpolation-factor= rope-scaling-type= rope-scaling-factor="),
-    (
-        "mapped",
-        "mixer.rope.scaling",
-        "low-freq-factor= high-freq-factor= rope-scaling-original-max-position-embeddings=",
-    ),
-    ("mapped", "mixer.rope.scaling", "original-max-position-embeddings= beta-fast= beta-slow= rope-scaling-mscale="),
-    ("mapped", "mixer.rope.scaling", "rope-scaling-mscale-all-dim= use-rope-scaling"),
-    ("mapped", "mixer of kind latent_attention", "multi-latent-attention q-lora-rank= kv-lora-rank= qk-head-dim="),
-    (
-        "mapped",
-        "mixer of kind latent_attention",
-        "qk-pos-emb-head-dim= v-head-dim= qk-nope-head-dim= qk-rope-head-dim=",
-    ),
+    ("mapped", "mixer.rope.scaling", """
+        rotary-seq-len-interpolation-factor= rope-scaling-type= rope-scaling-factor= low-freq-factor=
+        high-freq-factor= rope-scaling-original-max-position-embeddings= original-max-position-embeddings=
+        beta-fast= beta-slow= rope-scaling-mscale= rope-scaling-mscale-all-dim= use-rope-scaling
+    """),
+    ("mapped", "mixer of kind latent_attention", """
+        multi-latent-attention q-lora-rank= kv-lora-rank= qk-head-dim= qk-pos-emb-head-dim= v-head-dim=
+        qk-nope-head-dim= qk-rope-head-dim=
+    """),
     ("mapped", "feed_forward.ffn_hidden", "ffn-hidden-size= moe-ffn-hidden-size= moe-intermediate-size="),
     ("mapped", "feed_forward.activation", "swiglu"),
     ("mapped", "the model's norm", "normalization="),
@@ -84,8 +79,9 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("mapped", "the router's scores", "moe-router-score-function="),
     ("mapped", "precision.params", "bf16 fp16"),
     ("mapped", "precision.grads", "grad-reduce-in-bf16 accumulate-allreduce-grads-in-fp32"),
-    ("mapped", "memory.recompute", "recompute-granularity= recompute-method= recompute-num-layers= recompute-modules*"),
-    ("mapped", "memory.recompute", "recompute-activations"),
+    ("mapped", "memory.recompute", """
+        recompute-granularity= recompute-method= recompute-num-layers= recompute-modules* recompute-activations
+    """),
     ("mapped", "memory.distributed_optimizer", "use-distributed-optimizer"),
     ("mapped", "comm.overlap_grad_reduce", "overlap-grad-reduce"),
     ("mapped", "comm.overlap_param_gather", "overlap-param-gather"),
@@ -101,252 +97,121 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("mapped", "run.steps", "train-iters="),
     ("mapped", "run.output", "save*"),
     ("mapped", "run", "save-interval= log-interval= eval-interval= eval-iters= seed= async-save"),
-    ("no effect", "Ridgeline chooses its kernels", "use-flash-attn use-fused-rmsnorm use-fused-swiglu no-rope-fusion"),
-    (
-        "no effect",
-        "Ridgeline chooses its kernels",
-        "use-fused-rotary-pos-emb no-masked-softmax-fusion transformer-impl=",
-    ),
-    ("no effect", "Ridgeline chooses its kernels", "no-gradient-accumulation-fusion gemm-gradient-accumulation-fusion"),
-    ("no effect", "Ridgeline chooses its kernels", "moe-grouped-gemm moe-permute-fusion no-bias-dropout-fusion"),
-    ("no effect", "Ridgeline chooses its kernels", "no-bias-gelu-fusion no-bias-swiglu-fusion attention-backend="),
-    ("no effect", "Ridgeline chooses its kernels", "use-fused-moe-token-permute-and-unpermute use-triton-gdn"),
-    ("no effect", "Ridgeline chooses its kernels", "use-fused-ring-attention-update use-triton-mhc use-fused-mhc"),
-    (
-        "no effect",
-        "Ridgeline chooses its kernels",
-        "use-triton-swiglu-limit shape-order= sparse-mode= attention-mask-type=",
-    ),
-    (
-        "no effect",
-        "Ridgeline chooses its kernels",
-        "cp-attention-mask-type= moe-router-dtype= attention-softmax-in-fp32",
-    ),
-    ("no effect", "Ridgeline chooses its kernels", "router-gating-in-fp32 topk-softmax-in-fp32 distributed-backend="),
-    (
-        "no effect",
-        "Ridgeline has one model code",
-        "use-mcore-models use-legacy-models spec* model-type-hf= ai-framework=",
-    ),
-    ("no effect", "where its own checkpoints lie; see init.hf and init.checkpoint", "load* ckpt-format= mg-save-dir*"),
-    (
-        "no effect",
-        "where its own checkpoints lie; see init.hf and init.checkpoint",
-        "hf-cfg-dir* no-load-optim no-load-rng",
-    ),
-    (
-        "no effect",
-        "where its own checkpoints lie; see init.hf and init.checkpoint",
-        "no-save-optim no-save-rng* finetune",
-    ),
-    (
-        "no effect",
-        "where its own checkpoints lie; see init.hf and init.checkpoint",
-        "exit-on-missing-checkpoint output-prefix*",
-    ),
-    ("no effect", "where its own checkpoints lie; see init.hf and init.checkpoint", "enable-hf2mg-convert"),
-    (
-        "no effect",
-        "where its own checkpoints lie; see init.hf and init.checkpoint",
-        "enable-mg2hf-convert ckpt-fully-parallel-load",
-    ),
-    (
-        "no effect",
-        "how its data is read",
-        "tokenizer-type= tokenizer-not-use-fast tokenizer-padding-side= handler-name*",
-    ),
-    (
-        "no effect",
-        "how its data is read",
-        "vocab-file* merge-file* num-workers= workers= no-shared-storage* no-shuffle",
-    ),
-    ("no effect", "how its data is read", "dataloader-type= no-create-attention-mask-in-dataloader data-cache-path*"),
-    ("no effect", "how its data is read", "mock-data cut-max-seqlen eod-mask-loss"),
-    (
-        "no effect",
-        "how it logs, profiles and manages its processes",
-        "log-throughput tensorboard-dir* manual-gc profile",
-    ),
-    (
-        "no effect",
-        "how it logs, profiles and manages its processes",
-        "manual-gc-interval* profile-level= profile-ranks*",
-    ),
-    ("no effect", "how it logs, profiles and manages its processes", "profile-record-shapes profile-save-path="),
-    ("no effect", "how it logs, profiles and manages its processes", "profile-step-start= profile-step-end="),
-    ("no effect", "how it logs, profiles and manages its processes", "profile-with-cpu distributed-timeout-minutes="),
-    ("no effect", "how it logs, profiles and manages its processes", "disable-gloo-group* npu-deterministic"),
-    ("no effect", "how it logs, profiles and manages its processes", "no-check-for-nan-in-loss-and-grad local-rank="),
-    ("no effect", "how it logs, profiles and manages its processes", "enable-high-availability enable-hbmfault-repair"),
-    (
-        "no effect",
-        "how it logs, profiles and manages its processes",
-        "hccl-op-mode= log-params-norm log-num-zeros-in-grad",
-    ),
-    ("no effect", "how it logs, profiles and manages its processes", "tensorboard-log-interval= timing-log-level="),
-    (
-        "no effect",
-        "it scales the loss of fp16",
-        "initial-loss-scale= loss-scale= min-loss-scale= loss-scale-window= hysteresis=",
-    ),
+    ("no effect", "Ridgeline chooses its kernels", """
+        use-flash-attn use-fused-rmsnorm use-fused-swiglu no-rope-fusion use-fused-rotary-pos-emb
+        no-masked-softmax-fusion transformer-impl= no-gradient-accumulation-fusion gemm-gradient-accumulation-fusion
+        moe-grouped-gemm moe-permute-fusion no-bias-dropout-fusion no-bias-gelu-fusion no-bias-swiglu-fusion
+        attention-backend= use-fused-moe-token-permute-and-unpermute use-triton-gdn use-fused-ring-attention-update
+        use-triton-mhc use-fused-mhc use-triton-swiglu-limit shape-order= sparse-mode= attention-mask-type=
+        cp-attention-mask-type= moe-router-dtype= attention-softmax-in-fp32 router-gating-in-fp32
+        topk-softmax-in-fp32 distributed-backend=
+    """),
+    ("no effect", "Ridgeline has one model code", """
+        use-mcore-models use-legacy-models spec* model-type-hf= ai-framework=
+    """),
+    ("no effect", "where its own checkpoints lie; see init.hf and init.checkpoint", """
+        load* ckpt-format= mg-save-dir* hf-cfg-dir* no-load-optim no-load-rng no-save-optim no-save-rng* finetune
+        exit-on-missing-checkpoint output-prefix* enable-hf2mg-convert enable-mg2hf-convert ckpt-fully-parallel-load
+    """),
+    ("no effect", "how its data is read", """
+        tokenizer-type= tokenizer-not-use-fast tokenizer-padding-side= handler-name* vocab-file* merge-file*
+        num-workers= workers= no-shared-storage* no-shuffle dataloader-type= no-create-attention-mask-in-dataloader
+        data-cache-path* mock-data cut-max-seqlen eod-mask-loss
+    """),
+    ("no effect", "how it logs, profiles and manages its processes", """
+        log-throughput tensorboard-dir* manual-gc profile manual-gc-interval* profile-level= profile-ranks*
+        profile-record-shapes profile-save-path= profile-step-start= profile-step-end= profile-with-cpu
+        distributed-timeout-minutes= disable-gloo-group* npu-deterministic no-check-for-nan-in-loss-and-grad
+        local-rank= enable-high-availability enable-hbmfault-repair hccl-op-mode= log-params-norm
+        log-num-zeros-in-grad tensorboard-log-interval= timing-log-level=
+    """),
+    ("no effect", "it scales the loss of fp16", """
+        initial-loss-scale= loss-scale= min-loss-scale= loss-scale-window= hysteresis=
+    """),
     ("no effect", "of generation, not of training", "max-new-tokens= max-batch-size= enable-thinking="),
     ("not expressible", "dropout: Ridgeline trains without", "hidden-dropout* attention-dropout="),
-    (
-        "not expressible",
-        "fine-tuning: the job is pretraining",
-        "stage= is-instruction-dataset is-pairwise-dataset prompt-type=",
-    ),
-    ("not expressible", "fine-tuning: the job is pretraining", "dpo-loss-type= pack neat-pack padded-samples"),
-    (
-        "not expressible",
-        "fine-tuning: the job is pretraining",
-        "no-pad-to-seq-lengths variable-seq-lengths pad-to-multiple-of=",
-    ),
-    ("not expressible", "fine-tuning: the job is pretraining", "loss-compute-mode= fix-sub-seq-length="),
-    ("not expressible", "adapters", "lora-r= lora-alpha= lora-target-modules* lora-fusion lora-ckpt-filter lora-load*"),
-    ("not expressible", "adapters", "lu-lora-final-layer-index= lu-lora-lr= lu-lora-lr-ratio= qlora"),
-    (
-        "not expressible",
-        "swapping to the host",
-        "swap-attention swap-optimizer swap-optimizer-times= mla-swap-core-attn-out",
-    ),
-    ("not expressible", "the storage of weights and states", "reuse-fp32-param o2-optimizer o2-gradient fp8-format="),
-    ("not expressible", "the storage of weights and states", "fp8-recipe= fp8-reuse-quantized-weight qat-scheme="),
-    (
-        "not expressible",
-        "the storage of weights and states",
-        "params-dtype= main-grads-dtype= exp-avg-dtype= exp-avg-sq-dtype=",
-    ),
-    (
-        "not expressible",
-        "recomputing parts of a layer",
-        "recompute-activation-function recompute-norm recompute-mla-up-proj",
-    ),
-    (
-        "not expressible",
-        "recomputing parts of a layer",
-        "recompute-activation-function-num-layers= recompute-in-advance",
-    ),
-    ("not expressible", "recomputing parts of a layer", "recompute-norm-num-layers= recompute-in-bubble"),
+    ("not expressible", "fine-tuning: the job is pretraining", """
+        stage= is-instruction-dataset is-pairwise-dataset prompt-type= dpo-loss-type= pack neat-pack padded-samples
+        no-pad-to-seq-lengths variable-seq-lengths pad-to-multiple-of= loss-compute-mode= fix-sub-seq-length=
+    """),
+    ("not expressible", "adapters", """
+        lora-r= lora-alpha= lora-target-modules* lora-fusion lora-ckpt-filter lora-load* lu-lora-final-layer-index=
+        lu-lora-lr= lu-lora-lr-ratio= qlora
+    """),
+    ("not expressible", "swapping to the host", """
+        swap-attention swap-optimizer swap-optimizer-times= mla-swap-core-attn-out
+    """),
+    ("not expressible", "the storage of weights and states", """
+        reuse-fp32-param o2-optimizer o2-gradient fp8-format= fp8-recipe= fp8-reuse-quantized-weight qat-scheme=
+        params-dtype= main-grads-dtype= exp-avg-dtype= exp-avg-sq-dtype=
+    """),
+    ("not expressible", "recomputing parts of a layer", """
+        recompute-activation-function recompute-norm recompute-mla-up-proj recompute-activation-function-num-layers=
+        recompute-in-advance recompute-norm-num-layers= recompute-in-bubble
+    """),
     ("not expressible", "recomputing by stage", "enable-recompute-layers-per-pp-rank"),
     ("not expressible", "the schedule", "schedules-method= moe-fb-overlap moe-unperm2-mem-optim seq1f1b-splits="),
-    (
-        "not expressible",
-        "overlapped and fused communication",
-        "use-ascend-mc2 use-ascend-coc coc-fused-kernel tp-2d tp-x= tp-y=",
-    ),
-    ("not expressible", "overlapped and fused communication", "moe-alltoall-overlap-comm moe-allgather-overlap-comm"),
-    ("not expressible", "overlapped and fused communication", "moe-permutation-async-comm moe-shared-expert-overlap"),
-    ("not expressible", "overlapped and fused communication", "use-cp-send-recv-overlap mla-up-proj-tp-overlap"),
-    ("not expressible", "overlapped and fused communication", "tp-comm-overlap ulysses-degree-in-cp= cp-window-size="),
-    ("not expressible", "overlapped and fused communication", "kv-head-repeat-before-uly-alltoall"),
-    (
-        "not expressible",
-        "memory of experts",
-        "moe-zero-memory= moe-zero-memory-num-layers= moe-zerc moe-expert-capacity-factor=",
-    ),
-    ("not expressible", "memory of experts", "moe-pad-expert-input-to-capacity"),
+    ("not expressible", "overlapped and fused communication", """
+        use-ascend-mc2 use-ascend-coc coc-fused-kernel tp-2d tp-x= tp-y= moe-alltoall-overlap-comm
+        moe-allgather-overlap-comm moe-permutation-async-comm moe-shared-expert-overlap use-cp-send-recv-overlap
+        mla-up-proj-tp-overlap tp-comm-overlap ulysses-degree-in-cp= cp-window-size=
+        kv-head-repeat-before-uly-alltoall
+    """),
+    ("not expressible", "memory of experts", """
+        moe-zero-memory= moe-zero-memory-num-layers= moe-zerc moe-expert-capacity-factor=
+        moe-pad-expert-input-to-capacity
+    """),
     ("not expressible", "chunked logits", "output-layer-slice-num= loss-chunk-size= mtp-mem-efficient-logits*"),
     ("not expressible", "MTP's loss weight and module", "mtp-loss-scaling-factor= mtp-spec*"),
     ("not expressible", "how latent attention is computed", "mla-fa-without-pad mla-mm-split enable-mla-absorb"),
-    (
-        "not expressible",
-        "scaled latent attention",
-        "enable-mla-scale-kv-lora enable-mla-scale-q-lora no-enable-linear-qkv",
-    ),
+    ("not expressible", "scaled latent attention", """
+        enable-mla-scale-kv-lora enable-mla-scale-q-lora no-enable-linear-qkv
+    """),
     ("not expressible", "shared experts", "n-shared-experts= moe-shared-expert-intermediate-size= shared-expert-gate"),
-    (
-        "not expressible",
-        "this router",
-        "moe-router-num-groups= moe-router-group-topk= moe-router-topk-scaling-factor= seq-aux",
-    ),
-    (
-        "not expressible",
-        "this router",
-        "moe-router-enable-expert-bias moe-router-bias-update-rate= moe-input-jitter-eps=",
-    ),
-    (
-        "not expressible",
-        "this router",
-        "moe-comm-aux-loss-coeff= moe-device-level-aux-loss-coeff= moe-revert-type-after-topk",
-    ),
-    ("not expressible", "this router", "fix-router input-jitter num-zero-experts= n-hash-layers="),
-    (
-        "not expressible",
-        "sparse attention",
-        "enable-dsa-indexer index-head-dim= index-n-heads* index-topk= index-topk-freq=",
-    ),
-    (
-        "not expressible",
-        "sparse attention",
-        "index-share-for-mtp-iteration index-skip-topk-offset= indexer-loss-coeff=",
-    ),
-    (
-        "not expressible",
-        "sparse attention",
-        "use-sparse-flash-attn use-fused-lightning-indexer no-use-sparse-c8-indexer",
-    ),
-    ("not expressible", "sparse attention", "use-fused-lightning-indexer-loss"),
-    (
-        "not expressible",
-        "compressed attention and hyper-connections",
-        "kv-compress compress-ratios* compress-rope-theta=",
-    ),
-    ("not expressible", "compressed attention and hyper-connections", "enable-mhc hc-mult= o-groups= o-lora-rank="),
-    ("not expressible", "linear attention and state space layers", "full-attention-interval= linear-key-head-dim="),
-    ("not expressible", "linear attention and state space layers", "linear-num-key-heads= linear-num-value-heads="),
-    (
-        "not expressible",
-        "linear attention and state space layers",
-        "linear-value-head-dim= mamba-chunk-size= mamba-d-conv=",
-    ),
-    ("not expressible", "linear attention and state space layers", "mamba-expand= mamba-head-dim= mamba-num-groups="),
-    ("not expressible", "linear attention and state space layers", "mamba-state-dim="),
-    (
-        "not expressible",
-        "these positions",
-        "rotary-percent= partial-rotary-factor= use-glm-rope apply-rope-no-in-complex",
-    ),
-    (
-        "not expressible",
-        "these positions",
-        "longrope-freqs-type= long-factor= short-factor= long-mscale= short-mscale=",
-    ),
-    (
-        "not expressible",
-        "these positions",
-        "dynamic-factor= rope-factor= original-seq-len= no-position-embedding square-alibi-mask",
-    ),
-    ("not expressible", "these positions", "fill-neg-inf"),
+    ("not expressible", "this router", """
+        moe-router-num-groups= moe-router-group-topk= moe-router-topk-scaling-factor= seq-aux
+        moe-router-enable-expert-bias moe-router-bias-update-rate= moe-input-jitter-eps= moe-comm-aux-loss-coeff=
+        moe-device-level-aux-loss-coeff= moe-revert-type-after-topk fix-router input-jitter num-zero-experts=
+        n-hash-layers=
+    """),
+    ("not expressible", "sparse attention", """
+        enable-dsa-indexer index-head-dim= index-n-heads* index-topk= index-topk-freq= index-share-for-mtp-iteration
+        index-skip-topk-offset= indexer-loss-coeff= use-sparse-flash-attn use-fused-lightning-indexer
+        no-use-sparse-c8-indexer use-fused-lightning-indexer-loss
+    """),
+    ("not expressible", "compressed attention and hyper-connections", """
+        kv-compress compress-ratios* compress-rope-theta= enable-mhc hc-mult= o-groups= o-lora-rank=
+    """),
+    ("not expressible", "linear attention and state space layers", """
+        full-attention-interval= linear-key-head-dim= linear-num-key-heads= linear-num-value-heads=
+        linear-value-head-dim= mamba-chunk-size= mamba-d-conv= mamba-expand= mamba-head-dim= mamba-num-groups=
+        mamba-state-dim=
+    """),
+    ("not expressible", "these positions", """
+        rotary-percent= partial-rotary-factor= use-glm-rope apply-rope-no-in-complex longrope-freqs-type=
+        long-factor= short-factor= long-mscale= short-mscale= dynamic-factor= rope-factor= original-seq-len=
+        no-position-embedding square-alibi-mask fill-neg-inf
+    """),
     ("not expressible", "this activation", "gelu-tanh squared-relu swiglu-limit= fc-type="),
-    ("not expressible", "this norm", "add-rmsnorm-offset post-norm input-embeds-norm init-norm-weight-in-fp32"),
-    ("not expressible", "this norm", "rmsnorm-weight-in-fp32 apply-layernorm-1p embed-layernorm"),
-    (
-        "not expressible",
-        "windows that change from layer to layer",
-        "interleave-sliding-window= sliding-window-size= sliding-window=",
-    ),
-    (
-        "not expressible",
-        "scales of embeddings, scores and logits",
-        "embedding-multiplier-scale= output-multiplier-scale=",
-    ),
-    ("not expressible", "scales of embeddings, scores and logits", "query-pre-attn-scalar= output-logit-softcapping="),
-    (
-        "not expressible",
-        "scales of embeddings, scores and logits",
-        "scale-depth= attn-logit-softcapping= dim-model-base=",
-    ),
+    ("not expressible", "this norm", """
+        add-rmsnorm-offset post-norm input-embeds-norm init-norm-weight-in-fp32 rmsnorm-weight-in-fp32
+        apply-layernorm-1p embed-layernorm
+    """),
+    ("not expressible", "windows that change from layer to layer", """
+        interleave-sliding-window= sliding-window-size= sliding-window=
+    """),
+    ("not expressible", "scales of embeddings, scores and logits", """
+        embedding-multiplier-scale= output-multiplier-scale= query-pre-attn-scalar= output-logit-softcapping=
+        scale-depth= attn-logit-softcapping= dim-model-base=
+    """),
     ("not expressible", "sharing between layers", "cla-share-factor= share-kvstates enable-share-memory"),
     ("not expressible", "this bias", "add-output-layer-bias skip-bias-add"),
     ("not expressible", "this optimizer", "optimizer= start-weight-decay= end-weight-decay= weight-decay-incr-style="),
-    (
-        "not expressible",
-        "a length in samples",
-        "train-samples= lr-decay-samples= lr-warmup-samples= rampup-batch-size*",
-    ),
+    ("not expressible", "a length in samples", """
+        train-samples= lr-decay-samples= lr-warmup-samples= rampup-batch-size*
+    """),
     ("not expressible", "a data file for each split", "train-data-path* valid-data-path* test-data-path*"),
-)
+)  # fmt: skip
 
 
 def _rows() -> Iterator[tuple[str, Flag]]:
