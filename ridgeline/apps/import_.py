@@ -35,7 +35,8 @@ def import_(
     from ridgeline.core.codec import dumps
     from ridgeline.core.errors import Problem, SpecError
     from ridgeline.models.jobs import job_of
-    from ridgeline.models.scripts.job import import_command, named
+    from ridgeline.models.scripts.job import import_command
+    from ridgeline.models.scripts.model import named
     from ridgeline.models.scripts.shell import training_command
 
     if output is not None and output.exists():

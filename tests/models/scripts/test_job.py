@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from ridgeline.core.errors import SpecError
 from ridgeline.models.jobs import job_of, preset
 from ridgeline.models.scripts.flags import FLAGS
-from ridgeline.models.scripts.job import import_command, named
+from ridgeline.models.scripts.job import import_command
 from ridgeline.models.scripts.megatron_args import megatron_args
+from ridgeline.models.scripts.model import named
 from ridgeline.models.scripts.shell import Command, training_command
 from ridgeline.models.zoo import model_names
 from tests.models.scripts.launches import LLAMA2_7B, QWEN3_MOE
@@ -122,3 +123,10 @@ def test_every_flag_stands_once():
     from ridgeline.models.scripts.flags import _GROUPS
 
     assert len(FLAGS) == sum(len(names.split()) for _, _, names in _GROUPS)
+
+
+def test_a_fault_is_told_once():
+    """However many layers and fields need the flag."""
+    text = LLAMA2_7B.replace("--bf16", "--bf16 --num-experts many").replace("--train-iters 2000", "--train-iters some")
+    faults = [str(problem) for problem in imported_of(text).problems]
+    assert sorted(faults) == ["--num-experts='many': must be an integer", "--train-iters='some': must be an integer"]

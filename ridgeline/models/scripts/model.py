@@ -1,0 +1,183 @@
+"""The model that a launch describes, as plain data."""
+
+import ast
+import re
+from itertools import groupby
+
+import attrs
+
+from ridgeline.core.codec import Plain
+from ridgeline.core.job import Job
+from ridgeline.models.scripts.arguments import Reader, without_none
+from ridgeline.models.zoo import model_names, model_preset
+
+
+def model_of(reader: Reader, layout: Plain) -> Plain:
+    """The fields of a ``ModelSpec``; the layout says which layers are noop layers."""
+    layers = reader.integer("num-layers")
+    hidden = reader.integer("hidden-size")
+    heads = reader.integer("num-attention-heads")
+    for name, value in (("num-layers", layers), ("hidden-size", hidden), ("num-attention-heads", heads)):
+        if value is None and not reader.has(name):
+            reader.fault(name, "is missing: without it there is no model")
+    if reader.text("normalization", "LayerNorm") != "RMSNorm":
+        reader.lost("normalization", "only RMSNorm has a word in a job; it stands in its place")
+    if reader.text("position-embedding-type", "rope") != "rope":
+        reader.lost("position-embedding-type", "only rope has a word in a job; it stands in its place")
+    vocab_size = reader.integer("padded-vocab-size") or reader.integer("vocab-size")
+    model: Plain = {
+        "vocab_size": vocab_size,
+        "hidden": hidden,
+        "max_position": reader.integer("max-position-embeddings") or reader.integer("seq-length"),
+        "norm_eps": reader.real("norm-epsilon", 1e-5),
+        "tied_embeddings": not reader.has("untie-embeddings-and-output-weights"),
+        "mtp": reader.integer("mtp-num-layers", 0, minimum=0),
+        "init_std": reader.real("init-method-std", 0.02),
+    }
+    if layers and hidden and heads:
+        mixer = _mixer(reader, hidden, heads)
+        runs = [(moe, len(list(run))) for moe, run in groupby(_moe_layers(reader, layers, layout["noop_layers"]))]
+        parts = {moe: _feed_forward(reader, hidden, moe=moe) for moe in dict.fromkeys(moe for moe, _ in runs)}
+        model["blocks"] = [{"block": {"mixer": mixer, "feed_forward": parts[moe]}, "count": n} for moe, n in runs]
+    return without_none(model)
+
+
+def _mixer(reader: Reader, hidden: int, heads: int) -> Plain:
+    rope = {"base": reader.real("rotary-base", 10000.0), "scaling": _scaling(reader)}
+    if reader.has("multi-latent-attention"):
+        nope = "qk-nope-head-dim" if reader.has("qk-nope-head-dim") else "qk-head-dim"
+        turned = "qk-rope-head-dim" if reader.has("qk-rope-head-dim") else "qk-pos-emb-head-dim"
+        return {
+            "kind": "latent_attention",
+            "heads": heads,
+            **without_none({"q_lora_rank": reader.integer("q-lora-rank")}),
+            "kv_lora_rank": reader.integer("kv-lora-rank", 32),
+            "nope_head_dim": reader.integer(nope, 128),
+            "rope_head_dim": reader.integer(turned, 64),
+            "v_head_dim": reader.integer("v-head-dim", 128),
+            "rope": without_none(rope),
+        }
+    grouped = reader.has("group-query-attention")
+    if not grouped and reader.has("num-query-groups"):
+        reader.lost("num-query-groups", "without --group-query-attention it does nothing", "no effect")
+    if heads and hidden % heads and not reader.has("kv-channels"):
+        reader.fault("num-attention-heads", f"must divide hidden_size={hidden} where --kv-channels is not given")
+    biased = not reader.has("disable-bias-linear")
+    window = reader.integers("window-size")
+    return without_none(
+        {
+            "kind": "attention",
+            "heads": heads,
+            "kv_heads": reader.integer("num-query-groups", 1) if grouped else heads,
+            "head_dim": reader.integer("kv-channels", hidden // heads),
+            "qkv_bias": biased or reader.has("add-qkv-bias"),
+            "out_bias": biased or reader.has("add-dense-bias"),
+            "qk_norm": reader.has("qk-layernorm"),
+            "window": window[0] + 1 if window and window[0] >= 0 else None,
+            "rope": without_none(rope),
+        }
+    )
+
+
+def _scaling(reader: Reader) -> Plain | None:
+    if factor := reader.real("rotary-seq-len-interpolation-factor"):
+        return {"kind": "linear", "factor": factor}
+    kind = "llama3" if reader.has("use-rope-scaling") else reader.text("rope-scaling-type")
+    former = "rope-scaling-original-max-position-embeddings"
+    original = reader.integer(former) or reader.integer("original-max-position-embeddings")
+    factor = reader.real("rope-scaling-factor", 8.0 if kind == "llama3" else 1.0)
+    if kind == "llama3":
+        return {
+            "kind": kind,
+            "factor": factor,
+            "low_freq_factor": reader.real("low-freq-factor", 1.0),
+            "high_freq_factor": reader.real("high-freq-factor", 4.0),
+            "original_max_position": original or 8192,
+        }
+    if kind == "yarn":
+        scales = {
+            "beta_fast": reader.real("beta-fast", 32.0),
+            "beta_slow": reader.real("beta-slow", 1.0),
+            "mscale": reader.real("rope-scaling-mscale"),
+            "mscale_all_dim": reader.real("rope-scaling-mscale-all-dim"),
+        }
+        return {"kind": kind, "factor": factor, "original_max_position": original or 4096, **without_none(scales)}
+    if kind:
+        reader.lost("rope-scaling-type", f"{kind} has no word in a job; positions are not scaled")
+    return None
+
+
+def _moe_layers(reader: Reader, layers: int, noop: list[int]) -> list[bool]:
+    """For each layer that is no noop layer, whether it holds experts."""
+    if outside := [position for position in noop if not 0 <= position < layers]:
+        reader.fault("noop-layers", f"{outside} lie outside num_layers={layers}")
+    if not reader.has("num-experts"):
+        is_moe = [False] * layers
+    elif re.fullmatch(r"-?\d+", text := reader.text("moe-layer-freq", "1")) and int(text):
+        first = reader.integer("first-k-dense-replace", 0, minimum=-1) or 0
+        is_moe = [layer >= first and layer % int(text) == 0 for layer in range(layers)]
+    else:
+        is_moe = _pattern(text)
+        if len(is_moe) != layers:
+            reader.fault("moe-layer-freq", f"must be an integer, or a list such as [0]*1+[1]*{layers - 1} of {layers}")
+            is_moe = [True] * layers
+    return [moe for layer, moe in enumerate(is_moe) if layer not in noop]
+
+
+def _pattern(text: str) -> list[bool]:
+    """The list that an expression such as ``([0]*3+[1]*58)`` stands for; empty if it is none."""
+
+    def value(node: ast.expr) -> list[bool]:
+        match node:
+            case ast.List(elts=items):
+                return [bool(ast.literal_eval(item)) for item in items]
+            case ast.BinOp(left=left, op=ast.Add(), right=right):
+                return value(left) + value(right)
+            case ast.BinOp(left=left, op=ast.Mult(), right=ast.Constant(value=int(count))) if count < 10_000:
+                return value(left) * count
+            case _:
+                raise ValueError(text)
+
+    try:
+        return value(ast.parse(text, mode="eval").body)
+    except (SyntaxError, ValueError):
+        return []
+
+
+def _feed_forward(reader: Reader, hidden: int, *, moe: bool) -> Plain:
+    if not reader.has("swiglu"):
+        reader.lost(
+            "ffn-hidden-size", "without --swiglu the activation is gelu; swiglu stands in its place", "approximated"
+        )
+    # Megatron keeps the parameters of a gated MLP near those of one four times as wide.
+    width = reader.integer("ffn-hidden-size", int(4 * hidden * 2 / 3 / 64) * 64 if reader.has("swiglu") else 4 * hidden)
+    if not moe:
+        return {"kind": "mlp", "ffn_hidden": width, "bias": not reader.has("disable-bias-linear")}
+    balancing = reader.text("moe-router-load-balancing-type", "aux_loss")
+    if balancing in ("seq_aux_loss", "pai_megatron_aux_loss"):
+        note = f"moe.aux_loss: {balancing} is taken as aux_loss"
+        reader.lost("moe-router-load-balancing-type", note, "approximated")
+    elif balancing not in ("aux_loss", "none", "softmax_topk"):
+        reader.lost("moe-router-load-balancing-type", f"{balancing} has no word in a job; no loss stands in its place")
+    if reader.text("moe-router-score-function", "softmax") != "softmax":
+        reader.lost("moe-router-score-function", "only softmax has a word in a job; it stands in its place")
+    own = reader.integer("moe-intermediate-size", width)
+    return {
+        "kind": "moe",
+        "experts": reader.integer("num-experts"),
+        "topk": reader.integer("moe-router-topk", 2),
+        "ffn_hidden": reader.integer("moe-ffn-hidden-size", own),
+        "normalize_topk": reader.has("norm-topk-prob") or not reader.has("moe-router-pre-softmax"),
+        "aux_loss": reader.real("moe-aux-loss-coeff", 0.0) if "aux_loss" in balancing else 0.0,
+        "z_loss": reader.real("moe-z-loss-coeff", 0.0),
+    }
+
+
+def named(job: Job) -> Job:
+    """The job with its model of the family and, where only one matches, the name of the published one it equals."""
+    published = [model_preset(name) for name in model_names()]
+    equal = [one for one in published if attrs.evolve(job.model, name=one.name, family=one.family) == one]
+    if len({one.family for one in equal}) != 1:
+        return job
+    name = equal[0].name if len(equal) == 1 else job.model.name
+    return attrs.evolve(job, model=attrs.evolve(equal[0], name=name))
