@@ -18,17 +18,12 @@ def export(job: str, /, *options: Overrides, megatron_args: Annotated[bool, Para
         options: Fields of the job, as --layout.tp 8.
         megatron_args: In Megatron-LM's words, the only ones there are so far.
     """
-    from shlex import quote
+    from shlex import join
 
     from ridgeline.models.scripts.megatron_args import megatron_args as arguments_of
 
     if not megatron_args:
         raise SpecError(Problem("export", job, "does not say in whose words", "add --megatron-args"))
-    lines: list[str] = []
-    for word in arguments_of(read_job(job, options).job):
-        if word.startswith("--"):
-            lines.append(word)
-        else:
-            lines[-1] += f" {quote(word)}"
+    lines = map(join, arguments_of(read_job(job, options).job))
     sys.stdout.write(" \\\n".join(lines) + "\n")
     return 0

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, get_args
 
 import attrs
 from cyclopts import Parameter
@@ -11,7 +11,6 @@ from cyclopts import Parameter
 from ridgeline.apps.options import Overrides
 
 WAYS_OUT = MappingProxyType({"model.vocab_size": "its tokenizer knows: give --model.vocab_size N"})
-FATES = ("mapped", "approximated", "no effect", "not expressible", "not understood")
 
 
 def import_(
@@ -35,6 +34,7 @@ def import_(
     from ridgeline.core.codec import dumps
     from ridgeline.core.errors import Problem, SpecError
     from ridgeline.models.jobs import job_of
+    from ridgeline.models.scripts.flags import Fate
     from ridgeline.models.scripts.job import import_command
     from ridgeline.models.scripts.model import named
     from ridgeline.models.scripts.shell import training_command
@@ -56,7 +56,7 @@ def import_(
         raise SpecError((*imported.problems, *found)) from None
     if imported.problems:
         raise SpecError(imported.problems)
-    for fate in FATES:
+    for fate in get_args(Fate):
         entries = [entry for entry in imported.entries if entry.fate == fate]
         sys.stderr.write(f"{fate}: {len(entries)}\n" + "".join(f"  {entry}\n" for entry in entries))
     toml = dumps(job, format="toml")

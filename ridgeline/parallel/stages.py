@@ -172,9 +172,19 @@ def megatron_layout(stage_map: StageMap) -> str:
     Source:
         NVIDIA/Megatron-LM core_v0.16.1, megatron/core/transformer/pipeline_parallel_layer_layout.py.
     """
-    stages = [_times("t", len(layers)) for layers in stage_map.layers]
+    return layout_text(tuple(map(len, stage_map.layers)), mtp=stage_map.mtp)
+
+
+def layout_text(num_layers: Sequence[int], *, mtp: int) -> str:
+    """The layers of each stage as ``megatron_layout`` spells them, with MTP layers on the last.
+
+    Example:
+        >>> layout_text((1, 3, 4, 0), mtp=1)
+        'Et|t*3|t*4|mL'
+    """
+    stages = [_times("t", count) for count in num_layers]
     stages[0] = "E" + stages[0]
-    stages[-1] += _times("m", stage_map.mtp) + "L"
+    stages[-1] += _times("m", mtp) + "L"
     return "|".join(stages)
 
 

@@ -4,24 +4,28 @@ Positions scaled by yarn or llama3, noop layers and uneven stages take flags of 
 """
 
 from collections.abc import Iterator
+from types import MappingProxyType
+
+import attrs
 
 from ridgeline.core.errors import LoweringError
 from ridgeline.core.job import FullRecompute, Job, SelectiveRecompute, WsdLr
 from ridgeline.core.model import Attention, LatentAttention, LinearRope, Llama3Rope, Mlp, Moe, RopeScaling, YarnRope
+from ridgeline.parallel.stages import layout_text
 
-CP_COMM_TYPES = (("ring", "p2p"), ("ulysses", "a2a"), ("kv_allgather", "all_gather"))
+CP_COMM_TYPES = MappingProxyType({"ring": "p2p", "ulysses": "a2a", "kv_allgather": "all_gather"})
 ORDERS = ("tp-cp-ep-dp-pp", "tp-cp-ep-pp-dp")
 
 
-def megatron_args(job: Job) -> tuple[str, ...]:
-    """The arguments, a word each, such that importing them gives the job's model, layout and batch again.
+def megatron_args(job: Job) -> tuple[tuple[str, ...], ...]:
+    """The words of each flag, its values behind it, such that importing them gives model, layout and batch again.
 
     Raises:
         LoweringError: A line for everything that no flag can say.
     """
     if faults := tuple(_faults(job)):
         raise LoweringError("\n".join(faults))
-    return tuple(word for flag, *values in _flags(job) for word in (f"--{flag}", *(_text(value) for value in values)))
+    return tuple((f"--{flag}", *map(_text, values)) for flag, *values in _flags(job))
 
 
 def _text(value: object) -> str:
@@ -52,7 +56,7 @@ def _faults(job: Job) -> Iterator[str]:
         yield "model.blocks.feed_forward.bias=True: Megatron-LM then has all biases; set qkv_bias and out_bias too"
     if job.layout.order not in ORDERS:
         yield f"layout.order={job.layout.order!r}: Megatron-LM has {' and '.join(ORDERS)} only"
-    usual = "interleaved_1f1b" if job.layout.vpp > 1 else "1f1b"
+    usual = attrs.evolve(job.layout, schedule=None).schedule_name
     if job.layout.schedule_name != usual:
         yield f"layout.schedule={job.layout.schedule!r}: with vpp={job.layout.vpp} Megatron-LM runs {usual}"
     layers = job.model.num_layers + len(job.layout.noop_layers)
@@ -130,24 +134,26 @@ def _scaling_flags(scaling: RopeScaling | None) -> Iterator[tuple[object, ...]]:
     match scaling:
         case LinearRope(factor=factor):
             yield "rotary-seq-len-interpolation-factor", factor
-        case Llama3Rope():
-            yield "rope-scaling-type", "llama3"
-            yield "rope-scaling-factor", scaling.factor
-            yield "low-freq-factor", scaling.low_freq_factor
-            yield "high-freq-factor", scaling.high_freq_factor
-            yield "rope-scaling-original-max-position-embeddings", scaling.original_max_position
-        case YarnRope():
-            yield "rope-scaling-type", "yarn"
+        case Llama3Rope() | YarnRope():
+            yield "rope-scaling-type", scaling.kind
             yield "rope-scaling-factor", scaling.factor
             yield "rope-scaling-original-max-position-embeddings", scaling.original_max_position
-            yield "beta-fast", scaling.beta_fast
-            yield "beta-slow", scaling.beta_slow
-            if scaling.mscale is not None:
-                yield "rope-scaling-mscale", scaling.mscale
-            if scaling.mscale_all_dim is not None:
-                yield "rope-scaling-mscale-all-dim", scaling.mscale_all_dim
+            yield from _frequency_flags(scaling)
         case _:
             return
+
+
+def _frequency_flags(scaling: Llama3Rope | YarnRope) -> Iterator[tuple[object, ...]]:
+    if isinstance(scaling, Llama3Rope):
+        yield "low-freq-factor", scaling.low_freq_factor
+        yield "high-freq-factor", scaling.high_freq_factor
+        return
+    yield "beta-fast", scaling.beta_fast
+    yield "beta-slow", scaling.beta_slow
+    if scaling.mscale is not None:
+        yield "rope-scaling-mscale", scaling.mscale
+    if scaling.mscale_all_dim is not None:
+        yield "rope-scaling-mscale-all-dim", scaling.mscale_all_dim
 
 
 def _feed_forward_flags(job: Job) -> Iterator[tuple[object, ...]]:
@@ -178,7 +184,7 @@ def _layout_flags(job: Job) -> Iterator[tuple[object, ...]]:
     yield "tensor-model-parallel-size", layout.tp
     yield "pipeline-model-parallel-size", layout.pp
     yield "context-parallel-size", layout.cp
-    yield "cp-comm-type", dict(CP_COMM_TYPES)[layout.cp_algorithm]
+    yield "cp-comm-type", CP_COMM_TYPES[layout.cp_algorithm]
     yield "expert-model-parallel-size", layout.ep
     yield "expert-tensor-parallel-size", layout.etp
     yield "make-vocab-size-divisible-by", layout.vocab_multiple
@@ -187,7 +193,7 @@ def _layout_flags(job: Job) -> Iterator[tuple[object, ...]]:
     if layout.stages is not None and layout.vpp == 1:
         yield "num-layer-list", ",".join(map(str, layout.stages))
     elif layout.stages is not None:
-        yield "pipeline-model-parallel-layout", _stage_text(layout.stages)
+        yield "pipeline-model-parallel-layout", layout_text(layout.stages, mtp=job.model.mtp)
     elif layout.vpp > 1:
         yield "num-virtual-stages-per-pipeline-rank", layout.vpp
     if layout.noop_layers:
@@ -196,11 +202,6 @@ def _layout_flags(job: Job) -> Iterator[tuple[object, ...]]:
         yield "microbatch-group-size-per-virtual-pipeline-stage", layout.microbatch_group_size
     if layout.order == "tp-cp-ep-pp-dp":
         yield ("use-tp-pp-dp-mapping",)
-
-
-def _stage_text(stages: tuple[int, ...]) -> str:
-    """Stages as Megatron-core writes them; see `ridgeline.parallel.stages.megatron_layout`."""
-    return "E" + "|".join(f"t*{count}" if count else "" for count in stages) + "L"
 
 
 def _memory_and_comm_flags(job: Job) -> Iterator[tuple[object, ...]]:

@@ -1,6 +1,7 @@
 """Arguments to jobs and back."""
 
 import contextlib
+from itertools import chain
 
 import attrs
 import pytest
@@ -24,7 +25,7 @@ def imported_of(text):
 
 def back(job):
     launcher = (("nnodes", str(job.cluster.nodes)), ("nproc_per_node", str(job.cluster.devices_per_node)))
-    imported = import_command(Command("pretrain_gpt.py", launcher, megatron_args(job)))
+    imported = import_command(Command("pretrain_gpt.py", launcher, tuple(chain.from_iterable(megatron_args(job)))))
     assert not imported.problems
     assert not [entry for entry in imported.entries if entry.fate == "not understood"]
     return named(job_of({"name": "x", **imported.plain}))
