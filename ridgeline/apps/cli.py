@@ -47,9 +47,8 @@ def application(asked: Sequence[str] = ()) -> App:
     """
     app = App(name="ridgeline", help=HELP, version_flags=[], result_action="return_value")
     for name, help in VERBS:
-        app.command(
-            f"ridgeline.apps.{module_of(name)}:{module_of(name)}", name=name, help=None if name in asked[:1] else help
-        )
+        module = module_of(name)
+        app.command(f"ridgeline.apps.{module}:{module}", name=name, help=None if name in asked[:1] else help)
     data = App(name="data", help="Prepare training data.", version_flags=[])
     for name, help in DATA_VERBS:
         data.command(f"ridgeline.apps.data:{name}", name=name, help=None if name in asked[1:2] else help)

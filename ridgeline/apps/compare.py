@@ -1,6 +1,5 @@
 """``ridgeline compare``: what two jobs differ in, and what that does to memory and time."""
 
-import sys
 from collections.abc import Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +8,7 @@ import attrs
 from cyclopts import Parameter
 
 from ridgeline.apps.options import Overrides
+from ridgeline.apps.output import open_console, write_json
 from ridgeline.apps.reading import read_job
 from ridgeline.core.diff import diff as changes_of
 from ridgeline.core.frozen import frozen
@@ -16,8 +16,6 @@ from ridgeline.parallel.plan import Plan
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-GIB = 2**30
 
 
 @frozen
@@ -58,15 +56,9 @@ def compare(
     plans = [plan(read_job(job, options).job) for job in (left, right)]
     changes, figures = changes_of(plans[0].job, plans[1].job), tuple(figures_of(*plans))
     if json:
-        from msgspec.json import encode, format
-
-        data = {name: list(map(attrs.asdict, rows)) for name, rows in (("changes", changes), ("figures", figures))}
-        sys.stdout.write(format(encode(data), indent=2).decode() + "\n")
+        write_json({"changes": list(map(attrs.asdict, changes)), "figures": list(map(attrs.asdict, figures))})
         return 0
-    from rich.console import Console
-
-    terminal = Console()
-    console = terminal if terminal.is_terminal else Console(width=160)
+    console = open_console()
     for change in changes:
         console.print(str(change), markup=False, highlight=False)
     console.print(table_of(left, right, figures) if changes else "The jobs are equal.")
@@ -75,7 +67,7 @@ def compare(
 
 def figures_of(left: Plan, right: Plan) -> Iterator[Figure]:
     """Every number of two plans, side by side; what one of them does not have counts 0 there."""
-    from ridgeline.apps.report import MEMORY_COLUMNS, PART_NAMES
+    from ridgeline.apps.report import GIB, MEMORY_COLUMNS, PART_NAMES
 
     times, peaks = (left.time, right.time), (left.peak, right.peak)
     yield Figure("step", "step", "ms", *(time.step_us / 1e3 for time in times))

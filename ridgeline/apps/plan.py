@@ -1,12 +1,12 @@
 """``ridgeline plan``: what every rank of a job will do, hold and send."""
 
-import sys
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from ridgeline.apps.edges import edge
 from ridgeline.apps.options import Overrides
+from ridgeline.apps.output import open_console, write_json
 from ridgeline.apps.reading import read_job
 
 
@@ -32,19 +32,12 @@ def plan(
     if verify_rank is not None:
         return edge("ridgeline.apps.runtime.verify:verify_rank")(planned, verify_rank)
     if json:
-        from msgspec.json import encode, format
-
         from ridgeline.core.codec import unstructure
         from ridgeline.parallel.plan import plan_data
 
-        data = {"job": unstructure(planned.job), "chosen": list(chosen.notes), **plan_data(planned)}
-        sys.stdout.write(format(encode(data), indent=2).decode() + "\n")
+        write_json({"job": unstructure(planned.job), "chosen": list(chosen.notes), **plan_data(planned)})
         return 0
-    from rich.console import Console
-
     from ridgeline.apps.report import print_report
 
-    terminal = Console()
-    # A pipe has no width: wide enough there for every column.
-    print_report(planned, terminal if terminal.is_terminal else Console(width=160), chosen=chosen.notes)
+    print_report(planned, open_console(), chosen=chosen.notes)
     return 0
