@@ -317,14 +317,18 @@ class _IndexUnpickler(pickle.Unpickler):
             return _member
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
             return found
-        raise CheckpointError(f"asks for {module}.{name}, which no index needs: refused, it could run code")
+        raise _refusal(f"{module}.{name}")
 
 
 def _member(kind: Any, name: str) -> Any:
     """A member of an enumeration, as Python 3.11.0 to 3.11.3 pickle it: ``getattr(kind, name)``."""
     if isinstance(kind, enum.EnumMeta) and name in kind.__members__:
         return kind.__members__[name]
-    raise CheckpointError(f"asks for attribute {name} of {kind}, which no index needs: refused, it could run code")
+    raise _refusal(f"attribute {name} of {kind}")
+
+
+def _refusal(asked_for: str) -> CheckpointError:
+    return CheckpointError(f"asks for {asked_for}, which no index needs: refused, it could run code")
 
 
 def _index_of(metadata: Metadata) -> Index:

@@ -63,10 +63,14 @@ def zb_2p(
     Source:
         Qi et al., arXiv 2401.10241, section 2.3, ZB-H2 and its automatic form ZB-2p.
     """
-    return _filled("zb_2p", pp, num_microbatches, 2 * pp - 1, {"F": forward, "I": input_grad, "W": weight_grad})
+    durations = {"F": forward, "I": input_grad, "W": weight_grad}
+    ranks = _filled(pp, num_microbatches, limit=2 * pp - 1, durations=durations)
+    return Schedule(name="zb_2p", vpp=1, num_microbatches=num_microbatches, ranks=ranks)
 
 
-def _filled(name: str, pp: int, num_microbatches: int, limit: int, durations: dict[str, float]) -> Schedule:
+def _filled(
+    pp: int, num_microbatches: int, *, limit: int, durations: dict[str, float]
+) -> tuple[tuple[Action, ...], ...]:
     """Run all ranks on a clock and keep what they chose: of what has its input, the first of
 
     I   the input gradient, which others wait for
@@ -99,7 +103,7 @@ def _filled(name: str, pp: int, num_microbatches: int, limit: int, durations: di
             heappush(events, (end, DELIVERED, stage, "W", microbatch))
             if stage:
                 heappush(events, (end, DELIVERED, stage - 1, "I", microbatch))
-    return Schedule(name=name, vpp=1, num_microbatches=num_microbatches, ranks=tuple(map(tuple, chosen)))
+    return tuple(map(tuple, chosen))
 
 
 def _choice(ready: dict[Kind, deque[int]], *, may_hold: bool) -> Kind | None:
