@@ -12,12 +12,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 
 from tests.pool import Pool, open_pool
 
-# How fast a machine draws examples is no property of the code; a loaded one would fail for it.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How fast a machine runs an example is no property of the code; a loaded one would fail for it.
+settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
