@@ -158,8 +158,7 @@ def bytes_text(size_bytes: int) -> str:
 
 def _stages_of(plan: Plan, rank: RankMemory) -> str:
     """The layers of each of a pipeline rank's stages, ``0-13`` or, with chunks, ``0-6 + 14-20``."""
-    stages = range(rank.pp_rank, plan.stages.num_stages, plan.stages.pp)
-    return " + ".join(_span(plan.stages.layers[stage]) for stage in stages)
+    return " + ".join(_span(plan.stages.layers[stage]) for stage in plan.stages.owned_by(rank.pp_rank))
 
 
 def _span(layers: Sequence[int]) -> str:

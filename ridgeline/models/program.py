@@ -149,7 +149,7 @@ def lower(plan: Plan, rank: int) -> RankProgram:
 def _chunks(stages: StageMap, pp_rank: int) -> tuple[Chunk, ...]:
     return tuple(
         Chunk(stage=s, layers=stages.layers[s], pre_process=s == 0, post_process=s == stages.num_stages - 1)
-        for s in range(pp_rank, stages.num_stages, stages.pp)
+        for s in stages.owned_by(pp_rank)
     )
 
 

@@ -18,6 +18,7 @@ from ridgeline.core.model import Moe
 from ridgeline.parallel.held import WIDTHS, Held
 from ridgeline.parallel.mesh import Mesh
 from ridgeline.parallel.ops import Sizes, sizes_of
+from ridgeline.parallel.stages import StageMap
 from ridgeline.parallel.work import StageWork
 
 REPORT_BYTES = 3 * 4  # the sums of losses, of microbatches' means, and of tokens
@@ -57,15 +58,15 @@ class _Key(NamedTuple):
 
 
 def plan_collectives(
-    job: Job, *, mesh: Mesh, held: Sequence[Held], work: Sequence[StageWork]
+    job: Job, *, mesh: Mesh, stages: StageMap, held: Sequence[Held], work: Sequence[StageWork]
 ) -> tuple[Collective, ...]:
     """Every collective of one step, in the order forward, backward, step."""
     counts: dict[_Key, list[int]] = {}
     for stage, (one, params) in enumerate(zip(work, held, strict=True)):
-        for key, count in _stage_collectives(job, mesh, one, params, stage=stage, last=len(work) - 1):
-            counts.setdefault(key, [0] * mesh.pp)[stage % mesh.pp] += count
+        for key, count in _stage_collectives(job, mesh, stages, one, params, stage):
+            counts.setdefault(key, [0] * mesh.pp)[stages.owner(stage)] += count
     for pp_rank in range(mesh.pp):
-        for key, count in _step_collectives(job, mesh, pp_rank):
+        for key, count in _step_collectives(job, mesh, has_head=pp_rank == stages.owner(stages.num_stages - 1)):
             counts.setdefault(key, [0] * mesh.pp)[pp_rank] += count
     order = ("forward", "backward", "step")
     rows = sorted(counts.items(), key=lambda item: order.index(item[0].phase))
@@ -86,7 +87,7 @@ def group_size_of(axes: str, mesh: Mesh) -> int:
 
 
 def _stage_collectives(
-    job: Job, mesh: Mesh, work: StageWork, params: Held, *, stage: int, last: int
+    job: Job, mesh: Mesh, stages: StageMap, work: StageWork, params: Held, stage: int
 ) -> Iterator[tuple[_Key, int]]:
     """Those of one stage: within its layers, to its neighbours, and of its gradients and weights."""
     microbatches = job.num_microbatches
@@ -104,10 +105,10 @@ def _stage_collectives(
                 if again:
                     yield key._replace(phase="backward", why=f"{op.name} recomputed"), times
     if mesh.pp > 1:
-        stream = _stream_bytes(sizes_of(job))
-        if stage < last:
+        stream, owner = _stream_bytes(sizes_of(job)), stages.owner(stage)
+        if stage + 1 < stages.num_stages and stages.owner(stage + 1) != owner:
             yield _Key("forward", "activations to the next stage", "p2p", "pp", 2, stream), microbatches
-        if stage > 0:
+        if stage > 0 and stages.owner(stage - 1) != owner:
             yield _Key("backward", "gradients to the previous stage", "p2p", "pp", 2, stream), microbatches
     yield from _gradient_collectives(job, mesh, params, stage)
     if params.tied:
@@ -147,14 +148,14 @@ def _has_experts(job: Job) -> bool:
     return any(isinstance(run.block.feed_forward, Moe) for run in job.model.blocks)
 
 
-def _step_collectives(job: Job, mesh: Mesh, pp_rank: int) -> Iterator[tuple[_Key, int]]:
+def _step_collectives(job: Job, mesh: Mesh, *, has_head: bool) -> Iterator[tuple[_Key, int]]:
     """Those of a rank, whatever its stages: the gradients' norm and the loss."""
     experts = ["etp-ep-pp"] if _has_experts(job) else []
     norms = ["tp-cp-dp-pp"] if job.memory.distributed_optimizer else ["tp-pp", *experts]
     for axes in norms:
         if (size := group_size_of(axes, mesh)) > 1:
             yield _Key("step", "norm of the gradients", "all_reduce", axes, size, 4), 1
-    if mesh.dp * mesh.cp > 1 and (pp_rank == mesh.pp - 1 or job.objective.per_token):
+    if mesh.dp * mesh.cp > 1 and (has_head or job.objective.per_token):
         yield _Key("step", "loss and token counts", "all_reduce", "dp-cp", mesh.dp * mesh.cp, REPORT_BYTES), 1
     if mesh.pp > 1:
         yield _Key("step", "loss and token counts", "broadcast", "pp", mesh.pp, REPORT_BYTES), 1

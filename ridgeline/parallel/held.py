@@ -67,7 +67,7 @@ def _held(job: Job, mesh: Mesh, stages: StageMap, shards: tuple[ParamRow, ...], 
         size, role = prod(local_shape(row.shard, mesh)), row.param.role
         copies = layers * max(1, row.param.experts // mesh.ep)
         kind = "expert" if row.param.experts else "dense"
-        tied = role == "embedding" and job.model.tied_embeddings and mesh.pp > 1
+        tied = role == "embedding" and job.model.tied_embeddings and not stages.ends_meet
         buffers["tied" if tied and shared else kind] += (_padded(size, PARAM_ALIGNMENT) if shared else size) * copies
         sizes[kind] += size * copies
         if tied:

@@ -30,6 +30,7 @@ from ridgeline.parallel.held import WIDTHS, Held
 from ridgeline.parallel.mesh import Mesh
 from ridgeline.parallel.ops import Sizes, sizes_of
 from ridgeline.parallel.schedule import Schedule
+from ridgeline.parallel.stages import StageMap
 from ridgeline.parallel.work import StageWork, kept_bytes, recomputed_bytes
 
 HCCL_BUFFER_BYTES = 2 * 200 * 2**20
@@ -94,6 +95,7 @@ def plan_memory(
     job: Job,
     *,
     mesh: Mesh,
+    stages: StageMap,
     held: Sequence[Held],
     schedule: Schedule,
     work: Sequence[StageWork],
@@ -103,9 +105,10 @@ def plan_memory(
     sizes = sizes_of(job)
     keeps = [_stage_keeps(job, one, sizes, last=stage == len(work) - 1) for stage, one in enumerate(work)]
     works = [_stage_work(one, sizes) for one in work]
+    owned = [[held[stage] for stage in stages.owned_by(pp_rank)] for pp_rank in range(mesh.pp)]
     return tuple(
-        _rank_memory(job, mesh, held[pp_rank :: mesh.pp], collectives, pp_rank, _peak(schedule, pp_rank, keeps, works))
-        for pp_rank in range(mesh.pp)
+        _rank_memory(job, mesh, params, collectives, pp_rank, _peak(schedule, pp_rank, keeps, works))
+        for pp_rank, params in enumerate(owned)
     )
 
 

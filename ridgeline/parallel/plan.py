@@ -82,7 +82,8 @@ def plan(job: Job) -> Plan:
     mesh, stages, schedule = mesh_of(job), stages_of(job), schedule_of(job)
     shards = plan_shards(job.model, job.layout)
     work = stage_work(job, stages)
-    parts = {"mesh": mesh, "held": plan_held(job, mesh=mesh, stages=stages, shards=shards), "work": work}
+    held = plan_held(job, mesh=mesh, stages=stages, shards=shards)
+    parts = {"mesh": mesh, "stages": stages, "held": held, "work": work}
     collectives = plan_collectives(job, **parts)
     memory = plan_memory(job, **parts, schedule=schedule, collectives=collectives)
     kernels = kernels_of(job)

@@ -191,7 +191,7 @@ def outside_roles(shards: tuple[ParamRow, ...], stages: StageMap, stage: int) ->
     if stage < stages.num_stages - 1:
         return first
     tied = all(row.param.role != "head" for row in shards)
-    return (*first, "norm", *(() if tied and first else ("embedding",) if tied else ("head",)))
+    return (*first, "norm", *(() if tied and stages.ends_meet else ("embedding",) if tied else ("head",)))
 
 
 def rank_params(plan: "Plan", rank: int) -> Iterator[LocalParam]:
@@ -202,8 +202,7 @@ def rank_params(plan: "Plan", rank: int) -> Iterator[LocalParam]:
     """
     pp_rank, experts = rank_coords(rank, plan.mesh).pp_rank, expert_coords(rank, plan.mesh)
     outside = {row.param.role: row for row in plan.shards if row.layers is None}
-    for chunk in range(plan.stages.vpp):
-        stage = chunk * plan.stages.pp + pp_rank
+    for chunk, stage in enumerate(plan.stages.owned_by(pp_rank)):
         layers = plan.stages.layers[stage]
         place = {"chunk": chunk, "first_layer": min(layers, default=0), "mesh": plan.mesh}
         roles = outside_roles(plan.shards, plan.stages, stage)

@@ -1,14 +1,21 @@
 """The stage map: which layers, and which of embedding, head and MTP, each pipeline stage owns.
 
-``stage = chunk*pp + pp_rank`` counts in model order. The embedding opens stage 0; MTP and head close the last stage.
+Stages count in model order. The embedding opens stage 0; MTP and head close the last stage. A placement says where
+they lie; chunks are a rank's stages in model order.
+
+    loop    stage s on rank s % pp: every chunk runs from the first rank to the last
+    v       the odd chunks run back: of two chunks a rank, rank 0 owns both ends of the model
 """
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import Literal
 
 import attrs
 
 from ridgeline.core.errors import PlanError, Problem, divisors
+
+Placement = Literal["loop", "v"]
 
 
 @attrs.frozen(kw_only=True)
@@ -19,6 +26,7 @@ class StageMap:
         layers: For each stage its layers, as global indices 0 .. num_layers-1, contiguous and ascending.
         noop_layers: For each stage its identity layers, as positions in the numbering that counts them.
         mtp: Multi-token-prediction layers, all on the last stage.
+        placement: Which rank owns which stage.
     """
 
     pp: int
@@ -26,6 +34,7 @@ class StageMap:
     layers: tuple[tuple[int, ...], ...]
     noop_layers: tuple[tuple[int, ...], ...]
     mtp: int = 0
+    placement: Placement = "loop"
 
     @property
     def num_stages(self) -> int:
@@ -36,6 +45,25 @@ class StageMap:
     def num_layers(self) -> int:
         """Layers of the model, identity layers not counted."""
         return sum(map(len, self.layers))
+
+    @property
+    def ends_meet(self) -> bool:
+        """Whether one rank owns both the first stage and the last, so that no two ranks share a tied embedding."""
+        return self.owner(0) == self.owner(self.num_stages - 1)
+
+    def owner(self, stage: int) -> int:
+        """The pipeline rank of a stage."""
+        chunk, position = divmod(stage, self.pp)
+        return self.pp - 1 - position if self.placement == "v" and chunk % 2 else position
+
+    def owned_by(self, pp_rank: int) -> tuple[int, ...]:
+        """The stages of a pipeline rank, a chunk each.
+
+        Example:
+            >>> plan_stages(8, pp=4, vpp=2).owned_by(1), plan_stages(8, pp=4, vpp=2, placement="v").owned_by(1)
+            ((1, 5), (1, 6))
+        """
+        return tuple(stage for stage in range(self.num_stages) if self.owner(stage) == pp_rank)
 
     def __str__(self) -> str:
         """A row for each pipeline rank, a column for each chunk.
@@ -48,7 +76,7 @@ class StageMap:
         """
         header = ["pp_rank", *(f"chunk {chunk}" for chunk in range(self.vpp))]
         stages = [_stage_text(self, stage) for stage in range(self.num_stages)]
-        rows = [header, *([str(pp_rank), *stages[pp_rank :: self.pp]] for pp_rank in range(self.pp))]
+        rows = [header, *([str(pp_rank), *(stages[s] for s in self.owned_by(pp_rank))] for pp_rank in range(self.pp))]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
@@ -61,6 +89,7 @@ def plan_stages(
     stages: Sequence[int] | None = None,
     noop_layers: Sequence[int] = (),
     mtp: int = 0,
+    placement: Placement = "loop",
 ) -> StageMap:
     """Divide the layers of a model among pipeline stages.
 
@@ -72,28 +101,43 @@ def plan_stages(
         noop_layers: Identity layers, as positions 0 .. num_layers+len(noop_layers)-1 in the numbering that counts them,
             which is what is then split evenly.
         mtp: Multi-token-prediction layers after the last layer.
+        placement: Which rank owns which stage.
 
     Raises:
         PlanError: No such division; every rule broken is named.
     """
-    if problems := tuple(stage_problems(num_layers, pp=pp, vpp=vpp, stages=stages, noop_layers=noop_layers)):
+    if problems := tuple(
+        stage_problems(num_layers, pp=pp, vpp=vpp, stages=stages, noop_layers=noop_layers, placement=placement)
+    ):
         raise PlanError(problems)
-    return _divide(num_layers, pp, vpp, stages, noop_layers, mtp)
+    return _divide(num_layers, pp, vpp, stages, noop_layers, mtp, placement)
 
 
 def stage_problems(
-    num_layers: int, *, pp: int, vpp: int = 1, stages: Sequence[int] | None = None, noop_layers: Sequence[int] = ()
+    num_layers: int,
+    *,
+    pp: int,
+    vpp: int = 1,
+    stages: Sequence[int] | None = None,
+    noop_layers: Sequence[int] = (),
+    placement: Placement = "loop",
 ) -> Iterator[Problem]:
     """Every reason why ``plan_stages`` would refuse."""
     if stages is not None:
         problems = list(_uneven_problems(num_layers, pp, vpp, stages, noop_layers))
     else:
         problems = list(_even_problems(num_layers, pp, vpp, noop_layers))
-    yield from problems or _idle_rank_problems(_divide(num_layers, pp, vpp, stages, noop_layers, 0), stages)
+    yield from problems or _idle_rank_problems(_divide(num_layers, pp, vpp, stages, noop_layers, 0, placement), stages)
 
 
 def _divide(
-    num_layers: int, pp: int, vpp: int, stages: Sequence[int] | None, noop_layers: Sequence[int], mtp: int
+    num_layers: int,
+    pp: int,
+    vpp: int,
+    stages: Sequence[int] | None,
+    noop_layers: Sequence[int],
+    mtp: int,
+    placement: Placement,
 ) -> StageMap:
     num_stages = pp * vpp
     size = (num_layers + len(noop_layers)) // num_stages
@@ -101,7 +145,7 @@ def _divide(
     counts = [size - len(noop) for noop in noops] if stages is None else stages
     layers = iter(range(num_layers))
     owned = tuple(tuple(islice(layers, count)) for count in counts)
-    return StageMap(pp=pp, vpp=vpp, layers=owned, noop_layers=tuple(map(tuple, noops)), mtp=mtp)
+    return StageMap(pp=pp, vpp=vpp, layers=owned, noop_layers=tuple(map(tuple, noops)), mtp=mtp, placement=placement)
 
 
 def _uneven_problems(
@@ -142,8 +186,9 @@ def _idle_rank_problems(stage_map: StageMap, stages: Sequence[int] | None) -> It
         the input), but its distributed optimizer cannot save a rank without parameters (``distrib_optimizer.py``,
         ``state_dict``: ``assert len(steps) == 1``). Older versions hang: NVIDIA/Megatron-LM#1852.
     """
-    for pp_rank in range(1, stage_map.pp - 1):
-        if not any(stage_map.layers[pp_rank :: stage_map.pp]):
+    ends = {stage_map.owner(0), stage_map.owner(stage_map.num_stages - 1)}
+    for pp_rank in range(stage_map.pp):
+        if pp_rank not in ends and not any(stage_map.layers[stage] for stage in stage_map.owned_by(pp_rank)):
             path = "layout.noop_layers" if stages is None else "layout.stages"
             value = sum(stage_map.noop_layers, ()) if stages is None else tuple(stages)
             rule = f"leaves pp_rank={pp_rank} without layers, embedding or head, so without a parameter to save"

@@ -14,6 +14,7 @@ Source:
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from ridgeline.parallel.mesh import Mesh, embedding_ranks, group_of
 from ridgeline.parallel.ops import Comm, Op, sizes_of
 from ridgeline.parallel.schedule import Schedule
 from ridgeline.parallel.simulate import simulate
+from ridgeline.parallel.stages import StageMap
 from ridgeline.parallel.work import Run, StageWork
 
 UPDATE_BYTES = 42  # a parameter: norm and clipping read or write its gradient 3 times, Adam reads and writes the rest
@@ -120,6 +122,7 @@ def plan_time(
     job: Job,
     *,
     mesh: Mesh,
+    stages: StageMap,
     held: Sequence[Held],
     schedule: Schedule,
     work: Sequence[StageWork],
@@ -140,14 +143,15 @@ def plan_time(
         forwards.append(forward)
         backwards.append(backward)
     forward_us, backward_us = tuple(map(sum, forwards)), tuple(map(sum, backwards))
-    hops = _hops_us(job, mesh, len(work))
+    hops = _hops_us(job, mesh, stages)
     timeline = simulate(schedule, stage_us={"F": forward_us, "B": backward_us}, p2p_us=hops)
     busiest = max(range(mesh.pp), key=lambda pp_rank: timeline.busy_us[pp_rank])
     total = Parts()
-    for stage in range(busiest, len(work), mesh.pp):
+    for stage in stages.owned_by(busiest):
         total = total.plus(forwards[stage], job.num_microbatches).plus(backwards[stage], job.num_microbatches)
     exposed = max(_exposed_us(collectives, pp_rank, costs, forward_us, backward_us) for pp_rank in range(mesh.pp))
-    update = max(_update_us(job, mesh, held[pp_rank :: mesh.pp], costs) for pp_rank in range(mesh.pp))
+    owned = [[held[stage] for stage in stages.owned_by(pp_rank)] for pp_rank in range(mesh.pp)]
+    update = max(_update_us(job, mesh, params, costs) for params in owned)
     step_us = timeline.makespan_us + exposed + update
     parts = (
         *((name, us) for name, us in zip(Parts._fields, total, strict=True) if us),
@@ -186,13 +190,16 @@ def _step_time(
     )
 
 
-def _hops_us(job: Job, mesh: Mesh, num_stages: int) -> tuple[float, ...]:
-    """Time of a transfer across each boundary of stages."""
+def _hops_us(job: Job, mesh: Mesh, stages: StageMap) -> tuple[float, ...]:
+    """Time of a transfer across each boundary of stages; 0 where one rank owns both."""
     sizes = sizes_of(job)
     stream = sizes.own_tokens * sizes.hidden * sizes.width
     pipeline = group_of(0, mesh, "pp")
-    ends = ((pipeline[stage % mesh.pp], pipeline[(stage + 1) % mesh.pp]) for stage in range(num_stages - 1))
-    return tuple(collective_us("p2p", stream, spread_of_ranks(pair, job.cluster), job.cluster) for pair in ends)
+    owners = [pipeline[stages.owner(stage)] for stage in range(stages.num_stages)]
+    return tuple(
+        0.0 if a == b else collective_us("p2p", stream, spread_of_ranks((a, b), job.cluster), job.cluster)
+        for a, b in pairwise(owners)
+    )
 
 
 def _run_parts(run: Run, costs: _Costs) -> tuple[Parts, Parts]:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed.pipelining._utils import generate_stage_to_rank_mapping
 
 from ridgeline.core.errors import PlanError
 from ridgeline.parallel.stages import StageMap, megatron_layout, plan_stages, stage_of_layer
@@ -59,6 +60,25 @@ def test_noop_layers_fill_what_layers_leave(division: dict[str, Any]) -> None:
             assert len(layers) + len(noops) == size
             assert all(noop // size == stage for noop in noops)
         assert sorted(itertools.chain(*stage_map.noop_layers)) == sorted(division.get("noop_layers", ()))
+
+
+@pytest.mark.parametrize("style", ["loop", "v"])
+@pytest.mark.parametrize("pp", [2, 3, 5])
+def test_stages_lie_as_torch_places_them(pp: int, style: Any) -> None:
+    """Each stage has the owner that torch's pipelines give it, and a rank's chunks are its stages in model order."""
+    stage_map = plan_stages(2 * pp, pp=pp, vpp=2, placement=style)
+    owners = generate_stage_to_rank_mapping(pp, 2 * pp, style)
+    assert owners == {stage: stage_map.owner(stage) for stage in range(2 * pp)}
+    for pp_rank in range(pp):
+        assert stage_map.owned_by(pp_rank) == tuple(stage for stage, owner in owners.items() if owner == pp_rank)
+    assert stage_map.ends_meet == (style == "v")
+
+
+def test_a_rank_between_the_ends_of_a_v_needs_a_layer() -> None:
+    """Embedding and head both lie on rank 0, so that even the last rank may not be left without layers."""
+    with pytest.raises(PlanError, match="leaves pp_rank=1 without layers"):
+        plan_stages(4, pp=2, vpp=2, stages=(2, 0, 0, 2), placement="v")
+    assert plan_stages(4, pp=2, vpp=2, stages=(2, 0, 0, 2)).layers[3] == (2, 3)
 
 
 def test_table_of_an_uneven_map() -> None:
