@@ -130,18 +130,7 @@ def plan_time(
 ) -> StepTime:
     """The time of one step."""
     costs = _Costs(job, mesh, EFFICIENCIES[job.cluster.chip.device], {})
-    known: dict[Run, tuple[Parts, Parts]] = {}
-    forwards, backwards = [], []
-    for stage, one in enumerate(work):
-        forward, backward = Parts(), Parts(accumulate=_accumulate_us(held[stage].elements, costs))
-        for run in one.runs:
-            key = run._replace(layers=1)
-            if key not in known:
-                known[key] = _run_parts(key, costs)
-            forward = forward.plus(known[key][0], run.layers)
-            backward = backward.plus(known[key][1], run.layers)
-        forwards.append(forward)
-        backwards.append(backward)
+    forwards, backwards = stage_parts(job, mesh=mesh, held=held, work=work)
     forward_us, backward_us = tuple(map(sum, forwards)), tuple(map(sum, backwards))
     hops = _hops_us(job, mesh, stages)
     timeline = simulate(schedule, stage_us={"F": forward_us, "B": backward_us}, p2p_us=hops)
@@ -160,6 +149,26 @@ def plan_time(
         ("update", update),
     )
     return _step_time(job, forward_us, backward_us, parts, step_us, timeline.bubble)
+
+
+def stage_parts(
+    job: Job, *, mesh: Mesh, held: Sequence[Held], work: Sequence[StageWork]
+) -> tuple[tuple[Parts, ...], tuple[Parts, ...]]:
+    """The forward and the backward of one microbatch on each stage, in model order."""
+    costs = _Costs(job, mesh, EFFICIENCIES[job.cluster.chip.device], {})
+    known: dict[Run, tuple[Parts, Parts]] = {}
+    forwards, backwards = [], []
+    for stage, one in enumerate(work):
+        forward, backward = Parts(), Parts(accumulate=_accumulate_us(held[stage].elements, costs))
+        for run in one.runs:
+            key = run._replace(layers=1)
+            if key not in known:
+                known[key] = _run_parts(key, costs)
+            forward = forward.plus(known[key][0], run.layers)
+            backward = backward.plus(known[key][1], run.layers)
+        forwards.append(forward)
+        backwards.append(backward)
+    return tuple(forwards), tuple(backwards)
 
 
 def _step_time(
