@@ -112,8 +112,7 @@ def kernels_table(plan: Plan) -> Table:
 
 def drawing(plan: Plan, *, width: int) -> str:
     """The pipeline of one step, drawn to the time each stage takes."""
-    stage_us = {"F": plan.time.forward_us, "B": plan.time.backward_us}
-    return draw(simulate(plan.schedule, stage_us=stage_us), width=width)
+    return draw(simulate(plan.schedule, stage_us=plan.time.stage_us, p2p_us=plan.time.p2p_us), width=width)
 
 
 def _head(plan: Plan) -> Iterator[str]:

@@ -5,6 +5,12 @@ from typing import Literal
 from ridgeline.core.fields import at_least, check_spec, degree, many
 from ridgeline.core.frozen import frozen
 
+Placement = Literal["loop", "v"]
+"""Which pipeline rank owns which stage: in a loop rank s % pp owns stage s; in a V every other chunk runs backwards."""
+
+V_SHAPED = ("zb_v", "dualpipe_v", "dualpipe_v_split")
+"""Schedules of two chunks a rank in a V, so that the first rank owns both ends of the model."""
+
 
 @frozen(kw_only=True)
 class Layout:
@@ -18,6 +24,7 @@ class Layout:
         stages: Layers of each stage in model order, ``pp*vpp`` counts; None splits evenly.
         noop_layers: Positions of identity layers, in the numbering that counts them.
         schedule: The order of forwards and backwards.
+        slices: Parts of each sequence that ``seq1f1b`` sends through the pipeline one by one.
         microbatch_group_size: Microbatches a rank runs on one chunk before the next; None means ``pp``.
         vocab_multiple: The vocabulary is padded to a multiple of ``tp * vocab_multiple``.
         order: Axes of the mesh from the fastest to the slowest varying.
@@ -33,7 +40,17 @@ class Layout:
     cp_algorithm: Literal["ring", "ulysses", "kv_allgather"] = "ring"
     stages: tuple[int, ...] | None = many(None)
     noop_layers: tuple[int, ...] = many()
-    schedule: Literal["1f1b", "interleaved_1f1b"] | None = None
+    schedule: (
+        Literal[
+            "1f1b",
+            "interleaved_1f1b",
+            "gpipe",
+            "zb_h1",
+            "zb_2p",
+        ]
+        | None
+    ) = None
+    slices: int = degree()
     microbatch_group_size: int | None = at_least(1, default=None)
     vocab_multiple: int = degree()
     order: str = "tp-cp-ep-dp-pp"
@@ -43,3 +60,13 @@ class Layout:
     def schedule_name(self) -> str:
         """The schedule asked for; by default interleaved when there are several chunks."""
         return self.schedule or ("interleaved_1f1b" if self.vpp > 1 else "1f1b")
+
+    @property
+    def placement(self) -> Placement:
+        """Which pipeline rank owns which stage."""
+        return "v" if self.schedule in V_SHAPED else "loop"
+
+    @property
+    def chunks(self) -> int:
+        """Stages of a pipeline rank: two in a V, else ``vpp``."""
+        return 2 if self.placement == "v" else self.vpp

@@ -27,6 +27,10 @@ UNIFORM: Mapping[type, tuple[str, ...]] = MappingProxyType(
 """Where a kind of part stands in a block, and what Megatron-core says once for all layers that hold one."""
 
 
+SCHEDULES = ("1f1b", "interleaved_1f1b")
+"""What Megatron-core runs."""
+
+
 def check_lowerable(job: Job) -> None:
     """Refuse what the plan allows and this runtime cannot do yet.
 
@@ -122,6 +126,9 @@ def optimizer_fields(job: Job) -> Fields:
 def _faults(job: Job) -> Iterator[str]:
     if job.layout.cp > 1:
         yield f"layout.cp={job.layout.cp}: the runtime's attention sees its own part of the sequence only; use 1"
+    if job.layout.schedule_name not in SCHEDULES:
+        usual = " or ".join(map(repr, SCHEDULES))
+        yield f"layout.schedule={job.layout.schedule!r}: is planned only, nothing runs it yet; use {usual}"
     if job.model.mtp:
         yield f"model.mtp={job.model.mtp}: multi-token prediction has no lowering yet; use 0"
     blocks = job.model.layers()

@@ -58,10 +58,11 @@ def stages_of(job: Job) -> StageMap:
     return plan_stages(
         job.model.num_layers,
         pp=layout.pp,
-        vpp=layout.vpp,
+        vpp=layout.chunks,
         stages=layout.stages,
         noop_layers=layout.noop_layers,
         mtp=job.model.mtp,
+        placement=layout.placement,
     )
 
 
@@ -177,17 +178,25 @@ def _batch(job: Job) -> Iterator[Problem]:
 def _stages(job: Job) -> Iterator[Problem]:
     layout = job.layout
     yield from stage_problems(
-        job.model.num_layers, pp=layout.pp, vpp=layout.vpp, stages=layout.stages, noop_layers=layout.noop_layers
+        job.model.num_layers,
+        pp=layout.pp,
+        vpp=layout.chunks,
+        stages=layout.stages,
+        noop_layers=layout.noop_layers,
+        placement=layout.placement,
     )
+
+
+ONE_CHUNK = ("1f1b", "gpipe", "zb_h1", "zb_2p")
 
 
 def _schedule(job: Job) -> Iterator[Problem]:
     layout = job.layout
     if layout.vpp > 1 and layout.pp == 1:
         yield Problem("layout.vpp", layout.vpp, "needs pp > 1, since chunks alternate between ranks", "use 1")
-    elif layout.vpp > 1 and layout.schedule_name == "1f1b":
+    elif layout.vpp > 1 and layout.schedule in ONE_CHUNK:
         rule = f"runs one chunk a rank, not vpp={layout.vpp}"
-        yield Problem("layout.schedule", "1f1b", rule, "use 'interleaved_1f1b' or leave it out")
+        yield Problem("layout.schedule", layout.schedule, rule, "use 'interleaved_1f1b' or leave it out")
     elif layout.vpp == 1 and layout.schedule_name == "interleaved_1f1b":
         rule = "needs vpp > 1, chunks to interleave"
         yield Problem("layout.schedule", "interleaved_1f1b", rule, "use '1f1b', or set layout.vpp")

@@ -31,7 +31,7 @@ from ridgeline.parallel.mesh import Mesh
 from ridgeline.parallel.ops import Sizes, sizes_of
 from ridgeline.parallel.schedule import Schedule
 from ridgeline.parallel.stages import StageMap
-from ridgeline.parallel.work import StageWork, kept_bytes, recomputed_bytes
+from ridgeline.parallel.work import StageWork, deferred_bytes, kept_bytes, recomputed_bytes
 
 HCCL_BUFFER_BYTES = 2 * 200 * 2**20
 ALLOCATED_OF_RESERVED = 0.94
@@ -91,6 +91,22 @@ class _Peak(NamedTuple):
     at: str
 
 
+class _Live(NamedTuple):
+    """Bytes of one microbatch on a stage: kept for its backward, then for its weight gradients; and while it runs."""
+
+    kept: int
+    deferred: int
+    forward_work: int
+    backward_work: int
+
+    def work(self, kind: str) -> int:
+        """Beside what is held when an action begins, but for what it adds to it."""
+        if kind == "F":
+            return self.forward_work
+        # Layer by layer, what weight gradients need takes the place of what was kept.
+        return self.backward_work + (max(0, self.deferred - self.kept) if kind == "I" else 0)
+
+
 def plan_memory(
     job: Job,
     *,
@@ -103,11 +119,10 @@ def plan_memory(
 ) -> tuple[RankMemory, ...]:
     """The memory of each pipeline rank."""
     sizes = sizes_of(job)
-    keeps = [_stage_keeps(job, one, sizes, last=stage == len(work) - 1) for stage, one in enumerate(work)]
-    works = [_stage_work(one, sizes) for one in work]
+    live = [_stage_live(job, one, sizes, last=stage == len(work) - 1) for stage, one in enumerate(work)]
     owned = [[held[stage] for stage in stages.owned_by(pp_rank)] for pp_rank in range(mesh.pp)]
     return tuple(
-        _rank_memory(job, mesh, params, collectives, pp_rank, _peak(schedule, pp_rank, keeps, works))
+        _rank_memory(job, mesh, params, collectives, pp_rank, _peak(schedule, pp_rank, live))
         for pp_rank, params in enumerate(owned)
     )
 
@@ -159,6 +174,11 @@ def _stage_keeps(job: Job, work: StageWork, sizes: Sizes, *, last: bool) -> int:
     return kept if last or job.cluster.chip.device != "cpu" else kept + stream
 
 
+def _stage_live(job: Job, work: StageWork, sizes: Sizes, *, last: bool) -> _Live:
+    kept, deferred = _stage_keeps(job, work, sizes, last=last), sum(deferred_bytes(run, sizes) for run in work.runs)
+    return _Live(kept, deferred, *_stage_work(work, sizes))
+
+
 def _stage_work(work: StageWork, sizes: Sizes) -> tuple[int, int]:
     """The largest tensors of a passing operation, in the forward and in the backward of a stage."""
     stream = sizes.own_tokens * sizes.hidden * sizes.width
@@ -174,23 +194,21 @@ def _stage_work(work: StageWork, sizes: Sizes) -> tuple[int, int]:
     return forward + stream, backward
 
 
-def _peak(schedule: Schedule, pp_rank: int, keeps: Sequence[int], works: Sequence[tuple[int, int]]) -> _Peak:
+def _peak(schedule: Schedule, pp_rank: int, live: Sequence[_Live]) -> _Peak:
     """The worst moment of a rank's schedule: held activations and the running operation's tensors together."""
     held = in_flight = best = 0
     peak = _Peak(0, 0, 0, "")
     for action in schedule.ranks[pp_rank]:
         stage, kind, _ = action
         if kind == "F":
-            held += keeps[stage]
+            held += live[stage].kept
             in_flight += 1
-            work = works[stage][0]
-        elif kind in ("B", "I"):
-            work = works[stage][1]
-        else:
-            work = 0
+        work = live[stage].work(kind)
         if held + work > best:
             best, peak = held + work, _Peak(held, work, in_flight, str(Action(*action)))
-        if kind in ("B", "W"):
-            held -= keeps[stage]
+        if kind == "I":
+            held += live[stage].deferred - live[stage].kept
+        elif kind != "F":
+            held -= live[stage].kept if kind == "B" else live[stage].deferred
             in_flight -= 1
     return peak

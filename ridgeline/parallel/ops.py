@@ -24,11 +24,15 @@ STATISTICS_BYTES = 2 * 8 * 4  # softmax max and sum, 8 fp32 lanes a row each
 
 
 class Saved(NamedTuple):
-    """A tensor kept from forward to backward; recomputing the part ``dropped_by`` names does without it."""
+    """A tensor kept from forward to backward; recomputing the part ``dropped_by`` names does without it.
+
+    Weight gradients need those ``for_weight``, the inputs of matrix products: a split backward keeps them to its end.
+    """
 
     name: str
     size_bytes: int
     dropped_by: str = ""
+    for_weight: bool = False
 
 
 class Comm(NamedTuple):
@@ -162,7 +166,7 @@ def head_ops(sizes: Sizes) -> tuple[Op, ...]:
         Op(
             "head",
             gemms=((sizes.tokens, sizes.hidden, local_vocab),),
-            saved=(Saved("head_input", sizes.own_tokens * sizes.hidden * sizes.width),),
+            saved=(Saved("head_input", sizes.own_tokens * sizes.hidden * sizes.width, for_weight=True),),
             comms=tuple(_column_comms(sizes)),
             backward_work_bytes=local_vocab * sizes.hidden * sizes.width
             + 2 * sizes.tokens * sizes.hidden * sizes.width,
@@ -181,6 +185,18 @@ def head_ops(sizes: Sizes) -> tuple[Op, ...]:
 def kept(ops: tuple[Op, ...], recomputed: tuple[str, ...]) -> int:
     """Bytes that operations keep for their backward when some parts are recomputed."""
     return sum(saved.size_bytes for op in ops for saved in op.saved if saved.dropped_by not in recomputed)
+
+
+def deferred(ops: tuple[Op, ...], width: int) -> int:
+    """Bytes that a split backward keeps from its input gradients to its weight gradients.
+
+    Both factors of each product that is a weight gradient: a matrix product's input and its output's gradient.
+
+    Source:
+        Qi et al., arXiv 2401.10241, table 1: 32sbh bytes a layer of which 14 are inputs and 18 gradients.
+    """
+    inputs = sum(saved.size_bytes for op in ops for saved in op.saved if saved.for_weight)
+    return inputs + width * sum(m * n * op.gemm_repeats for op in ops for m, _, n in op.gemms)
 
 
 def _whole(sizes: Sizes) -> int:
@@ -247,7 +263,7 @@ def _attention_ops(mixer: Attention, sizes: Sizes) -> tuple[Op, ...]:
         Op(
             "linear_qkv",
             gemms=((tokens, sizes.hidden, qkv_columns),),
-            saved=(Saved("qkv_input", stream, "layernorm"),),
+            saved=(Saved("qkv_input", stream, "layernorm", for_weight=True),),
             comms=(*_column_comms(sizes), *gather),
             forward_work_bytes=fused,
             backward_work_bytes=2 * fused + qkv_columns * sizes.hidden * width,
@@ -262,7 +278,7 @@ def _attention_ops(mixer: Attention, sizes: Sizes) -> tuple[Op, ...]:
                 Saved("k", kv),
                 Saved("v", v),
                 Saved("statistics", tokens * heads * STATISTICS_BYTES, "core_attn"),
-                Saved("context", q),
+                Saved("context", q, for_weight=True),
             ),
             comms=tuple(_context_comms(mixer, sizes, q, kv)),
             backward_work_bytes=2 * q + 2 * kv,
@@ -304,7 +320,7 @@ def _mlp_ops(mlp: Mlp, sizes: Sizes) -> tuple[Op, ...]:
             "linear_fc1",
             "mlp",
             gemms=((tokens, sizes.hidden, 2 * ffn),),
-            saved=(Saved("mlp_input", stream, "layernorm"),),
+            saved=(Saved("mlp_input", stream, "layernorm", for_weight=True),),
             comms=tuple(_column_comms(sizes)),
             backward_work_bytes=2 * weight + _whole(sizes) + stream,
         ),
@@ -319,7 +335,7 @@ def _mlp_ops(mlp: Mlp, sizes: Sizes) -> tuple[Op, ...]:
             "linear_fc2",
             "mlp",
             gemms=((tokens, ffn, sizes.hidden),),
-            saved=(Saved("activation", activation, "mlp"),),
+            saved=(Saved("activation", activation, "mlp", for_weight=True),),
             comms=tuple(_row_comms(sizes)),
             forward_work_bytes=_whole(sizes) + stream,
             backward_work_bytes=_whole(sizes) + activation + weight,
@@ -346,7 +362,7 @@ def _moe_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
             gemms=((tokens, sizes.hidden, moe.experts),),
             moved_bytes=6 * scores,
             saved=(
-                Saved("mlp_input", stream, "layernorm"),
+                Saved("mlp_input", stream, "layernorm", for_weight=True),
                 # logits, and the scattered weights; the auxiliary loss keeps a softmax of all scores
                 Saved("router_scores", (3 if moe.aux_loss else 2) * scores, "moe"),
                 Saved("routing_map", tokens * moe.experts + tokens * moe.topk * 16, "moe"),
@@ -368,7 +384,7 @@ def _moe_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
             "moe",
             gemms=((each, sizes.hidden, 2 * ffn),),
             gemm_repeats=local_experts,
-            saved=(Saved("expert_input", dispatched, "moe"),),
+            saved=(Saved("expert_input", dispatched, "moe", for_weight=True),),
             backward_work_bytes=2 * dispatched + 2 * weight,
         ),
         Op(
@@ -384,7 +400,10 @@ def _moe_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
             "moe",
             gemms=((each, ffn, sizes.hidden),),
             gemm_repeats=local_experts,
-            saved=(Saved("expert_scaled", activation, "moe"), Saved("expert_weights", rows * 4, "moe")),
+            saved=(
+                Saved("expert_scaled", activation, "moe", for_weight=True),
+                Saved("expert_weights", rows * 4, "moe"),
+            ),
             forward_work_bytes=2 * dispatched,
             backward_work_bytes=2 * dispatched + weight,
         ),

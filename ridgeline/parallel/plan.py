@@ -23,10 +23,10 @@ from ridgeline.parallel.links import LINK_EFFICIENCY, spread_of
 from ridgeline.parallel.memory import BAND, RankMemory, plan_memory
 from ridgeline.parallel.mesh import Mesh
 from ridgeline.parallel.schedule import Schedule
-from ridgeline.parallel.schedules.known import plan_schedule
+from ridgeline.parallel.schedules.known import Pipeline, plan_schedule
 from ridgeline.parallel.shards import ParamRow, padded_vocab, plan_shards
 from ridgeline.parallel.stages import StageMap
-from ridgeline.parallel.time import EFFICIENCIES, StepTime, plan_time
+from ridgeline.parallel.time import EFFICIENCIES, StageTimes, StepTime, plan_stage_times, plan_time
 from ridgeline.parallel.work import stage_work
 
 GIB = 2**30
@@ -79,13 +79,15 @@ def plan(job: Job) -> Plan:
     problems = (*job_problems(job), *refusals(job))
     if problems:
         raise PlanError(problems)
-    mesh, stages, schedule = mesh_of(job), stages_of(job), schedule_of(job)
+    mesh, stages = mesh_of(job), stages_of(job)
     shards = plan_shards(job.model, job.layout)
     work = stage_work(job, stages)
     held = plan_held(job, mesh=mesh, stages=stages, shards=shards)
-    parts = {"mesh": mesh, "stages": stages, "held": held, "work": work}
-    collectives = plan_collectives(job, **parts)
-    memory = plan_memory(job, **parts, schedule=schedule, collectives=collectives)
+    parts = {"mesh": mesh, "stages": stages, "held": held}
+    collectives = plan_collectives(job, **parts, work=work)
+    times = plan_stage_times(job, **parts, work=work)
+    schedule = schedule_of(job, times)
+    memory = plan_memory(job, **parts, work=work, schedule=schedule, collectives=collectives)
     kernels = kernels_of(job)
     return Plan(
         job=job,
@@ -96,22 +98,24 @@ def plan(job: Job) -> Plan:
         kernels=kernels,
         collectives=collectives,
         memory=memory,
-        time=plan_time(job, **parts, schedule=schedule, collectives=collectives),
+        time=plan_time(job, **parts, times=times, schedule=schedule, collectives=collectives),
         warnings=(*repairs, *no_effect(job), *_warnings(job, mesh, memory, kernels)),
         assumptions=tuple(_assumptions(job)),
     )
 
 
-def schedule_of(job: Job) -> Schedule:
-    """The pipeline schedule of one step of a job."""
+def schedule_of(job: Job, times: StageTimes) -> Schedule:
+    """The pipeline schedule of one step of a job, for the times its stages take."""
     layout = job.layout
-    return plan_schedule(
-        layout.schedule_name,
+    pipeline = Pipeline(
         pp=layout.pp,
-        vpp=layout.vpp,
+        vpp=layout.chunks,
         num_microbatches=job.num_microbatches,
         microbatch_group_size=layout.microbatch_group_size if layout.vpp > 1 else None,
+        stage_us=times.stage_us,
+        p2p_us=times.p2p_us,
     )
+    return plan_schedule(layout.schedule_name, pipeline)
 
 
 def kernels_of(job: Job) -> tuple[Choice, ...]:
@@ -188,6 +192,7 @@ def plan_data(plan: Plan) -> dict[str, object]:
             "parts_us": dict(time.parts),
             "forward_us": list(time.forward_us),
             "backward_us": list(time.backward_us),
+            "weight_us": list(time.weight_us),
             "bubble": time.bubble,
             "tokens_per_s": time.tokens_per_s,
             "tokens_per_s_per_device": time.tokens_per_s_per_device,

@@ -9,13 +9,11 @@ they lie; chunks are a rank's stages in model order.
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Literal
 
 import attrs
 
 from ridgeline.core.errors import PlanError, Problem, divisors
-
-Placement = Literal["loop", "v"]
+from ridgeline.core.layout import Placement
 
 
 @attrs.frozen(kw_only=True)

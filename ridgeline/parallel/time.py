@@ -15,6 +15,7 @@ Source:
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from operator import sub
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -83,6 +84,8 @@ class StepTime:
 
     Attributes:
         forward_us, backward_us: One microbatch on each stage.
+        weight_us: Of ``backward_us``, what a split backward leaves for its weight gradients.
+        p2p_us: A transfer across each boundary of stages.
         parts: What the busiest pipeline rank does with a step, ``(name, us)``; they add up to ``step_us``.
         step_us: One optimizer step.
         bubble: Idle share of all ranks' time in forwards and backwards, 0 .. 1.
@@ -93,6 +96,8 @@ class StepTime:
 
     forward_us: tuple[float, ...]
     backward_us: tuple[float, ...]
+    weight_us: tuple[float, ...]
+    p2p_us: tuple[float, ...]
     parts: tuple[tuple[str, float], ...]
     step_us: float
     bubble: float
@@ -101,6 +106,30 @@ class StepTime:
     flops_per_s: float
     mfu_full: float
     mfu_causal: float
+
+    @property
+    def stage_us(self) -> dict[str, tuple[float, ...]]:
+        """The time of each kind of action on every stage, as ``simulate`` takes it."""
+        input_us = tuple(map(sub, self.backward_us, self.weight_us))
+        return {"F": self.forward_us, "B": self.backward_us, "I": input_us, "W": self.weight_us}
+
+
+class StageTimes(NamedTuple):
+    """One microbatch on each stage, and its transfer across each boundary of stages."""
+
+    forwards: tuple[Parts, ...]
+    backwards: tuple[Parts, ...]
+    p2p_us: tuple[float, ...]
+
+    @property
+    def stage_us(self) -> dict[str, tuple[float, ...]]:
+        """The time of each kind of action, as ``simulate`` takes it.
+
+        Of a backward's two products for each matrix product one is a weight gradient. All else makes input gradients.
+        """
+        weight = tuple(backward.gemm / 2 + backward.accumulate for backward in self.backwards)
+        whole = tuple(map(sum, self.backwards))
+        return {"F": tuple(map(sum, self.forwards)), "B": whole, "I": tuple(map(sub, whole, weight)), "W": weight}
 
 
 class _Costs(NamedTuple):
@@ -118,22 +147,28 @@ class _Costs(NamedTuple):
         return self.spreads[axes]
 
 
+def plan_stage_times(
+    job: Job, *, mesh: Mesh, stages: StageMap, held: Sequence[Held], work: Sequence[StageWork]
+) -> StageTimes:
+    """What a schedule needs to know of time."""
+    return StageTimes(*stage_parts(job, mesh=mesh, held=held, work=work), _hops_us(job, mesh, stages))
+
+
 def plan_time(
     job: Job,
     *,
     mesh: Mesh,
     stages: StageMap,
     held: Sequence[Held],
+    times: StageTimes,
     schedule: Schedule,
-    work: Sequence[StageWork],
     collectives: Sequence[Collective],
 ) -> StepTime:
     """The time of one step."""
     costs = _Costs(job, mesh, EFFICIENCIES[job.cluster.chip.device], {})
-    forwards, backwards = stage_parts(job, mesh=mesh, held=held, work=work)
-    forward_us, backward_us = tuple(map(sum, forwards)), tuple(map(sum, backwards))
-    hops = _hops_us(job, mesh, stages)
-    timeline = simulate(schedule, stage_us={"F": forward_us, "B": backward_us}, p2p_us=hops)
+    stage_us, forwards, backwards = times.stage_us, times.forwards, times.backwards
+    forward_us, backward_us = stage_us["F"], stage_us["B"]
+    timeline = simulate(schedule, stage_us=stage_us, p2p_us=times.p2p_us)
     busiest = max(range(mesh.pp), key=lambda pp_rank: timeline.busy_us[pp_rank])
     total = Parts()
     for stage in stages.owned_by(busiest):
@@ -148,7 +183,7 @@ def plan_time(
         ("dp", exposed),
         ("update", update),
     )
-    return _step_time(job, forward_us, backward_us, parts, step_us, timeline.bubble)
+    return _step_time(job, times, parts, step_us, timeline.bubble)
 
 
 def stage_parts(
@@ -173,8 +208,7 @@ def stage_parts(
 
 def _step_time(
     job: Job,
-    forward_us: tuple[float, ...],
-    backward_us: tuple[float, ...],
+    times: StageTimes,
     parts: tuple[tuple[str, float], ...],
     step_us: float,
     bubble: float,
@@ -185,9 +219,12 @@ def _step_time(
         tokens_per_s / devices * training_flops_per_token(job.model, seq_len, attention=convention)
         for convention in ("full", "causal")
     )
+    stage_us = times.stage_us
     return StepTime(
-        forward_us=forward_us,
-        backward_us=backward_us,
+        forward_us=stage_us["F"],
+        backward_us=stage_us["B"],
+        weight_us=stage_us["W"],
+        p2p_us=times.p2p_us,
         parts=parts,
         step_us=step_us,
         bubble=bubble,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from ridgeline.core.job import FullRecompute, Job, SelectiveRecompute
 from ridgeline.core.model import Block
-from ridgeline.parallel.ops import Op, Sizes, block_ops, embedding_ops, head_ops, kept, sizes_of
+from ridgeline.parallel.ops import Op, Sizes, block_ops, deferred, embedding_ops, head_ops, kept, sizes_of
 from ridgeline.parallel.stages import StageMap
 
 
@@ -70,6 +70,11 @@ def recomputed_bytes(run: Run, sizes: Sizes) -> int:
     if run.group:
         return run.group * kept(run.ops, ()) - sizes.own_tokens * sizes.hidden * sizes.width
     return kept(run.ops, ()) - kept(run.ops, run.parts)
+
+
+def deferred_bytes(run: Run, sizes: Sizes) -> int:
+    """What a split backward of a run keeps of one microbatch until its weight gradients, recomputed or not."""
+    return run.layers * deferred(run.ops, sizes.width)
 
 
 def _layer_runs(job: Job, blocks: list[Block], ops: dict[Block, tuple[Op, ...]]) -> list[Run]:

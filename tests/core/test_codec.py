@@ -15,6 +15,7 @@ from ridgeline.core.errors import SpecError
 from ridgeline.core.job import Data, Job, Optimizer, Source
 from ridgeline.core.layout import Layout
 from ridgeline.core.model import ModelSpec
+from ridgeline.parallel.schedules.known import SCHEDULES
 from tests.strategies import jobs, models, specs
 
 PLAIN_MODEL = {
@@ -164,7 +165,8 @@ def test_every_fault_of_a_job_is_reported_at_once():
     assert set(str(caught.value).splitlines()) == {
         "layout.tp=0: must be >= 1",
         f"layout.tpp=4: unknown field; did you mean 'tp'? known: {', '.join(sorted(attrs.fields_dict(Layout)))}",
-        "layout.schedule='1f1b_interleaved': unknown; did you mean 'interleaved_1f1b'? known: 1f1b, interleaved_1f1b",
+        "layout.schedule='1f1b_interleaved': unknown; did you mean 'interleaved_1f1b'? "
+        f"known: {', '.join(sorted(SCHEDULES))}",
         "layout.stages=(1, '2'): must be a list, each an integer",
         "model.blocks[0].block.mixer.window=0: must be >= 1",
         "model.hidden='wide': must be an integer",

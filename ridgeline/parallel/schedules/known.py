@@ -1,26 +1,61 @@
 """Schedules by name."""
 
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+
+import attrs
 
 from ridgeline.core.errors import PlanError, Problem, nearest
 from ridgeline.parallel.schedule import Schedule
+from ridgeline.parallel.schedules.gpipe import gpipe
 from ridgeline.parallel.schedules.interleaved import interleaved_1f1b
 from ridgeline.parallel.schedules.one_f_one_b import one_f_one_b
-
-SCHEDULES = MappingProxyType({"1f1b": one_f_one_b, "interleaved_1f1b": interleaved_1f1b})
-"""Name -> generator; each takes ``pp, vpp, num_microbatches, microbatch_group_size``."""
+from ridgeline.parallel.schedules.zero_bubble import zb_2p, zb_h1
 
 
-def plan_schedule(
-    name: str, *, pp: int, vpp: int, num_microbatches: int, microbatch_group_size: int | None = None
-) -> Schedule:
-    """The schedule of this name, for these numbers.
+@attrs.frozen(kw_only=True)
+class Pipeline:
+    """What a schedule is made for; each takes of it what it needs.
+
+    Attributes:
+        pp: Pipeline ranks.
+        vpp: Chunks per rank.
+        num_microbatches: Microbatches of one step.
+        microbatch_group_size: Of interleaved 1F1B.
+        stage_us: Times of each stage, as ``simulate`` takes them, for which an order is chosen.
+        p2p_us: Times of transfers, as ``simulate`` takes them.
+    """
+
+    pp: int
+    vpp: int = 1
+    num_microbatches: int
+    microbatch_group_size: int | None = None
+    stage_us: Mapping[str, Sequence[float]] | None = None
+    p2p_us: float | Sequence[float] = 0.0
+
+
+SCHEDULES: Mapping[str, Callable[[Pipeline], Schedule]] = MappingProxyType(
+    {
+        "1f1b": lambda p: one_f_one_b(
+            pp=p.pp, vpp=p.vpp, num_microbatches=p.num_microbatches, microbatch_group_size=p.microbatch_group_size
+        ),
+        "interleaved_1f1b": lambda p: interleaved_1f1b(
+            pp=p.pp, vpp=p.vpp, num_microbatches=p.num_microbatches, microbatch_group_size=p.microbatch_group_size
+        ),
+        "gpipe": lambda p: gpipe(pp=p.pp, num_microbatches=p.num_microbatches),
+        "zb_h1": lambda p: zb_h1(pp=p.pp, num_microbatches=p.num_microbatches),
+        "zb_2p": lambda p: zb_2p(pp=p.pp, num_microbatches=p.num_microbatches),
+    }
+)
+"""Name -> generator."""
+
+
+def plan_schedule(name: str, pipeline: Pipeline) -> Schedule:
+    """The schedule of this name, for this pipeline.
 
     Raises:
         PlanError: The name is unknown, or its schedule does not exist for these numbers.
     """
     if name not in SCHEDULES:
         raise PlanError(Problem("layout.schedule", name, "unknown", nearest(name, SCHEDULES)))
-    return SCHEDULES[name](
-        pp=pp, vpp=vpp, num_microbatches=num_microbatches, microbatch_group_size=microbatch_group_size
-    )
+    return SCHEDULES[name](pipeline)

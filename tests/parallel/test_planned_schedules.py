@@ -1,0 +1,86 @@
+"""Plans under every schedule: backwards split into input and weight gradients in memory and in time."""
+
+import attrs
+import pytest
+
+from ridgeline.core.errors import LoweringError
+from ridgeline.core.job import FullRecompute, Memory
+from ridgeline.core.model import Attention, Block, Mlp
+from ridgeline.models.megatron import check_lowerable
+from ridgeline.models.zoo import model_preset
+from ridgeline.parallel.ops import block_ops, deferred, sizes_of
+from ridgeline.parallel.plan import Plan, plan
+from ridgeline.parallel.work import deferred_bytes, kept_bytes, stage_work
+from tests.parallel.examples import DENSE, changed, job_of
+
+NPU = {"cluster__chip__device": "npu"}
+JOB = job_of(DENSE, layout__pp=4, batch__gbs=32, **NPU)
+PLANNED_ONLY = ("gpipe", "zb_h1", "zb_2p")
+
+
+def planned(schedule: str, **changes: object) -> Plan:
+    return plan(changed(JOB, layout__schedule=schedule, **changes))
+
+
+def test_a_split_backward_keeps_what_is_published() -> None:
+    """32sbh bytes a layer: table 1 of arXiv 2401.10241, for GPT's feed-forward of 4h.
+
+    A gated one of 8h/3 has as many weights, as large inputs and outputs together, and so keeps as much.
+    """
+    hidden, tokens = 192, 64
+    block = Block(mixer=Attention(heads=4, kv_heads=4, head_dim=48), feed_forward=Mlp(ffn_hidden=8 * hidden // 3))
+    sizes = sizes_of(job_of(attrs.evolve(DENSE, hidden=hidden), batch__seq_len=tokens))
+    assert deferred(block_ops(block, sizes), sizes.width) == 32 * tokens * hidden
+
+
+@pytest.mark.parametrize("schedule", PLANNED_ONLY)
+@pytest.mark.parametrize("recompute", [None, FullRecompute()])
+def test_the_peak_is_that_of_a_replay(schedule: str, recompute: FullRecompute | None) -> None:
+    """What each microbatch keeps changes at I from what its backward needs to what its weight gradients need."""
+    result = planned(schedule, memory=Memory(recompute=recompute))
+    sizes = sizes_of(result.job)
+    work = stage_work(result.job, result.stages)
+    kept = [sum(kept_bytes(run, sizes) for run in one.runs) for one in work]
+    waiting = [sum(deferred_bytes(run, sizes) for run in one.runs) for one in work]
+    for rank, actions in zip(result.memory, result.schedule.ranks, strict=True):
+        held: dict[tuple[int, int], int] = {}
+        totals = []
+        for stage, kind, microbatch in actions:
+            if kind in "FI":
+                held[stage, microbatch] = kept[stage] if kind == "F" else waiting[stage]
+            else:
+                del held[stage, microbatch]
+            totals.append(sum(held.values()))
+        assert not held
+        if rank.peak_at != "update":
+            assert rank.activations_bytes <= max(totals) <= rank.activations_bytes + rank.work_bytes
+            assert rank.activations_bytes in totals
+
+
+def test_gpipe_holds_every_microbatch_and_zb_2p_twice_what_1f1b_does() -> None:
+    """Activations grow with the schedule's bound, whatever its backwards keep."""
+    job = changed(JOB, model=attrs.evolve(model_preset("llama2-7b")), batch__seq_len=4096)
+    peaks = {name: plan(changed(job, layout__schedule=name)).memory[0] for name in ("1f1b", "zb_h1", "zb_2p", "gpipe")}
+    assert [peaks[name].in_flight for name in peaks] == [4, 4, 7, 16]
+    sizes = [peaks[name].activations_bytes for name in peaks]
+    assert sizes == sorted(sizes)
+
+
+@pytest.mark.parametrize("schedule", PLANNED_ONLY)
+def test_a_split_backward_takes_as_long_as_a_whole_one(schedule: str) -> None:
+    """I and W add up to B on every stage, W being half of the products and the sum; no step is slower for the split."""
+    time, whole = planned(schedule).time, planned("1f1b").time
+    assert time.backward_us == whole.backward_us
+    for stage, (backward, weight) in enumerate(zip(time.backward_us, time.weight_us, strict=True)):
+        assert 0 < weight < backward
+        assert time.stage_us["I"][stage] + time.stage_us["W"][stage] == pytest.approx(backward)
+    assert sum(part for _, part in time.parts) == pytest.approx(time.step_us)
+    if schedule != "gpipe":
+        assert time.step_us < whole.step_us
+        assert time.bubble < whole.bubble
+
+
+@pytest.mark.parametrize("schedule", PLANNED_ONLY)
+def test_what_nothing_runs_yet_is_refused(schedule: str) -> None:
+    with pytest.raises(LoweringError, match=f"layout.schedule='{schedule}': is planned only"):
+        check_lowerable(changed(JOB, layout__schedule=schedule))
