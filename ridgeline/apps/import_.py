@@ -9,6 +9,7 @@ import attrs
 from cyclopts import Parameter
 
 from ridgeline.apps.options import Overrides
+from ridgeline.apps.output import give
 
 WAYS_OUT = MappingProxyType({"model.vocab_size": "its tokenizer knows: give --model.vocab_size N"})
 
@@ -39,8 +40,6 @@ def import_(
     from ridgeline.models.scripts.model import named
     from ridgeline.models.scripts.shell import training_command
 
-    if output is not None and output.exists():
-        raise SpecError(Problem("--output", str(output), "exists already", "name another file, or remove it"))
     if wrong := [word for word in set if "=" not in word]:
         raise SpecError(Problem("--set", wrong[0], "must be NAME=VALUE"))
     try:
@@ -59,14 +58,5 @@ def import_(
     for fate in get_args(Fate):
         entries = [entry for entry in imported.entries if entry.fate == fate]
         sys.stderr.write(f"{fate}: {len(entries)}\n" + "".join(f"  {entry}\n" for entry in entries))
-    toml = dumps(job, format="toml")
-    if output is None:
-        sys.stdout.write(toml)
-        return 0
-    try:
-        with output.open("x", encoding="utf-8") as file:
-            file.write(toml)
-    except OSError as error:
-        raise SpecError(Problem("--output", str(output), f"cannot be written: {error.strerror}")) from error
-    sys.stdout.write(f"written to {output}\n")
+    give(dumps(job, format="toml"), path=output, option="--output", replace=False)
     return 0

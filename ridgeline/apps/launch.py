@@ -1,6 +1,5 @@
 """``ridgeline launch``: the form in which a cluster's scheduler starts a job."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,8 +7,8 @@ from cyclopts import Parameter
 
 from ridgeline.apps.launch_forms import FORMS, LaunchForm
 from ridgeline.apps.options import Overrides
+from ridgeline.apps.output import give
 from ridgeline.apps.reading import read_job
-from ridgeline.core.errors import Problem, SpecError
 
 
 def launch(
@@ -35,13 +34,5 @@ def launch(
 
     planned = plan(read_job(job, options).job)
     form = LaunchForm(job=planned.job, command=("train", job, *options), image=image, claim=claim)
-    text = FORMS[format](form)
-    if output is None:
-        sys.stdout.write(text)
-        return 0
-    try:
-        output.write_text(text)
-    except OSError as error:
-        raise SpecError(Problem("--file", str(output), f"cannot be written: {error.strerror}")) from error
-    sys.stdout.write(f"written to {output}\n")
+    give(FORMS[format](form), path=output, option="--file")
     return 0
