@@ -50,11 +50,15 @@ def meeting(a: Box, b: Box) -> Box | None:
         >>> str(meeting(Box((0, 2), (4, 4)), Box((3, 0), (4, 3))))
         '[3:4, 2:3]'
     """
-    start = tuple(map(max, a.offset, b.offset))
-    stop = tuple(min(p + m, q + n) for p, m, q, n in zip(a.offset, a.shape, b.offset, b.shape, strict=True))
-    if any(e <= s for s, e in zip(start, stop, strict=True)):
-        return None
-    return Box(start, tuple(e - s for s, e in zip(start, stop, strict=True)))
+    start, shape = [], []
+    for p, m, q, n in zip(a.offset, a.shape, b.offset, b.shape, strict=True):
+        first = p if p > q else q
+        size = (p + m if p + m < q + n else q + n) - first
+        if size <= 0:
+            return None
+        start.append(first)
+        shape.append(size)
+    return Box(tuple(start), tuple(shape))
 
 
 def slices(box: Box) -> tuple[slice, ...]:

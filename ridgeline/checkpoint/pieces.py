@@ -1,12 +1,13 @@
-"""Where the elements of parameters lie in flat memory: the one description that every format and layout shares.
+"""Where the elements of tensors lie in flat memory: the one description that every format and layout shares.
 
-A *piece* is a box of a parameter and the place of its elements: element ``i`` of the box stands at ``start +
-sum(i[d] * strides[d])`` of a buffer, counted in elements. Rows of a larger tensor, a transposed expert inside a packed
-one and the flat range that a distributed optimizer cut off are all pieces, and every part of a piece is one.
+A *piece* is a box of a stored tensor (``names.py``: all experts of a layer are one) and the place of its elements:
+element ``i`` of the box stands at ``start + sum(i[d] * strides[d])`` of a buffer, counted in elements. Rows of a larger
+tensor, a transposed expert inside a packed one and the flat range that a distributed optimizer cut off are all pieces,
+and every part of a piece is one.
 
     holder    a file or a group of ranks that keep the same: it holds buffers
     buffer    one tensor as stored: a name, a shape, and the pieces it is made of
-    piece     a box of a parameter, at a start and with strides in its buffer
+    piece     a box of a stored tensor, at a start and with strides in its buffer
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,9 +18,9 @@ from ridgeline.checkpoint.boxes import Box, Shape, boxes_of_range
 
 
 class Piece(NamedTuple):
-    """A box of a parameter of this full name, and where its elements lie."""
+    """A box of the tensor stored under this key, and where its elements lie."""
 
-    fqn: str
+    key: str
     box: Box
     start: int
     strides: Shape
@@ -68,37 +69,37 @@ def row_major(shape: Shape) -> Shape:
     return tuple(reversed(strides))
 
 
-def piece_of(fqn: str, box: Box, *, shape: Shape, at: Shape) -> Piece:
-    """A box of a parameter that lies as it is in a row-major buffer of ``shape``, its first element at ``at``.
+def piece_of(key: str, box: Box, *, shape: Shape, at: Shape) -> Piece:
+    """A box of a tensor that lies as it is in a row-major buffer of ``shape``, its first element at ``at``.
 
     The buffer may have more dims than the box, which then lies in the last ones.
 
     Example:
         >>> piece_of("w", Box((0, 0), (2, 3)), shape=(4, 5, 6), at=(1, 2, 3))
-        Piece(fqn='w', box=Box(offset=(0, 0), shape=(2, 3)), start=45, strides=(6, 1))
+        Piece(key='w', box=Box(offset=(0, 0), shape=(2, 3)), start=45, strides=(6, 1))
     """
     strides = row_major(shape)
     start = sum(a * stride for a, stride in zip(at, strides, strict=True))
-    return Piece(fqn, box, start, strides[len(strides) - len(box.shape) :])
+    return Piece(key, box, start, strides[len(strides) - len(box.shape) :])
 
 
-def transposed_piece(fqn: str, box: Box, *, shape: Shape, at: Shape) -> Piece:
+def transposed_piece(key: str, box: Box, *, shape: Shape, at: Shape) -> Piece:
     """The same of a matrix that lies transposed: its column ``j`` is row ``at[-2] + j`` of the buffer's last two dims.
 
     Example:
         >>> transposed_piece("w", Box((0, 0), (2, 3)), shape=(3, 8), at=(0, 4))
-        Piece(fqn='w', box=Box(offset=(0, 0), shape=(2, 3)), start=4, strides=(1, 8))
+        Piece(key='w', box=Box(offset=(0, 0), shape=(2, 3)), start=4, strides=(1, 8))
     """
-    piece = piece_of(fqn, box, shape=shape, at=at)
+    piece = piece_of(key, box, shape=shape, at=at)
     return piece._replace(strides=(piece.strides[1], piece.strides[0]))
 
 
 def part_of(piece: Piece, box: Box) -> Piece:
-    """What a piece holds of a box of the same parameter, which must lie within it."""
+    """What a piece holds of a box of the same tensor, which must lie within it."""
     start = piece.start
     for inner, outer, stride in zip(box.offset, piece.box.offset, piece.strides, strict=True):
         start += (inner - outer) * stride
-    return Piece(piece.fqn, box, start, piece.strides)
+    return Piece(piece.key, box, start, piece.strides)
 
 
 def flat_pieces(piece: Piece, start: int, stop: int) -> Iterator[Piece]:
@@ -106,7 +107,7 @@ def flat_pieces(piece: Piece, start: int, stop: int) -> Iterator[Piece]:
     position = 0
     for box in boxes_of_range(piece.box.shape, start, stop):
         offset = tuple(a + b for a, b in zip(piece.box.offset, box.offset, strict=True))
-        yield Piece(piece.fqn, Box(offset, box.shape), position, row_major(box.shape))
+        yield Piece(piece.key, Box(offset, box.shape), position, row_major(box.shape))
         position += box.elements
 
 
@@ -128,16 +129,16 @@ def filling_fault(buffer: Buffer) -> str | None:
     if filled != buffer.elements:
         return f"{filled} of {buffer.elements} elements are filled"
     beyond = [part for part in parts if part.box.elements and not 0 <= part.start <= _last(part) < buffer.elements]
-    return f"{beyond[0].fqn}{beyond[0].box} lies outside of {buffer.shape}" if beyond else None
+    return f"{beyond[0].key}{beyond[0].box} lies outside of {buffer.shape}" if beyond else None
 
 
-def by_parameter(holders: Iterable[Holder]) -> dict[str, list[tuple[str, str, Piece]]]:
-    """Every piece, with the names of its holder and buffer, under the parameter that it is of."""
+def by_key(holders: Iterable[Holder]) -> dict[str, list[tuple[str, str, Piece]]]:
+    """Every piece, with the names of its holder and buffer, under the key of its tensor."""
     found: dict[str, list[tuple[str, str, Piece]]] = {}
     for holder in holders:
         for buffer in holder.buffers:
             for piece in buffer.pieces:
-                found.setdefault(piece.fqn, []).append((holder.name, buffer.name, piece))
+                found.setdefault(piece.key, []).append((holder.name, buffer.name, piece))
     return found
 
 

@@ -9,15 +9,16 @@ Source:
     distributed/distributed_data_parallel.py (the size of a bucket, and where there is but one).
 """
 
-import functools
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import product
+from itertools import groupby, product
 from math import ceil, lcm, prod
+from typing import NamedTuple
 
 from ridgeline.checkpoint.boxes import Box, Shape, meeting, within
+from ridgeline.checkpoint.names import stored
 from ridgeline.checkpoint.pieces import Buffer, Holder, Piece, flat_pieces, piece_of
 from ridgeline.parallel.held import BUCKET_ALIGNMENT, PARAM_ALIGNMENT
-from ridgeline.parallel.mesh import ExpertCoords, RankCoords, group_of, rank_of
+from ridgeline.parallel.mesh import ExpertCoords, Mesh, RankCoords, group_of, rank_of
 from ridgeline.parallel.plan import Plan
 from ridgeline.parallel.shards import Box as Intervals
 from ridgeline.parallel.shards import LocalParam, rank_params, slices_of
@@ -32,8 +33,8 @@ def weight_holders(plan: Plan) -> tuple[Holder, ...]:
     Padding of the vocabulary is no part of it: it keeps what the rank holds.
     """
     return tuple(
-        Holder(name, tuple(buffer_of(param, slices_of(param.shard, ranks[0], plan.mesh)) for param in params), ranks)
-        for name, ranks, params in _places(plan)
+        Holder(place.name, tuple(_buffers(place.params, place.ranks[0], plan.mesh)), place.ranks)
+        for place in _places(plan)
     )
 
 
@@ -44,18 +45,24 @@ def optimizer_holders(plan: Plan) -> tuple[Holder, ...]:
     """
     if not plan.job.memory.distributed_optimizer:
         return weight_holders(plan)
+    shared_embedding = plan.job.model.tied_embeddings and plan.mesh.pp > 1
     holders = []
-    for name, ranks, params in _places(plan):
-        held = [buffer_of(param, slices_of(param.shard, ranks[0], plan.mesh)) for param in params]
-        shards: list[list[Buffer]] = [[] for _ in ranks]
-        for buffers, bucket in _reduced_together(plan, params, held, len(ranks)):
-            alone = [plan.mesh.pp > 1 and plan.job.model.tied_embeddings and _is_embedding(b) for b in buffers]
-            sizes = [buffer.elements for buffer in buffers]
-            for index, rank, start, stop in shard_ranges(sizes, alone, ranks=len(ranks), bucket=bucket):
+    for place in _places(plan):
+        shards: list[list[Buffer]] = [[] for _ in place.ranks]
+        for chunk in range(plan.stages.vpp):
+            params = _in_module_order(param for param in place.params if param.chunk == chunk)
+            buffers = _buffers(params, place.ranks[0], plan.mesh)
+            shares = shard_ranges(
+                [buffer.elements for buffer in buffers],
+                [shared_embedding and _is_embedding(buffer) for buffer in buffers],
+                ranks=len(place.ranks),
+                bucket=_bucket(plan, place, chunk),
+            )
+            for index, rank, start, stop in shares:
                 shards[rank].append(_flat(buffers[index], start, stop))
         holders += [
-            Holder(f"{name} shard{position}", tuple(buffers), (rank,))
-            for position, (rank, buffers) in enumerate(zip(ranks, shards, strict=True))
+            Holder(f"{place.name} shard{position}", tuple(buffers), (rank,))
+            for position, (rank, buffers) in enumerate(zip(place.ranks, shards, strict=True))
         ]
     return tuple(holders)
 
@@ -102,18 +109,56 @@ def shard_ranges(
         yield from ended()
 
 
-def buffer_of(param: LocalParam, boxes: tuple[Intervals, ...]) -> Buffer:
-    """A rank's parameter as a buffer: row-major, its boxes one after the other."""
-    pieces = (
-        Piece(param.fqn, box, start, strides)
-        for box, start, strides in _laid_out(param.param.shape, param.local_shape, boxes)
-    )
-    return Buffer(f"{param.chunk}.{param.name}", param.local_shape, tuple(pieces))
+def _buffers(params: Sequence[LocalParam], rank: int, mesh: Mesh) -> list[Buffer]:
+    """The parameters of a rank as buffers, row-major, the boxes of each one after the other.
+
+    Equal layers are laid out once. Experts that follow each other are one buffer, whose first dim counts them.
+    """
+    known: dict[int, tuple[_Laid, ...]] = {}
+    buffers = []
+    for name, run in groupby(params, key=_stacked_name):
+        first, *others = run
+        row = id(first.param)  # of the plan, which outlives the table
+        if row not in known:
+            boxes = slices_of(first.shard, rank, mesh)
+            known[row] = tuple(_laid_out(first.param.shape, first.local_shape, boxes))
+        place, count = stored(first.fqn, first.param), 1 + len(others)
+        if place.expert is None:
+            pieces = [Piece(place.key, laid.box, laid.start, laid.strides) for laid in known[row]]
+            buffers.append(Buffer(name, first.local_shape, tuple(pieces)))
+        else:
+            each = prod(first.local_shape)
+            pieces = [
+                Piece(
+                    place.key,
+                    Box((place.expert, *laid.box.offset), (count, *laid.box.shape)),
+                    laid.start,
+                    (each, *laid.strides),
+                )
+                for laid in known[row]
+            ]
+            experts = f"{name}[{place.expert}:{place.expert + count}]"
+            buffers.append(Buffer(experts, (count, *first.local_shape), tuple(pieces)))
+    return buffers
 
 
-@functools.cache
-def _laid_out(shape: Shape, local_shape: Shape, boxes: tuple[Intervals, ...]) -> tuple[tuple[Box, int, Shape], ...]:
-    """Each box of a parameter of ``shape``, without padding, and its start and strides in the rank's tensor."""
+def _stacked_name(param: LocalParam) -> str:
+    """The name of a rank's buffer: chunk and name, an expert's without its number."""
+    if param.expert is None:
+        return f"{param.chunk}.{param.name}"
+    return f"{param.chunk}.{stored(param.name, param.param).key}"
+
+
+class _Laid(NamedTuple):
+    """A box of a parameter, and where it lies in the rank's tensor."""
+
+    box: Box
+    start: int
+    strides: Shape
+
+
+def _laid_out(shape: Shape, local_shape: Shape, boxes: tuple[Intervals, ...]) -> Iterator[_Laid]:
+    """Each box of a parameter of ``shape``, without padding, in the rank's tensor."""
     starts = []
     for intervals in zip(*boxes, strict=True):
         position, known = 0, {}
@@ -122,64 +167,74 @@ def _laid_out(shape: Shape, local_shape: Shape, boxes: tuple[Intervals, ...]) ->
                 known[interval] = position
                 position += interval[1] - interval[0]
         starts.append(known)
-    placed = []
     for intervals in boxes:
         box = Box(tuple(a for a, _ in intervals), tuple(b - a for a, b in intervals))
         at = tuple(known[interval] for known, interval in zip(starts, intervals, strict=True))
         if (real := meeting(box, Box((0,) * len(shape), shape))) is not None:
             inner = within(real, box).offset
             piece = piece_of("", real, shape=local_shape, at=tuple(a + b for a, b in zip(at, inner, strict=True)))
-            placed.append((real, piece.start, piece.strides))
-    return tuple(placed)
+            yield _Laid(real, piece.start, piece.strides)
 
 
-def _places(plan: Plan) -> Iterator[tuple[str, tuple[int, ...], list[LocalParam]]]:
-    """Every set of ranks that hold the same parameters, and those."""
+class _Place(NamedTuple):
+    """A set of ranks that hold the same parameters, and those."""
+
+    name: str
+    pp_rank: int
+    ranks: tuple[int, ...]
+    params: tuple[LocalParam, ...]
+
+
+def _places(plan: Plan) -> Iterator[_Place]:
     mesh = plan.mesh
     for pp_rank, tp_rank in product(range(mesh.pp), range(mesh.tp)):
         rank = rank_of(RankCoords(tp_rank=tp_rank, cp_rank=0, dp_rank=0, pp_rank=pp_rank), mesh)
-        params = [param for param in rank_params(plan, rank) if not param.param.experts]
-        yield f"tp{tp_rank} pp{pp_rank}", group_of(rank, mesh, "dp-cp"), params
+        params = tuple(param for param in rank_params(plan, rank) if not param.param.experts)
+        yield _Place(f"tp{tp_rank} pp{pp_rank}", pp_rank, group_of(rank, mesh, "dp-cp"), params)
     if not any(row.param.experts for row in plan.shards):
         return
     for pp_rank, ep_rank, etp_rank in product(range(mesh.pp), range(mesh.ep), range(mesh.etp)):
         rank = rank_of(ExpertCoords(etp_rank=etp_rank, ep_rank=ep_rank, edp_rank=0, pp_rank=pp_rank), mesh)
-        params = [param for param in rank_params(plan, rank) if param.param.experts]
-        yield f"etp{etp_rank} ep{ep_rank} pp{pp_rank}", group_of(rank, mesh, "edp"), params
+        params = tuple(param for param in rank_params(plan, rank) if param.param.experts)
+        yield _Place(f"etp{etp_rank} ep{ep_rank} pp{pp_rank}", pp_rank, group_of(rank, mesh, "edp"), params)
 
 
-def _reduced_together(
-    plan: Plan, params: Sequence[LocalParam], held: Sequence[Buffer], ranks: int
-) -> Iterator[tuple[list[Buffer], int | None]]:
-    """The buffers of each chunk, in the order of Megatron-core's modules, and the size of its buckets."""
-    for chunk in range(plan.stages.vpp):
-        mine = [(param, buffer) for param, buffer in zip(params, held, strict=True) if param.chunk == chunk]
-        first = bool(mine) and chunk == 0 and _pp_rank(plan, mine[0][0]) == 0
-        bucket = max(BUCKET_ELEMENTS, BUCKET_ELEMENTS_PER_RANK * ranks)
-        ordered = [buffer for _, buffer in sorted(mine, key=lambda pair: _module_order(pair[0].name))]
-        yield ordered, bucket if first and plan.job.comm.overlap_grad_reduce else None
+def _bucket(plan: Plan, place: _Place, chunk: int) -> int | None:
+    """The size at which a bucket ends; only the first stage has several."""
+    if place.pp_rank or chunk or not plan.job.comm.overlap_grad_reduce:
+        return None
+    return max(BUCKET_ELEMENTS, BUCKET_ELEMENTS_PER_RANK * len(place.ranks))
 
 
-def _pp_rank(plan: Plan, param: LocalParam) -> int:
-    layers = next((stage for stage, layers in enumerate(plan.stages.layers) if _layer(param.fqn) in layers), 0)
-    return layers % plan.stages.pp
+def _in_module_order(params: Iterable[LocalParam]) -> list[LocalParam]:
+    """Parameters as Megatron-core's modules register them: an output projection before what feeds it, then each expert
+    with all that is its own."""
+    ordered: list[LocalParam] = []
+    for _, run in groupby(params, key=_layer_of):
+        ordered += sorted(run, key=_within_layer)
+    return ordered
 
 
-def _layer(fqn: str) -> int:
-    parts = fqn.split(".")
-    return int(parts[2]) if parts[0] == "decoder" and parts[1] == "layers" else 0
+def _layer_of(param: LocalParam) -> str:
+    before, attention, _ = param.name.partition(".self_attention.")
+    if attention:
+        return before
+    return ".".join(param.name.split(".")[:3]) if param.name.startswith("decoder.layers.") else param.name
 
 
-def _module_order(name: str) -> tuple[object, ...]:
-    return ()
+def _within_layer(param: LocalParam) -> tuple[int, int]:
+    parts = ("input_layernorm.", "self_attention.linear_proj.", "self_attention.", "pre_mlp_layernorm.", "")
+    return next(index for index, part in enumerate(parts) if part in param.name), param.expert or 0
 
 
 def _is_embedding(buffer: Buffer) -> bool:
-    return bool(buffer.pieces) and buffer.pieces[0].fqn.startswith("embedding.")
+    return bool(buffer.pieces) and buffer.pieces[0].key.startswith("embedding.")
 
 
 def _flat(buffer: Buffer, start: int, stop: int) -> Buffer:
-    """A flat range of a rank's buffer, as a buffer of one dim."""
+    """A flat range of a rank's buffer, as a buffer of one dim; all of it as it is."""
+    if stop - start == buffer.elements:
+        return buffer
     pieces: list[Piece] = []
     for piece in buffer.pieces:
         count = prod(piece.box.shape)

@@ -3,7 +3,7 @@
     reshard(source, destination) -> ReshardPlan    pure
 
 Both sides are holders of buffers (``pieces.py``): the files of a format, or the ranks of a job. What the copies move is
-decided by boxes of parameters alone, so that every format meets every other one here and nowhere else.
+decided by boxes of stored tensors alone, so that every format meets every other one here and nowhere else.
 """
 
 from bisect import bisect_left
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import attrs
 
 from ridgeline.checkpoint.boxes import Shape, meeting
-from ridgeline.checkpoint.pieces import Buffer, Holder, Piece, by_parameter, part_of
+from ridgeline.checkpoint.pieces import Buffer, Holder, Piece, by_key, part_of
 from ridgeline.core.errors import CheckpointError
 
 
@@ -55,7 +55,7 @@ class ReshardPlan:
 
 
 class Source(NamedTuple):
-    """The pieces of one parameter, sorted by first row.
+    """The pieces of one tensor, sorted by first row.
 
     Attributes:
         pieces: Each with its holder and buffer.
@@ -75,7 +75,7 @@ def reshard(source: Iterable[Holder], destination: Iterable[Holder]) -> ReshardP
     first.
 
     Raises:
-        CheckpointError: The source lacks elements that the destination needs; the parameters are named.
+        CheckpointError: The source lacks elements that the destination needs; the tensors are named.
     """
     sources = sources_of(source)
     fills, missing = [], []
@@ -87,7 +87,7 @@ def reshard(source: Iterable[Holder], destination: Iterable[Holder]) -> ReshardP
                 copies += found
                 held = sum(_elements(copy.shape) for copy in found)
                 if held != piece.box.elements:
-                    missing.append(f"  {piece.fqn}{piece.box}: {piece.box.elements - held} elements have no source")
+                    missing.append(f"  {piece.key}{piece.box}: {piece.box.elements - held} elements have no source")
             fills.append(Fill(holder.name, buffer, tuple(copies)))
     if missing:
         raise CheckpointError("\n".join(("the source does not hold all that is needed:", *missing)))
@@ -95,13 +95,13 @@ def reshard(source: Iterable[Holder], destination: Iterable[Holder]) -> ReshardP
 
 
 def sources_of(holders: Iterable[Holder]) -> Mapping[str, Source]:
-    """The pieces of each parameter, ready to be searched; of pieces that repeat a box, all are kept, side by side."""
-    return {fqn: _sorted(pieces) for fqn, pieces in by_parameter(holders).items()}
+    """The pieces of each tensor, ready to be searched; of pieces that repeat a box, all are kept, side by side."""
+    return {key: _sorted(pieces) for key, pieces in by_key(holders).items()}
 
 
 def copies_into(piece: Piece, sources: Mapping[str, Source], holder: str = "") -> Iterator[SliceCopy]:
     """The copies that fill one piece, as far as there are sources for it."""
-    source = sources.get(piece.fqn)
+    source = sources.get(piece.key)
     if source is None:
         return
     box = piece.box
@@ -119,9 +119,7 @@ def copies_into(piece: Piece, sources: Mapping[str, Source], holder: str = "") -
         shared = box if held.box == box else meeting(held.box, box)
         if shared is not None:
             origin, target = part_of(held, shared), part_of(piece, shared)
-            yield SliceCopy(
-                name, buffer, origin.start, origin.strides, target.start, target.strides, shared.shape
-            )
+            yield SliceCopy(name, buffer, origin.start, origin.strides, target.start, target.strides, shared.shape)
 
 
 def _sorted(pieces: list[tuple[str, str, Piece]]) -> Source:

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from ridgeline.checkpoint.ranks import optimizer_holders
 from ridgeline.core.codec import dumps
 from ridgeline.core.job import Job
+from ridgeline.core.model import ModelSpec
+from ridgeline.parallel.plan import plan
 from tests.checkpoint.test_dist import DENSE, MOE, TIED, full, job, quick
-from tests.checkpoint.training import checkpoint_of, load_in_megatron, megatron_boxes, uninterrupted
+from tests.checkpoint.training import checkpoint_of, load_in_megatron, megatron_boxes, uninterrupted, updated_boxes
 from tests.pool import Pool
 
 LAYOUTS = {
@@ -48,3 +51,24 @@ def test_megatron_loads_what_we_save(ranks: Pool, tmp_path: Path, job: Job) -> N
 def job_of_one(of: Job) -> Job:
     """The same model on one rank."""
     return job(of.model, 1)
+
+
+@pytest.mark.parametrize("model", [DENSE, TIED, MOE], ids=["dense", "tied", "moe"])
+def test_the_optimizer_is_sharded_as_planned(ranks: Pool, model: ModelSpec) -> None:
+    """On every rank Megatron-core's distributed optimizer updates the very elements that the plan gives it."""
+    sharded = job(model, 4, layout__pp=2, layout__ep=2 if model is MOE else 1)
+    theirs = ranks.run(updated_boxes, 4, dumps(sharded))
+    holders = optimizer_holders(plan(sharded))
+    for rank in range(4):
+        pieces = [p for holder in holders if rank in holder.ranks for buffer in holder.buffers for p in buffer.pieces]
+        ours: dict[str, list[object]] = {}
+        for piece in pieces:
+            offset, shape = piece.box.offset, piece.box.shape
+            # An expert's tensor is a slice of the stored one, so a box of several is several.
+            several = range(shape[0]) if len(shape) == 3 else (None,)
+            for index in several:
+                part = (offset, shape) if index is None else ((offset[0] + index, *offset[1:]), (1, *shape[1:]))
+                ours.setdefault(piece.key, []).append(part)
+        assert {key: sorted(boxes) for key, boxes in ours.items()} == {
+            key: sorted(boxes) for key, boxes in theirs[rank].items()
+        }

@@ -20,6 +20,7 @@ from ridgeline.checkpoint.holdings import fragments_of, holdings_of
 from ridgeline.checkpoint.io.dist import finish, load, save
 from ridgeline.checkpoint.io.initial import load_initial
 from ridgeline.checkpoint.io.optimizer import slots_of
+from ridgeline.checkpoint.io.state import held
 from ridgeline.checkpoint.names import stored_box
 from ridgeline.core.codec import loads
 from ridgeline.core.errors import RidgelineError
@@ -229,3 +230,16 @@ def _bare(chunk: Any) -> Any:
 def checkpoint_of(folder: Path, step: int) -> str:
     """The folder of a step."""
     return str(folder / f"step_{step:07d}")
+
+
+def updated_boxes(job_text: str) -> dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]]:
+    """The boxes that Megatron-core's distributed optimizer updates on this rank: offset and shape, by stored tensor."""
+    with built_of(job_text) as built:
+        holdings = {id(param): holding for holding, param in held(built.program, built.chunks)}
+        boxes: dict[str, list[Any]] = {}
+        for slot in slots_of(built.optimizer):
+            holding = holdings[id(slot.param)]
+            for fragment in fragments_of(holding, slot.start, slot.stop):
+                box = stored_box(holding.place, fragment.box)
+                boxes.setdefault(holding.place.key, []).append((box.offset, box.shape))
+        return boxes
