@@ -1,0 +1,51 @@
+"""What the operations of a job on one rank are measured in.
+
+``tokens`` are those of a sequence slice and microbatch (seq_len/cp * mbs) and ``own_tokens`` those whose residual
+stream this rank holds (``tokens/tp`` under sp, else all).
+"""
+
+from typing import NamedTuple
+
+from ridgeline.core.job import Job, SelectiveRecompute
+from ridgeline.parallel.shards import padded_vocab
+
+
+class Sizes(NamedTuple):
+    """What the operations of a job on one rank are measured in."""
+
+    tokens: int
+    own_tokens: int
+    seq_len: int
+    hidden: int
+    vocab: int
+    width: int
+    tp: int
+    sp: bool
+    cp: int
+    cp_algorithm: str
+    ep: int
+    etp: int
+    dispatcher: str
+    recomputes_attention: bool
+
+
+def sizes_of(job: Job) -> Sizes:
+    """The sizes of a job's operations; ``width`` is the bytes of an element of weights and activations."""
+    layout, recompute = job.layout, job.memory.recompute
+    tokens = job.batch.seq_len // layout.cp * job.batch.mbs
+    return Sizes(
+        tokens=tokens,
+        own_tokens=tokens // layout.tp if layout.sp else tokens,
+        seq_len=job.batch.seq_len,
+        hidden=job.model.hidden,
+        vocab=padded_vocab(job.model.vocab_size, layout),
+        width=2 if job.precision.params == "bf16" else 4,
+        tp=layout.tp,
+        sp=layout.sp,
+        cp=layout.cp,
+        cp_algorithm=layout.cp_algorithm,
+        ep=layout.ep,
+        etp=layout.etp,
+        dispatcher=job.comm.moe_dispatcher,
+        recomputes_attention=isinstance(recompute, SelectiveRecompute) and "core_attn" in recompute.modules,
+    )

@@ -1,0 +1,47 @@
+"""What every layer does to the residual stream: norms, additions, and the collectives around split linears."""
+
+from collections.abc import Iterator
+
+from ridgeline.parallel.ops.sizes import Sizes
+from ridgeline.parallel.ops.words import Comm, Op, Saved
+
+
+def whole(sizes: Sizes) -> int:
+    """A full activation beside the rank's own part of it, where tp splits the stream."""
+    return sizes.tokens * sizes.hidden * sizes.width if sizes.tp > 1 else 0
+
+
+def norm(name: str, saves: str, sizes: Sizes) -> Op:
+    stream = sizes.own_tokens * sizes.hidden * sizes.width
+    return Op(
+        name,
+        part="layernorm" if name != "final_layernorm" else "",
+        moved_bytes=2 * stream,
+        saved=(Saved(saves, stream), Saved("rstd", sizes.own_tokens * 4)),
+    )
+
+
+def add(name: str, sizes: Sizes) -> Op:
+    stream = sizes.own_tokens * sizes.hidden * sizes.width
+    return Op(name, moved_bytes=3 * stream, forward_work_bytes=stream)
+
+
+def column_comms(sizes: Sizes) -> Iterator[Comm]:
+    """Around a linear that splits its output."""
+    whole = sizes.tokens * sizes.hidden * sizes.width
+    if sizes.tp > 1 and sizes.sp:
+        yield Comm("F", "all_gather", "tp", whole)
+        yield Comm("B", "all_gather", "tp", whole)
+        yield Comm("B", "reduce_scatter", "tp", whole)
+    elif sizes.tp > 1:
+        yield Comm("B", "all_reduce", "tp", whole)
+
+
+def row_comms(sizes: Sizes) -> Iterator[Comm]:
+    """Around a linear or an embedding that splits its input."""
+    whole = sizes.tokens * sizes.hidden * sizes.width
+    if sizes.tp > 1 and sizes.sp:
+        yield Comm("F", "reduce_scatter", "tp", whole)
+        yield Comm("B", "all_gather", "tp", whole)
+    elif sizes.tp > 1:
+        yield Comm("F", "all_reduce", "tp", whole)

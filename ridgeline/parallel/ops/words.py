@@ -1,0 +1,77 @@
+"""What an operation says of itself: what it computes, moves, saves for its backward, and communicates."""
+
+from typing import NamedTuple
+
+
+class Saved(NamedTuple):
+    """A tensor kept from forward to backward; recomputing the part ``dropped_by`` names does without it.
+
+    Weight gradients need those ``for_weight``, the inputs of matrix products: a split backward keeps them to its end.
+    """
+
+    name: str
+    size_bytes: int
+    dropped_by: str = ""
+    for_weight: bool = False
+
+
+class Comm(NamedTuple):
+    """A collective within a layer.
+
+    Attributes:
+        phase: ``F`` or ``B``.
+        kind: ``all_gather``, ``reduce_scatter``, ``all_reduce``, ``all_to_all`` or ``p2p``.
+        axes: Of the mesh, as ``group_of`` takes them.
+        size_bytes: The whole tensor: gathered, reduced, or sent by one rank in all.
+        repeats: How often, one after the other.
+    """
+
+    phase: str
+    kind: str
+    axes: str
+    size_bytes: int
+    repeats: int = 1
+
+
+class Op(NamedTuple):
+    """One operation.
+
+    Attributes:
+        name: Within its layer.
+        part: What recompute calls the part it belongs to, or "".
+        gemms: Matrix products of the forward, ``(m, k, n)``; the backward has two of each.
+        gemm_repeats: How often each runs, once an expert.
+        attention_flops: Of the attention kernel's forward.
+        moved_bytes: Memory traffic of a forward that is no matrix product.
+        saved: Tensors it keeps that no other operation of the layer keeps already.
+        comms: Its collectives.
+        forward_work_bytes, backward_work_bytes: Tensors alive only while it runs, beyond those saved.
+    """
+
+    name: str
+    part: str = ""
+    gemms: tuple[tuple[int, int, int], ...] = ()
+    gemm_repeats: int = 1
+    attention_flops: float = 0.0
+    moved_bytes: int = 0
+    saved: tuple[Saved, ...] = ()
+    comms: tuple[Comm, ...] = ()
+    forward_work_bytes: int = 0
+    backward_work_bytes: int = 0
+
+
+def kept(ops: tuple[Op, ...], recomputed: tuple[str, ...]) -> int:
+    """Bytes that operations keep for their backward when some parts are recomputed."""
+    return sum(saved.size_bytes for op in ops for saved in op.saved if saved.dropped_by not in recomputed)
+
+
+def deferred(ops: tuple[Op, ...], width: int) -> int:
+    """Bytes that a split backward keeps from its input gradients to its weight gradients.
+
+    Both factors of each product that is a weight gradient: a matrix product's input and its output's gradient.
+
+    Source:
+        Qi et al., arXiv 2401.10241, table 1: 32sbh bytes a layer of which 14 are inputs and 18 gradients.
+    """
+    inputs = sum(saved.size_bytes for op in ops for saved in op.saved if saved.for_weight)
+    return inputs + width * sum(m * n * op.gemm_repeats for op in ops for m, _, n in op.gemms)
