@@ -51,9 +51,9 @@ def compare(
         options: Fields of both jobs, as --layout.tp 8.
         json: Print the numbers as JSON instead.
     """
-    from ridgeline.parallel.plan import plan
+    from ridgeline.apps.planning import plan_or_advise
 
-    plans = [plan(read_job(job, options).job) for job in (left, right)]
+    plans = [plan_or_advise(read_job(job, options).job) for job in (left, right)]
     changes, figures = changes_of(plans[0].job, plans[1].job), tuple(figures_of(*plans))
     if json:
         write_json({"changes": list(map(attrs.asdict, changes)), "figures": list(map(attrs.asdict, figures))})

@@ -30,9 +30,9 @@ def launch(
         image: The container image of a Kubernetes job.
         claim: The volume claim of a Kubernetes job, mounted at /workspace: its data and output belong there.
     """
-    from ridgeline.parallel.plan import plan
+    from ridgeline.apps.planning import plan_or_advise
 
-    planned = plan(read_job(job, options).job)
+    planned = plan_or_advise(read_job(job, options).job)
     form = LaunchForm(job=planned.job, command=("train", job, *options), image=image, claim=claim)
     give(FORMS[format](form), path=output, option="--file")
     return 0

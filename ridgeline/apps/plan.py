@@ -25,10 +25,10 @@ def plan(
         json: Print the numbers as JSON instead, with the whole job.
         verify_rank: Instead, build this rank with Megatron-core and compare every parameter with the plan.
     """
-    from ridgeline.parallel.plan import plan as plan_of
+    from ridgeline.apps.planning import plan_or_advise
 
     chosen = read_job(job, options)
-    planned = plan_of(chosen.job)
+    planned = plan_or_advise(chosen.job)
     if verify_rank is not None:
         return edge("ridgeline.apps.runtime.verify:verify_rank")(planned, verify_rank)
     if json:

@@ -67,8 +67,9 @@ def default_job(plain: Plain, *, model: ModelSpec, cluster: Cluster) -> tuple[Jo
             best = laid_out, split, peak
         if peak and peak.fits:
             break
-    if best is None:
-        return job, tuple(notes)
+    if best is None:  # a batch that every dp divides, so that it hides no layout that would do
+        sizes = {} if "gbs" in given_batch else {"gbs": job.batch.mbs * cluster.world_size * MICROBATCHES}
+        return attrs.evolve(job, batch=attrs.evolve(job.batch, **sizes)), tuple(notes)
     return best[0], (*notes, *_sentences(*best, given_layout, given_batch))
 
 

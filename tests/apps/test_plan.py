@@ -84,6 +84,17 @@ def test_a_model_folder_is_planned_like_a_preset(capsys, tmp_path):
     assert "Chosen for this preset" in text
 
 
+def test_an_impossible_layout_is_told_with_the_nearest(capsys):
+    """Which rules it breaks, and layouts that break none, by all verbs that plan."""
+    for verb in (["plan"], ["launch"], ["compare", "qwen2.5-7b"]):
+        assert cli([*verb, "qwen2.5-7b", "--tp", "3"]) == 2
+        told = capsys.readouterr().err
+        assert "layout.tp=3: must divide heads=28; use 1, 2 or 4" in told
+        assert "layout='tp=3': is impossible; nearest that are legal: layout.tp=4 | layout.tp=2" in told
+        assert cli([*verb, "qwen2.5-7b", "--optimizer.warmup-steps", "5000"]) == 2
+        assert "nearest that are legal" not in capsys.readouterr().err
+
+
 def test_a_rank_of_a_large_job_is_verified_here():
     """One line that says what was compared; a rank that does not exist is refused."""
     command = [sys.executable, "-m", "ridgeline", "plan", "qwen3-0.6b", "--nodes", "64", "--tp", "2", "--verify-rank"]
