@@ -46,7 +46,6 @@ $(VENV)/runtime: pyproject.toml | $(BIN)/python
 
 $(VENV)/dev: pyproject.toml | $(BIN)/python
 	$(PIP) --editable '.[dev]'
-	$(BIN)/python -m ridgeline.kernels.npu.virtual.install
 	@touch $@
 
 clean:

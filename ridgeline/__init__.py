@@ -30,16 +30,19 @@ if TYPE_CHECKING:
     from ridgeline.core.job import ConstantLr as ConstantLr
     from ridgeline.core.job import CosineLr as CosineLr
     from ridgeline.core.job import Data as Data
+    from ridgeline.core.job import Dpo as Dpo
     from ridgeline.core.job import FullRecompute as FullRecompute
     from ridgeline.core.job import Init as Init
     from ridgeline.core.job import Job as Job
     from ridgeline.core.job import LinearLr as LinearLr
+    from ridgeline.core.job import Lora as Lora
     from ridgeline.core.job import Memory as Memory
     from ridgeline.core.job import Optimizer as Optimizer
     from ridgeline.core.job import Precision as Precision
     from ridgeline.core.job import Pretraining as Pretraining
     from ridgeline.core.job import Run as Run
     from ridgeline.core.job import SelectiveRecompute as SelectiveRecompute
+    from ridgeline.core.job import Sft as Sft
     from ridgeline.core.job import Source as Source
     from ridgeline.core.job import WsdLr as WsdLr
     from ridgeline.core.layout import Layout as Layout
@@ -84,8 +87,8 @@ HOMES = MappingProxyType(
         "ridgeline.core.diff": "diff",
         "ridgeline.core.errors": ("CheckpointError DataError LoweringError PlanError RidgelineError SpecError"),
         "ridgeline.core.job": (
-            "Batch Comm ConstantLr CosineLr Data FullRecompute Init Job LinearLr Memory Optimizer Precision "
-            "Pretraining Run SelectiveRecompute Source WsdLr"
+            "Batch Comm ConstantLr CosineLr Data Dpo FullRecompute Init Job LinearLr Lora Memory Optimizer Precision "
+            "Pretraining Run SelectiveRecompute Sft Source WsdLr"
         ),
         "ridgeline.core.layout": "Layout",
         "ridgeline.core.model": (

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ridgeline.core.cluster import Cluster
 from ridgeline.core.fields import union_members
-from ridgeline.core.job import Comm, Data, Init, Job, Optimizer, Precision
+from ridgeline.core.job import Comm, Data, Dpo, FullRecompute, Init, Job, Lora, Optimizer, Precision
 from ridgeline.core.layout import Layout
 from ridgeline.core.model import Attention, Block, Mlp, ModelSpec, Moe, Repeat
 
@@ -111,7 +111,10 @@ RULES: Mapping[type[Any], Callable[[], dict[str, Any]]] = MappingProxyType(
         Attention: _heads,
         Moe: lambda: {"experts": st.integers(4, 8), "topk": st.integers(1, 4)},
         ModelSpec: lambda: {"blocks": st.lists(_any(Repeat), min_size=1, max_size=3)},
-        Precision: lambda: {"grads": st.just("fp32")},
+        Precision: lambda: {"grads": st.just("fp32"), "masters": st.just("fp32"), "moments": st.just("fp32")},
+        FullRecompute: lambda: {"per": st.just("stage"), "stage_layers": st.none(), "modules": st.just(())},
+        Dpo: lambda: {"label_smoothing": st.floats(0.0, 0.5)},
+        Lora: lambda: {"targets": st.just(("linear_qkv", "linear_fc2"))},
         Comm: lambda: {"overlap_param_gather": st.just(False)},
         Optimizer: lambda: {"min_lr": st.just(0.0)},
         Data: lambda: {"split": st.lists(st.floats(0.001, 1000), min_size=3, max_size=3)},

@@ -65,14 +65,16 @@ def report(plan: Plan, *, chosen: Sequence[str], width: int) -> Iterator[Rendera
 def memory_table(plan: Plan) -> Table:
     """Memory of each pipeline rank at its peak, by what it holds."""
     table = _table("Memory of a rank at its peak, GiB")
-    for name in ("pp rank", "stages", *MEMORY_COLUMNS, "total", "of", "peak at"):
-        table.add_column(name, justify="left" if name in ("pp rank", "stages", "peak at") else "right")
+    for name in ("pp rank", "stages", *MEMORY_COLUMNS, "total", "of", "peak at", "first step"):
+        left = name in ("pp rank", "stages", "peak at", "first step")
+        table.add_column(name, justify="left" if left else "right")
     for rank in plan.memory:
         sizes = [f"{getattr(rank, f'{name}_bytes') / GIB:.2f}" for name in MEMORY_COLUMNS]
         total = Text(f"{rank.total_bytes / GIB:.2f}", style="" if rank.fits else "bold red")
         capacity = f"{rank.capacity_bytes / GIB:.0f}"
         peak = f"{rank.peak_at}, {rank.in_flight} in flight"
-        table.add_row(str(rank.pp_rank), _stages_of(plan, rank), *sizes, total, capacity, peak)
+        first = f"{rank.first_step_bytes / GIB:.2f} at {rank.first_step_at}"
+        table.add_row(str(rank.pp_rank), _stages_of(plan, rank), *sizes, total, capacity, peak, first)
     return table
 
 

@@ -28,42 +28,91 @@ class Batch:
 
 @frozen(kw_only=True)
 class Precision:
-    """``params``: dtype of weights and activations. ``grads``: of accumulation and reduction. Masters are fp32."""
+    """Dtypes of what a rank holds.
 
-    params: Literal["bf16", "fp32"] = "bf16"
-    grads: Literal["bf16", "fp32"] = "fp32"
+    Attributes:
+        params: Of weights and activations.
+        grads: Of accumulation and reduction; a half type must be that of ``params``.
+        masters: How the optimizer keeps fp32 weights of half-precision ones: apart (``fp32``), or as the 16 low bits
+            beside the bf16 weight (``low_bits``; MindSpeed's reuse-fp32-param).
+        moments: Of Adam's two moments (``bf16``: MindSpeed's o2-optimizer).
+    """
+
+    params: Literal["bf16", "fp16", "fp32"] = "bf16"
+    grads: Literal["bf16", "fp16", "fp32"] = "fp32"
+    masters: Literal["fp32", "low_bits"] = "fp32"
+    moments: Literal["fp32", "bf16"] = "fp32"
     __attrs_post_init__ = check_spec
 
     def _problems(self) -> Iterator[Problem]:
-        if self.params == "fp32" and self.grads == "bf16":
-            yield Problem("grads", self.grads, "must be fp32 when params is fp32")
+        if self.grads not in ("fp32", self.params):
+            yield Problem("grads", self.grads, f"must be fp32 or that of params={self.params}")
+        if self.masters == "low_bits" and self.params != "bf16":
+            yield Problem("masters", "low_bits", f"are those of bf16 weights, not of params={self.params}", "use fp32")
+        if self.moments == "bf16" and self.params != "bf16":
+            yield Problem("moments", "bf16", f"go with bf16 weights, not with params={self.params}", "use fp32")
+
+
+Part: TypeAlias = Literal["core_attn", "mlp", "moe", "layernorm", "activation"]
+"""Parts of a layer that a backward can compute again; ``activation`` is the output of the feed-forward's activation."""
 
 
 @frozen(kw_only=True)
 class SelectiveRecompute:
-    """Recompute only these parts of each layer."""
+    """Recompute only these parts of each layer, or of the first ``num_layers`` of each pipeline rank."""
 
     kind: ClassVar[str] = "selective"
-    modules: tuple[Literal["core_attn", "mlp", "moe", "layernorm"], ...] = many(("core_attn",))
+    modules: tuple[Part, ...] = many(("core_attn",))
+    num_layers: int | None = at_least(1, default=None)
     __attrs_post_init__ = check_spec
 
 
 @frozen(kw_only=True)
 class FullRecompute:
-    """Recompute whole layers: every ``num_layers`` together (uniform), or the first so many of each chunk (block)."""
+    """Recompute whole layers.
+
+    Attributes:
+        method: Every ``num_layers`` together (uniform), or the first so many (block).
+        num_layers: See ``method``.
+        per: What ``num_layers`` counts the first layers of (block): a stage, or a pipeline rank with all its stages.
+        stage_layers: Layers of each stage in model order, instead of one number for all (block).
+        modules: Parts recomputed in the layers that are not recomputed whole.
+    """
 
     kind: ClassVar[str] = "full"
     method: Literal["uniform", "block"] = "uniform"
     num_layers: int = degree()
+    per: Literal["stage", "rank"] = "stage"
+    stage_layers: tuple[int, ...] | None = many(None)
+    modules: tuple[Part, ...] = many()
     __attrs_post_init__ = check_spec
+
+    def _problems(self) -> Iterator[Problem]:
+        for name in ("per", "stage_layers", "modules"):
+            value = getattr(self, name)
+            if self.method == "uniform" and value not in ("stage", None, ()):
+                yield Problem(name, value, "goes with method='block', which leaves layers as they are")
+        if self.stage_layers is not None and self.per == "rank":
+            yield Problem("stage_layers", self.stage_layers, "excludes per='rank'", "keep one of the two")
 
 
 @frozen(kw_only=True)
 class Memory:
-    """What is kept, recomputed or sharded to fit. ``distributed_optimizer`` shards optimizer state over dp (ZeRO-1)."""
+    """What is kept, recomputed, sharded or moved to the host to fit.
+
+    Attributes:
+        recompute: What the backward computes again.
+        distributed_optimizer: Shard the optimizer's state over dp and cp (ZeRO-1).
+        swap_optimizer: Keep masters and moments on the host, and bring a part of them at a time.
+        swap_attention: Keep what attention and the layer's norms save on the host until their backward.
+        moe_balance: Tokens of the busiest expert parallel rank over the mean; 1.0 is perfect balance.
+    """
 
     recompute: SelectiveRecompute | FullRecompute | None = None
     distributed_optimizer: bool = True
+    swap_optimizer: bool = False
+    swap_attention: bool = False
+    moe_balance: float = real(1.0, minimum=1.0)
     __attrs_post_init__ = check_spec
 
 
@@ -128,7 +177,10 @@ LrSchedule: TypeAlias = ConstantLr | LinearLr | CosineLr | WsdLr
 
 @frozen(kw_only=True)
 class Optimizer:
-    """AdamW. Weight decay spares biases and norms. ``clip_grad`` 0 leaves gradients as they are."""
+    """AdamW. Weight decay spares biases and norms. ``clip_grad`` 0 leaves gradients as they are.
+
+    ``kernel`` is what updates a tensor: torch's own, or one of torch_npu's, which need less memory beside it.
+    """
 
     lr: float = real(3e-4, above=0.0)
     min_lr: float = real(0.0, minimum=0.0)
@@ -139,6 +191,7 @@ class Optimizer:
     beta2: float = real(0.95, minimum=0.0, maximum=1.0)
     eps: float = real(1e-8, above=0.0)
     clip_grad: float = real(1.0, minimum=0.0)
+    kernel: Literal["torch", "npu_apply_adam_w", "npu_fused_adamw"] = "torch"
     __attrs_post_init__ = check_spec
 
     def _problems(self) -> Iterator[Problem]:
@@ -155,7 +208,54 @@ class Pretraining:
     __attrs_post_init__ = check_spec
 
 
-Objective: TypeAlias = Pretraining
+@frozen(kw_only=True)
+class Sft:
+    """Next-token loss on the answers alone. Not ``padded``, a microbatch is as long as its longest sample."""
+
+    kind: ClassVar[str] = "sft"
+    per_token: bool = False
+    padded: bool = True
+    __attrs_post_init__ = check_spec
+
+
+@frozen(kw_only=True)
+class Dpo:
+    """Preference pairs, chosen and rejected in one forward, so twice ``mbs`` samples (arXiv 2305.18290).
+
+    ``simpo`` (arXiv 2405.14734) has no reference model, which the other losses keep beside the trained one.
+    """
+
+    kind: ClassVar[str] = "dpo"
+    per_token: ClassVar[bool] = False
+    loss: Literal["sigmoid", "hinge", "ipo", "simpo"] = "sigmoid"
+    beta: float = real(0.1, above=0.0)
+    label_smoothing: float = real(0.0, minimum=0.0, maximum=0.5)
+    padded: bool = True
+    __attrs_post_init__ = check_spec
+
+
+Objective: TypeAlias = Pretraining | Sft | Dpo
+
+
+@frozen(kw_only=True)
+class Lora:
+    """Low-rank adapters beside frozen weights (arXiv 2106.09685), scaled by alpha/rank.
+
+    ``base="nf4"`` stores the frozen linear weights in 4 bits (QLoRA, arXiv 2305.14314).
+    """
+
+    kind: ClassVar[str] = "lora"
+    rank: int = at_least(1, default=16)
+    alpha: float = real(32.0, above=0.0)
+    targets: tuple[Literal["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"], ...] = many(
+        ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
+    )
+    base: Literal["params", "nf4"] = "params"
+    __attrs_post_init__ = check_spec
+
+    def _problems(self) -> Iterator[Problem]:
+        if not self.targets:
+            yield Problem("targets", self.targets, "must name at least one linear layer")
 
 
 @frozen(kw_only=True)
@@ -245,6 +345,7 @@ class Job:
     comm: Comm = Comm()
     optimizer: Optimizer = Optimizer()
     objective: Objective = Pretraining()
+    adapter: Lora | None = None
     data: Data = Data()
     init: Init = Init()
     run: Run = Run()

@@ -1,6 +1,7 @@
 """A job in the words of Megatron-core's three configs, as plain data; what they have no words for is refused."""
 
 from collections.abc import Iterator, Mapping
+from operator import attrgetter
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -14,7 +15,7 @@ Value: TypeAlias = str | int | float | bool | tuple["Value", ...] | None
 Fields: TypeAlias = tuple[tuple[str, Value], ...]
 """Fields of a config by name; dtypes and functions by torch's name for them."""
 
-DTYPES: Mapping[str, str] = MappingProxyType({"bf16": "bfloat16", "fp32": "float32"})
+DTYPES: Mapping[str, str] = MappingProxyType({"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"})
 """Ours to torch's."""
 
 UNIFORM: Mapping[type, tuple[str, ...]] = MappingProxyType(
@@ -25,6 +26,21 @@ UNIFORM: Mapping[type, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Where a kind of part stands in a block, and what Megatron-core says once for all layers that hold one."""
+
+RUNS: Mapping[str, tuple[object, ...]] = MappingProxyType(
+    {
+        "precision.params": ("bf16", "fp32"),
+        "precision.grads": ("fp32", "bf16"),
+        "precision.masters": ("fp32",),
+        "precision.moments": ("fp32",),
+        "memory.swap_optimizer": (False,),
+        "memory.swap_attention": (False,),
+        "optimizer.kernel": ("torch",),
+        "objective.kind": ("pretraining",),
+        "adapter": (None,),
+    }
+)
+"""What this runtime can do of fields that a plan understands whole."""
 
 
 SCHEDULES = ("1f1b", "interleaved_1f1b")
@@ -129,6 +145,12 @@ def _faults(job: Job) -> Iterator[str]:
     if job.layout.schedule_name not in SCHEDULES:
         usual = " or ".join(map(repr, SCHEDULES))
         yield f"layout.schedule={job.layout.schedule!r}: is planned only, nothing runs it yet; use {usual}"
+    for path, able in RUNS.items():
+        value = attrgetter(path)(job)
+        if value not in able:
+            told = getattr(value, "kind", value)
+            yield f"{path}={told!r}: is planned only, nothing runs it yet; use {' or '.join(map(repr, able))}"
+    yield from _recompute_faults(job)
     if job.model.mtp:
         yield f"model.mtp={job.model.mtp}: multi-token prediction has no lowering yet; use 0"
     blocks = job.model.layers()
@@ -140,6 +162,22 @@ def _faults(job: Job) -> Iterator[str]:
             values = sorted({getattr(part, name) for part in parts})
             if len(values) > 1:
                 yield f"model.blocks.{place}.{name}={values}: Megatron-core has one for all layers; use one value"
+
+
+def _recompute_faults(job: Job) -> Iterator[str]:
+    match job.memory.recompute:
+        case SelectiveRecompute(modules=modules, num_layers=num_layers):
+            if num_layers is not None:
+                yield f"memory.recompute.num_layers={num_layers}: parts are recomputed in all layers; leave it out"
+        case FullRecompute(per=per, stage_layers=stage_layers, modules=modules):
+            if per != "stage" or stage_layers is not None:
+                yield "memory.recompute: every stage recomputes as many layers; leave per and stage_layers out"
+            if modules:
+                yield f"memory.recompute.modules={modules}: beside whole layers nothing is recomputed; leave them out"
+        case None:
+            modules = ()
+    if "activation" in modules:
+        yield "memory.recompute.modules='activation': is planned only, nothing runs it yet; use 'mlp' or 'moe'"
 
 
 def _feed_forward_fields(job: Job) -> Fields:

@@ -232,6 +232,41 @@ def _recompute(job: Job) -> Iterator[Problem]:
             yield Problem("memory.recompute.num_layers", recompute.num_layers, rule, one_of(divisors(layers)))
 
 
+def _stored_states(job: Job) -> Iterator[Problem]:
+    """What MindSpeed's validators refuse: features_manager/memory and /optimizer of Ascend/MindSpeed 2.0.0."""
+    memory, precision, recompute = job.memory, job.precision, job.memory.recompute
+    if memory.swap_optimizer and not memory.distributed_optimizer:
+        rule = "needs the distributed optimizer, whose shards it moves"
+        yield Problem("memory.swap_optimizer", True, rule, "set memory.distributed_optimizer to true")
+    if memory.swap_optimizer and precision.masters == "low_bits":
+        rule = "moves masters, which precision.masters='low_bits' does not have"
+        yield Problem("memory.swap_optimizer", True, rule, "set precision.masters to 'fp32'")
+    if memory.swap_optimizer and precision.moments == "bf16":
+        rule = "moves fp32 states, not precision.moments='bf16'"
+        yield Problem("memory.swap_optimizer", True, rule, "set precision.moments to 'fp32'")
+    if memory.swap_attention and job.adapter:
+        rule = "cannot follow layers with adapters"
+        yield Problem("memory.swap_attention", True, rule, "set it to false, or leave adapter out")
+    if memory.swap_attention and isinstance(recompute, FullRecompute) and recompute.method == "uniform":
+        rule = "has nothing to move when whole layers are recomputed"
+        yield Problem("memory.swap_attention", True, rule, "set it to false, or memory.recompute.method to 'block'")
+    if isinstance(recompute, FullRecompute) and recompute.stage_layers is not None:
+        stages, counts = job.layout.pp * job.layout.vpp, recompute.stage_layers
+        if len(counts) != stages or min(counts, default=0) < 0:
+            rule = f"must be a count >= 0 for each of pp*vpp={stages} stages"
+            yield Problem("memory.recompute.stage_layers", counts, rule)
+
+
+def _adapters(job: Job) -> Iterator[Problem]:
+    if (
+        job.adapter
+        and job.comm.moe_dispatcher == "allgather"
+        and any(isinstance(run.block.feed_forward, Moe) for run in job.model.blocks)
+    ):
+        rule = "of experts need tokens sent to them one by one"
+        yield Problem("adapter", "lora", rule, "set comm.moe_dispatcher to 'alltoall'")
+
+
 def _learning_rate(job: Job) -> Iterator[Problem]:
     schedule, warmup = job.optimizer.lr_schedule, job.optimizer.warmup_steps
     end = None if isinstance(schedule, ConstantLr) else schedule.decay_steps
@@ -266,6 +301,10 @@ def no_effect(job: Job) -> Iterator[str]:
         yield f"layout.microbatch_group_size={layout.microbatch_group_size} has no effect with vpp=1"
     if layout.etp > 1 and not any(isinstance(run.block.feed_forward, Moe) for run in job.model.blocks):
         yield f"layout.etp={layout.etp} has no effect, since no layer holds experts"
+    if job.memory.moe_balance > 1 and layout.ep == 1:
+        yield f"memory.moe_balance={job.memory.moe_balance} has no effect with ep=1: a rank holds every expert"
+    if job.adapter and job.precision.masters == "low_bits":
+        yield "precision.masters='low_bits' saves next to nothing: only adapters have masters"
     if isinstance(recompute, SelectiveRecompute):
         kinds = {run.block.feed_forward.kind for run in job.model.blocks}
         for module in recompute.modules:
@@ -290,6 +329,8 @@ RULES: tuple[Rule, ...] = (
     _schedule,
     _microbatches,
     _recompute,
+    _stored_states,
+    _adapters,
     _learning_rate,
     _comm,
     _plannable,

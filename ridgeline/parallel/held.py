@@ -10,12 +10,13 @@ from math import ceil, lcm, prod
 from types import MappingProxyType
 from typing import NamedTuple
 
-from ridgeline.core.job import Job
+from ridgeline.core.job import Dpo, Job
+from ridgeline.parallel.adapters import adapter_of, frozen_bytes
 from ridgeline.parallel.mesh import Mesh
 from ridgeline.parallel.shards import ParamRow, local_shape, stage_rows
 from ridgeline.parallel.stages import StageMap
 
-WIDTHS: Mapping[str, int] = MappingProxyType({"bf16": 2, "fp32": 4})
+WIDTHS: Mapping[str, int] = MappingProxyType({"bf16": 2, "fp16": 2, "fp32": 4})
 """Bytes of an element."""
 
 PARAM_ALIGNMENT = 64  # elements, of each parameter's start in a buffer of the distributed optimizer
@@ -24,7 +25,7 @@ SHARED_OVER_TP = ("norm", "router", "out_bias", "down_bias")  # under sp each tp
 
 
 class Held(NamedTuple):
-    """Elements that one rank holds of one stage.
+    """Elements that one rank holds of one stage, those that train.
 
     Attributes:
         dense: Weights whose gradients are reduced over dp and cp.
@@ -33,6 +34,8 @@ class Held(NamedTuple):
         tied: Of ``dense``, an embedding that another stage holds too.
         dense_buffer, tied_buffer, expert_buffer: What is reduced at a time, padding included; a tied embedding has a
             buffer of its own under the distributed optimizer.
+        largest: The largest tensor.
+        frozen_bytes: Of weights that do not train: those under adapters, and a reference model's.
     """
 
     dense: int
@@ -42,10 +45,12 @@ class Held(NamedTuple):
     dense_buffer: int
     tied_buffer: int
     expert_buffer: int
+    largest: int
+    frozen_bytes: int
 
     @property
     def elements(self) -> int:
-        """Weights in all."""
+        """Weights that train."""
         return self.dense + self.expert
 
     @property
@@ -60,24 +65,37 @@ def plan_held(job: Job, *, mesh: Mesh, stages: StageMap, shards: tuple[ParamRow,
 
 
 def _held(job: Job, mesh: Mesh, stages: StageMap, shards: tuple[ParamRow, ...], stage: int) -> Held:
-    shared = job.memory.distributed_optimizer
+    shared, adapter, width = job.memory.distributed_optimizer, job.adapter, WIDTHS[job.precision.params]
+    has_reference = isinstance(job.objective, Dpo) and job.objective.loss != "simpo"
     sizes = {"dense": 0, "expert": 0, "replicated": 0, "tied": 0}
     buffers = {"dense": 0, "tied": 0, "expert": 0}
+    largest = frozen = 0
     for row, layers in stage_rows(shards, stages, stage):
         size, role = prod(local_shape(row.shard, mesh)), row.param.role
         copies = layers * max(1, row.param.experts // mesh.ep)
         kind = "expert" if row.param.experts else "dense"
         tied = role == "embedding" and job.model.tied_embeddings and not stages.ends_meet
+        replicated = size if mesh.tp > 1 and (role == "head_norm" or (job.layout.sp and role in SHARED_OVER_TP)) else 0
+        frozen += size * width * copies * has_reference
+        if adapter:
+            frozen += frozen_bytes(row, adapter, mesh, width=width) * copies
+            size, replicated = adapter_of(row, adapter, mesh)
+            tied = False
+        largest = max(largest, size)
         buffers["tied" if tied and shared else kind] += (_padded(size, PARAM_ALIGNMENT) if shared else size) * copies
         sizes[kind] += size * copies
+        sizes["replicated"] += replicated * copies
         if tied:
             sizes["tied"] += size
-        if mesh.tp > 1 and (role == "head_norm" or (job.layout.sp and role in SHARED_OVER_TP)):
-            sizes["replicated"] += size * copies
     if shared:
         ranks = {"dense": mesh.dp * mesh.cp, "tied": mesh.dp * mesh.cp, "expert": mesh.edp}
         buffers = {name: _padded(size, lcm(ranks[name], BUCKET_ALIGNMENT)) for name, size in buffers.items()}
-    return Held(**sizes, **{f"{name}_buffer": size for name, size in buffers.items()})
+    return Held(
+        **sizes,
+        **{f"{name}_buffer": size for name, size in buffers.items()},
+        largest=largest,
+        frozen_bytes=frozen,
+    )
 
 
 def _padded(size: int, multiple: int) -> int:

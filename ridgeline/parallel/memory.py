@@ -1,10 +1,12 @@
 """Memory of every pipeline rank: what is held all the time, what the schedule keeps in flight, and the peak of both.
 
 All ranks of one pipeline rank hold the same. The estimate errs high: where a tensor's life is open to doubt it lives.
+The first step differs from later ones: Adam's moments appear only in its update, so its forward and backward run
+beside less.
 
-    params      weights, in the dtype they compute in
+    params      weights, in the dtype they compute in; frozen ones and those of a reference model among them
     grads       the accumulation buffer
-    optimizer   fp32 masters (bf16 only) and two fp32 moments, over dp with the distributed optimizer
+    optimizer   masters and moments, over dp with the distributed optimizer
     activations what the microbatches in flight keep for their backwards
     work        tensors of the operation that runs at the peak, logits and recomputed activations among them
     buffers     the tensor that sequence parallelism gathers into
@@ -13,25 +15,23 @@ All ranks of one pipeline rank hold the same. The estimate errs high: where a te
     runtime     what driver and runtime hold back
 
 Source:
-    Static part: megatron-core 0.16.1, distributed/param_and_grad_buffer.py and optimizer/distrib_optimizer.py; with
-    bf16 weights and fp32 gradients 18 bytes a parameter, 6 + 12/dp with the distributed optimizer. HCCL takes two
-    buffers of HCCL_BUFFSIZE (200 MB by default) a communicator: HCCL documentation. Reserved over allocated, 1/0.94:
-    SimuMax 4dcaae5.
+    States: see states.py. HCCL takes two buffers of HCCL_BUFFSIZE (200 MB by default) a communicator: HCCL
+    documentation. Reserved over allocated, 1/0.94: SimuMax 4dcaae5.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from ridgeline.core.frozen import frozen
 from ridgeline.core.job import Job
-from ridgeline.parallel.actions import Action
+from ridgeline.parallel.activations import Moment, peak_moment, stage_live
 from ridgeline.parallel.collectives import Collective
-from ridgeline.parallel.held import WIDTHS, Held
+from ridgeline.parallel.held import Held
 from ridgeline.parallel.mesh import Mesh
-from ridgeline.parallel.ops import Sizes, sizes_of
+from ridgeline.parallel.ops import sizes_of
 from ridgeline.parallel.schedule import Schedule
 from ridgeline.parallel.stages import StageMap
-from ridgeline.parallel.work import StageWork, deferred_bytes, kept_bytes, recomputed_bytes
+from ridgeline.parallel.states import states_of
+from ridgeline.parallel.work import StageWork
 
 HCCL_BUFFER_BYTES = 2 * 200 * 2**20
 ALLOCATED_OF_RESERVED = 0.94
@@ -46,6 +46,9 @@ class RankMemory:
     Attributes:
         in_flight: Forwards whose backward is still to come, at the peak.
         peak_at: The action during which the peak occurs, ``2B0``; ``update`` for the optimizer's step.
+        first_step_bytes, first_step_at: Tensors at the peak of the first step, and when: Adam's moments come with its
+            update.
+        after_step_bytes: Tensors right after an update.
         capacity_bytes: Of the device.
     """
 
@@ -61,11 +64,14 @@ class RankMemory:
     runtime_bytes: int
     in_flight: int
     peak_at: str
+    first_step_bytes: int
+    first_step_at: str
+    after_step_bytes: int
     capacity_bytes: int
 
     @property
     def static_bytes(self) -> int:
-        """Held from the first step on, whatever runs."""
+        """Held from the first update on, whatever runs."""
         return self.params_bytes + self.grads_bytes + self.optimizer_bytes
 
     @property
@@ -84,29 +90,6 @@ class RankMemory:
         return self.total_bytes <= self.capacity_bytes
 
 
-class _Peak(NamedTuple):
-    held: int
-    work: int
-    in_flight: int
-    at: str
-
-
-class _Live(NamedTuple):
-    """Bytes of one microbatch on a stage: kept for its backward, then for its weight gradients; and while it runs."""
-
-    kept: int
-    deferred: int
-    forward_work: int
-    backward_work: int
-
-    def work(self, kind: str) -> int:
-        """Beside what is held when an action begins, but for what it adds to it."""
-        if kind == "F":
-            return self.forward_work
-        # Layer by layer, what weight gradients need takes the place of what was kept.
-        return self.backward_work + (max(0, self.deferred - self.kept) if kind == "I" else 0)
-
-
 def plan_memory(
     job: Job,
     *,
@@ -118,97 +101,42 @@ def plan_memory(
     collectives: Sequence[Collective],
 ) -> tuple[RankMemory, ...]:
     """The memory of each pipeline rank."""
-    sizes = sizes_of(job)
-    live = [_stage_live(job, one, sizes, last=stage == len(work) - 1) for stage, one in enumerate(work)]
+    each = stage_live(job, work)
     owned = [[held[stage] for stage in stages.owned_by(pp_rank)] for pp_rank in range(mesh.pp)]
     return tuple(
-        _rank_memory(job, mesh, params, collectives, pp_rank, _peak(schedule, pp_rank, live))
+        _rank_memory(job, mesh, params, collectives, pp_rank, peak_moment(schedule.ranks[pp_rank], each))
         for pp_rank, params in enumerate(owned)
     )
 
 
 def _rank_memory(
-    job: Job, mesh: Mesh, held: Sequence[Held], collectives: Sequence[Collective], pp_rank: int, peak: _Peak
+    job: Job, mesh: Mesh, held: Sequence[Held], collectives: Sequence[Collective], pp_rank: int, peak: Moment
 ) -> RankMemory:
-    sizes = sizes_of(job)
-    owned = sum(params.elements for params in held)
-    if job.memory.distributed_optimizer:
-        over_dp = sum(params.dense_buffer + params.tied_buffer for params in held)
-        owned = over_dp // (mesh.dp * mesh.cp) + sum(params.expert_buffer for params in held) // mesh.edp
-    width, grad_width = WIDTHS[job.precision.params], WIDTHS[job.precision.grads]
-    elements = sum(params.buffers for params in held)
-    optimizer = owned * (12 if width < 4 else 8)
-    # The update reads fp32 gradients: a copy where they are bf16. Adam's denominator is one more tensor a parameter.
-    update = owned * 4 * (2 if grad_width < 4 else 1)
-    activations, work, at, in_flight = peak.held, peak.work, peak.at, peak.in_flight
-    if update > activations + work:
-        activations, work, at, in_flight = 0, update, "update", 0
+    states = states_of(job, mesh=mesh, held=held)
+    sizes, chip = sizes_of(job), job.cluster.chip
     buffers = sizes.tokens * sizes.hidden * sizes.width if sizes.sp and sizes.tp > 1 else 0
-    chip = job.cluster.chip
-    on_device = chip.device != "cpu"
-    params_bytes, grads_bytes = elements * width, elements * grad_width
-    allocated = params_bytes + grads_bytes + optimizer + activations + work + buffers
+    base = states.params + states.grads + states.masters + buffers
+    running, updating = peak.held + peak.work, states.moments + states.main_grads + states.update
+    activations, work, at, in_flight = peak.held, peak.work, str(peak.action), peak.in_flight
+    if states.main_grads + states.update > running:
+        activations, work, at, in_flight = 0, states.main_grads + states.update, "update", 0
+    allocated = base + states.moments + activations + work
     groups = {row.axes for row in collectives if row.counts[pp_rank]}
     return RankMemory(
         pp_rank=pp_rank,
-        params_bytes=params_bytes,
-        grads_bytes=grads_bytes,
-        optimizer_bytes=optimizer,
+        params_bytes=states.params,
+        grads_bytes=states.grads,
+        optimizer_bytes=states.optimizer,
         activations_bytes=activations,
         work_bytes=work,
         buffers_bytes=buffers,
         links_bytes=len(groups) * HCCL_BUFFER_BYTES if chip.device == "npu" else 0,
-        fragments_bytes=int(allocated / ALLOCATED_OF_RESERVED) - allocated if on_device else 0,
+        fragments_bytes=int(allocated / ALLOCATED_OF_RESERVED) - allocated if chip.device != "cpu" else 0,
         runtime_bytes=chip.reserved_bytes,
         in_flight=in_flight,
         peak_at=at,
+        first_step_bytes=base + max(running, updating),
+        first_step_at=str(peak.action) if running > updating else "update",
+        after_step_bytes=base + states.moments + states.main_grads,
         capacity_bytes=chip.hbm_bytes,
     )
-
-
-def _stage_keeps(job: Job, work: StageWork, sizes: Sizes, *, last: bool) -> int:
-    """What one microbatch of a stage keeps from its forward to its backward."""
-    stream = sizes.own_tokens * sizes.hidden * sizes.width
-    kept = sum(kept_bytes(run, sizes) for run in work.runs)
-    # On devices with streams a sent output gives its memory back; on cpu it is kept (deallocate_pipeline_outputs).
-    return kept if last or job.cluster.chip.device != "cpu" else kept + stream
-
-
-def _stage_live(job: Job, work: StageWork, sizes: Sizes, *, last: bool) -> _Live:
-    kept, deferred = _stage_keeps(job, work, sizes, last=last), sum(deferred_bytes(run, sizes) for run in work.runs)
-    return _Live(kept, deferred, *_stage_work(work, sizes))
-
-
-def _stage_work(work: StageWork, sizes: Sizes) -> tuple[int, int]:
-    """The largest tensors of a passing operation, in the forward and in the backward of a stage."""
-    stream = sizes.own_tokens * sizes.hidden * sizes.width
-    forward = max((op.forward_work_bytes for run in work.runs for op in run.ops), default=0)
-    backward = max(
-        (
-            op.backward_work_bytes + 2 * stream + (recomputed_bytes(run, sizes) if run.recomputes(op) else 0)
-            for run in work.runs
-            for op in run.ops
-        ),
-        default=0,
-    )
-    return forward + stream, backward
-
-
-def _peak(schedule: Schedule, pp_rank: int, live: Sequence[_Live]) -> _Peak:
-    """The worst moment of a rank's schedule: held activations and the running operation's tensors together."""
-    held = in_flight = best = 0
-    peak = _Peak(0, 0, 0, "")
-    for action in schedule.ranks[pp_rank]:
-        stage, kind, _ = action
-        if kind == "F":
-            held += live[stage].kept
-            in_flight += 1
-        work = live[stage].work(kind)
-        if held + work > best:
-            best, peak = held + work, _Peak(held, work, in_flight, str(Action(*action)))
-        if kind == "I":
-            held += live[stage].deferred - live[stage].kept
-        elif kind != "F":
-            held -= live[stage].kept if kind == "B" else live[stage].deferred
-            in_flight -= 1
-    return peak

@@ -30,7 +30,7 @@ from ridgeline.parallel.time import EFFICIENCIES, StageTimes, StepTime, plan_sta
 from ridgeline.parallel.work import stage_work
 
 GIB = 2**30
-DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 @frozen(kw_only=True)

@@ -175,8 +175,8 @@ def test_every_fault_of_a_job_is_reported_at_once():
         "batch.seq_len=None: is required",
         "cluster.intra=None: is required",
         "data.sources[1].weight=0.0: must be > 0.0",
-        "precision.param='fp32': unknown field; did you mean 'params'? known: grads, params",
-        "precision.grads='bf16': must be fp32 when params is fp32",
+        "precision.param='fp32': unknown field; did you mean 'params'? known: grads, masters, moments, params",
+        "precision.grads='bf16': must be fp32 or that of params=fp32",
     }
 
 

@@ -41,6 +41,8 @@ def test_an_absent_spec_shows_all_of_the_present_one():
         "recompute.kind: - -> full",
         "recompute.method: - -> uniform",
         "recompute.num_layers: - -> 1",
+        "recompute.per: - -> stage",
+        "recompute.modules: - -> []",
     ]
     modules = SelectiveRecompute(modules=("mlp", "core_attn"))
     assert [str(change) for change in diff(SelectiveRecompute(), modules)] == [

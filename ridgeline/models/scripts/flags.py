@@ -78,9 +78,15 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("mapped", "moe.z_loss", "moe-z-loss-coeff="),
     ("mapped", "the router's scores", "moe-router-score-function="),
     ("mapped", "precision.params", "bf16 fp16"),
-    ("mapped", "precision.grads", "grad-reduce-in-bf16 accumulate-allreduce-grads-in-fp32"),
+    ("mapped", "precision.grads", "grad-reduce-in-bf16 accumulate-allreduce-grads-in-fp32 o2-gradient"),
+    ("mapped", "precision.masters", "reuse-fp32-param"),
+    ("mapped", "precision.moments", "o2-optimizer"),
+    ("mapped", "memory.swap_optimizer", "swap-optimizer"),
+    ("mapped", "memory.swap_attention", "swap-attention"),
     ("mapped", "memory.recompute", """
         recompute-granularity= recompute-method= recompute-num-layers= recompute-modules* recompute-activations
+        recompute-activation-function recompute-activation-function-num-layers= recompute-norm
+        recompute-norm-num-layers= enable-recompute-layers-per-pp-rank
     """),
     ("mapped", "memory.distributed_optimizer", "use-distributed-optimizer"),
     ("mapped", "comm.overlap_grad_reduce", "overlap-grad-reduce"),
@@ -91,6 +97,11 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("mapped", "optimizer.lr_schedule", "lr-decay-style= lr-decay-iters= lr-wsd-decay-iters= lr-wsd-decay-style="),
     ("mapped", "optimizer.warmup_steps", "lr-warmup-iters= lr-warmup-fraction="),
     ("mapped", "objective.per_token", "calculate-per-token-loss"),
+    ("mapped", "objective", """
+        stage= is-instruction-dataset is-pairwise-dataset dpo-loss-type= dpo-beta= dpo-label-smoothing=
+    """),
+    ("mapped", "objective.padded", "no-pad-to-seq-lengths variable-seq-lengths"),
+    ("mapped", "adapter", "lora-r= lora-alpha= lora-target-modules* qlora"),
     ("mapped", "data.sources", "data-path*"),
     ("mapped", "data.split", "split*"),
     ("mapped", "data.tokenizer", "tokenizer-name-or-path* tokenizer-model*"),
@@ -130,26 +141,20 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     """),
     ("no effect", "of generation, not of training", "max-new-tokens= max-batch-size= enable-thinking="),
     ("not expressible", "dropout: Ridgeline trains without", "hidden-dropout* attention-dropout="),
-    ("not expressible", "fine-tuning: the job is pretraining", """
-        stage= is-instruction-dataset is-pairwise-dataset prompt-type= dpo-loss-type= pack neat-pack padded-samples
-        no-pad-to-seq-lengths variable-seq-lengths pad-to-multiple-of= loss-compute-mode= fix-sub-seq-length=
+    ("not expressible", "how fine-tuning data is prepared", """
+        prompt-type= pack neat-pack padded-samples pad-to-multiple-of= loss-compute-mode= fix-sub-seq-length=
     """),
-    ("not expressible", "adapters", """
-        lora-r= lora-alpha= lora-target-modules* lora-fusion lora-ckpt-filter lora-load* lu-lora-final-layer-index=
-        lu-lora-lr= lu-lora-lr-ratio= qlora
+    ("not expressible", "these adapters", """
+        lora-fusion lora-ckpt-filter lora-load* lu-lora-final-layer-index= lu-lora-lr= lu-lora-lr-ratio=
     """),
-    ("not expressible", "swapping to the host", """
-        swap-attention swap-optimizer swap-optimizer-times= mla-swap-core-attn-out
-    """),
+    ("not expressible", "swapping to the host", "swap-optimizer-times= mla-swap-core-attn-out swap-modules="),
     ("not expressible", "the storage of weights and states", """
-        reuse-fp32-param o2-optimizer o2-gradient fp8-format= fp8-recipe= fp8-reuse-quantized-weight qat-scheme=
+        fp8-format= fp8-recipe= fp8-reuse-quantized-weight qat-scheme=
         params-dtype= main-grads-dtype= exp-avg-dtype= exp-avg-sq-dtype=
     """),
     ("not expressible", "recomputing parts of a layer", """
-        recompute-activation-function recompute-norm recompute-mla-up-proj recompute-activation-function-num-layers=
-        recompute-in-advance recompute-norm-num-layers= recompute-in-bubble
+        recompute-mla-up-proj recompute-in-advance recompute-in-bubble
     """),
-    ("not expressible", "recomputing by stage", "enable-recompute-layers-per-pp-rank"),
     ("not expressible", "the schedule", "schedules-method= moe-fb-overlap moe-unperm2-mem-optim seq1f1b-splits="),
     ("not expressible", "overlapped and fused communication", """
         use-ascend-mc2 use-ascend-coc coc-fused-kernel tp-2d tp-x= tp-y= moe-alltoall-overlap-comm

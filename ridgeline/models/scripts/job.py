@@ -17,6 +17,10 @@ CP_ALGORITHMS = MappingProxyType(
     | {"p2p": "ring", "a2a": "ulysses", "all_gather": "kv_allgather", "allgather": "kv_allgather"}
 )
 """MindSpeed's and Megatron's names to ours."""
+PART_NAMES = MappingProxyType(
+    {name: name for name in ("core_attn", "mlp", "moe", "layernorm")} | {"moe_act": "activation"}
+)
+"""Megatron's names of parts to ours."""
 A3_DEVICES = 16
 """Dies of an Atlas 900 A3 node; a node of Atlas A2 has 8 devices at most."""
 
@@ -50,7 +54,8 @@ def import_command(command: Command) -> Imported:
         "memory": _memory(reader),
         "comm": _comm(reader),
         "optimizer": _optimizer(reader),
-        "objective": {"kind": "pretraining", "per_token": reader.has("calculate-per-token-loss")},
+        "objective": _objective(reader),
+        **without_none({"adapter": _adapter(reader)}),
         "data": _data(reader),
         "run": _run(reader),
     }
@@ -166,32 +171,58 @@ def _check_world(reader: Reader, cluster: Plain, layout: Plain, batch: Plain) ->
 def _precision(reader: Reader) -> Plain:
     if reader.has("bf16") and reader.has("fp16"):
         reader.fault("bf16", "contradicts --fp16", "keep one of the two")
-    if reader.has("fp16"):
-        reader.lost("fp16", "precision.params=bf16: as large, of another range", "approximated")
-    half = reader.has("bf16") or reader.has("fp16")
+    params = "bf16" if reader.has("bf16") else "fp16" if reader.has("fp16") else "fp32"
+    # Megatron accumulates bf16 gradients in fp32 unless told otherwise, and fp16 ones in fp16.
+    half_grads = reader.has("grad-reduce-in-bf16") or reader.has("o2-gradient")
+    if params == "fp16":
+        half_grads = not reader.has("accumulate-allreduce-grads-in-fp32")
     return {
-        "params": "bf16" if half else "fp32",
-        "grads": "bf16" if half and reader.has("grad-reduce-in-bf16") else "fp32",
+        "params": params,
+        "grads": params if half_grads and params != "fp32" else "fp32",
+        "masters": "low_bits" if reader.has("reuse-fp32-param") else "fp32",
+        "moments": "bf16" if reader.has("o2-optimizer") else "fp32",
     }
 
 
 def _memory(reader: Reader) -> Plain:
-    memory: Plain = {"distributed_optimizer": reader.has("use-distributed-optimizer")}
+    memory: Plain = {
+        "distributed_optimizer": reader.has("use-distributed-optimizer"),
+        "swap_optimizer": reader.has("swap-optimizer"),
+        "swap_attention": reader.has("swap-attention"),
+        "recompute": _recompute(reader),
+    }
+    return without_none(memory)
+
+
+def _recompute(reader: Reader) -> Plain | None:
     granularity = reader.text("recompute-granularity")
     if granularity and granularity not in ("full", "selective"):
         reader.fault("recompute-granularity", "unknown", "use full or selective")
+    parts = {"recompute-activation-function": "activation", "recompute-norm": "layernorm"}
+    modules = [part for flag, part in parts.items() if reader.has(flag)]
     if granularity == "full":
         if not reader.has("recompute-method"):
             reader.fault("recompute-method", "is missing: full recompute needs it", "use uniform or block")
         method, layers = reader.text("recompute-method", "uniform"), reader.integer("recompute-num-layers", 1)
-        memory["recompute"] = {"kind": "full", "method": method, "num_layers": layers}
-    elif granularity == "selective" or reader.has("recompute-activations"):
+        by_rank = method == "block" and reader.has("enable-recompute-layers-per-pp-rank")
+        whole = {"kind": "full", "method": method, "num_layers": layers, "per": "rank" if by_rank else "stage"}
+        return {**whole, "modules": modules if method == "block" else []}
+    if granularity == "selective" or reader.has("recompute-activations"):
         asked = reader.text("recompute-modules", "core_attn").split()
-        known = [name for name in asked if name in ("core_attn", "mlp", "moe", "layernorm")]
-        if known != asked:
+        known = [PART_NAMES.get(name, name) for name in asked if name in PART_NAMES]
+        if len(known) != len(asked):
             reader.lost("recompute-modules", f"of these a job has words for {known} only")
-        memory["recompute"] = {"kind": "selective", "modules": known}
-    return memory
+        modules = [*dict.fromkeys((*known, *modules))]
+    if not modules:
+        return None
+    counts = {flag: reader.integer(f"{flag}-num-layers", minimum=0) for flag in parts if reader.has(flag)}
+    least = [count for count in counts.values() if count is not None]
+    if least and (len(set(counts.values())) > 1 or "core_attn" in modules):
+        for flag in counts:
+            reader.lost(f"{flag}-num-layers", "memory.recompute.num_layers: one count for all parts", "approximated")
+    if least and min(least) == 0:
+        return None
+    return without_none({"kind": "selective", "modules": modules, "num_layers": min(least, default=None)})
 
 
 def _comm(reader: Reader) -> Plain:
@@ -233,6 +264,38 @@ def _optimizer(reader: Reader) -> Plain:
             "beta2": reader.real("adam-beta2", 0.999),
             "eps": reader.real("adam-eps", 1e-8),
             "clip_grad": reader.real("clip-grad", 1.0),
+        }
+    )
+
+
+def _objective(reader: Reader) -> Plain:
+    stage = reader.text("stage")
+    per_token = reader.has("calculate-per-token-loss")
+    padded = not (reader.has("no-pad-to-seq-lengths") or reader.has("variable-seq-lengths"))
+    if stage in ("dpo", "simpo"):
+        loss = "simpo" if stage == "simpo" else reader.choice("dpo-loss-type", ("sigmoid", "hinge", "ipo"), "sigmoid")
+        numbers = {"beta": reader.real("dpo-beta"), "label_smoothing": reader.real("dpo-label-smoothing")}
+        return {"kind": "dpo", "loss": loss, "padded": padded, **without_none(numbers)}
+    if stage and stage != "sft":
+        reader.lost("stage", f"{stage} has no word in a job; it is taken as sft")
+    if stage or reader.has("is-instruction-dataset"):
+        return {"kind": "sft", "per_token": per_token, "padded": padded}
+    return {"kind": "pretraining", "per_token": per_token}
+
+
+def _adapter(reader: Reader) -> Plain | None:
+    if not reader.has("lora-r"):
+        return None
+    old = {"query_key_value": "linear_qkv", "dense": "linear_proj"}  # names before Megatron-core's
+    old |= {"dense_h_to_4h": "linear_fc1", "dense_4h_to_h": "linear_fc2"}
+    targets = [old.get(name, name) for name in reader.text("lora-target-modules").split()]
+    return without_none(
+        {
+            "kind": "lora",
+            "rank": reader.integer("lora-r", 16),
+            "alpha": reader.real("lora-alpha", 32.0),
+            "targets": targets or None,
+            "base": "nf4" if reader.has("qlora") else "params",
         }
     )
 

@@ -1,6 +1,7 @@
 """A job as the arguments of a Megatron-LM launch; what Megatron-LM has no flag for is refused or told.
 
-Positions scaled by yarn or llama3, noop layers and uneven stages take flags of MindSpeed-LLM.
+Positions scaled by yarn or llama3, noop layers, uneven stages, other storage of the optimizer's state, swapping and
+fine-tuning take flags of MindSpeed-LLM.
 """
 
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from types import MappingProxyType
 import attrs
 
 from ridgeline.core.errors import LoweringError
-from ridgeline.core.job import FullRecompute, Job, SelectiveRecompute, WsdLr
+from ridgeline.core.job import Dpo, FullRecompute, Job, Pretraining, SelectiveRecompute, Sft, WsdLr
 from ridgeline.core.model import Attention, LatentAttention, LinearRope, Llama3Rope, Mlp, Moe, RopeScaling, YarnRope
 from ridgeline.parallel.stages import layout_text
 
@@ -54,6 +55,11 @@ def _faults(job: Job) -> Iterator[str]:
         isinstance(mixer, Attention) and mixer.qkv_bias and mixer.out_bias for mixer in mixers
     ):
         yield "model.blocks.feed_forward.bias=True: Megatron-LM then has all biases; set qkv_bias and out_bias too"
+    recompute = job.memory.recompute
+    if isinstance(recompute, FullRecompute) and (recompute.stage_layers or recompute.modules):
+        yield "memory.recompute: the flags say one number for all stages; leave stage_layers and modules out"
+    if isinstance(recompute, SelectiveRecompute) and recompute.num_layers is not None:
+        yield f"memory.recompute.num_layers={recompute.num_layers}: no flag says it for all parts; leave it out"
     if job.layout.order not in ORDERS:
         yield f"layout.order={job.layout.order!r}: Megatron-LM has {' and '.join(ORDERS)} only"
     usual = attrs.evolve(job.layout, schedule=None).schedule_name
@@ -73,11 +79,14 @@ def _flags(job: Job) -> Iterator[tuple[object, ...]]:
     if job.batch.packing == "eod_reset":
         yield ("reset-position-ids",)
         yield ("reset-attention-mask",)
-    if job.precision.params == "bf16":
-        yield ("bf16",)
+    if job.precision.params != "fp32":
+        yield (job.precision.params,)
+    if job.precision.params == "fp16" and job.precision.grads == "fp32":
+        yield ("accumulate-allreduce-grads-in-fp32",)
     if job.precision.grads == "bf16":
         yield ("grad-reduce-in-bf16",)
     yield from _memory_and_comm_flags(job)
+    yield from _tuning_flags(job)
     yield from _optimizer_flags(job)
     yield from _run_flags(job)
 
@@ -208,15 +217,21 @@ def _memory_and_comm_flags(job: Job) -> Iterator[tuple[object, ...]]:
     match job.memory.recompute:
         case SelectiveRecompute(modules=modules):
             yield "recompute-granularity", "selective"
-            yield "recompute-modules", *modules
-        case FullRecompute(method=method, num_layers=num_layers):
+            yield "recompute-modules", *("moe_act" if module == "activation" else module for module in modules)
+        case FullRecompute(method=method, num_layers=num_layers, per=per):
             yield "recompute-granularity", "full"
             yield "recompute-method", method
             yield "recompute-num-layers", num_layers
+            if per == "rank":
+                yield ("enable-recompute-layers-per-pp-rank",)
         case None:
             pass
     for flag, wanted in (
         ("use-distributed-optimizer", job.memory.distributed_optimizer),
+        ("reuse-fp32-param", job.precision.masters == "low_bits"),
+        ("o2-optimizer", job.precision.moments == "bf16"),
+        ("swap-optimizer", job.memory.swap_optimizer),
+        ("swap-attention", job.memory.swap_attention),
         ("overlap-grad-reduce", job.comm.overlap_grad_reduce),
         ("overlap-param-gather", job.comm.overlap_param_gather),
         ("no-overlap-p2p-communication", job.comm.p2p == "batched"),
@@ -224,6 +239,30 @@ def _memory_and_comm_flags(job: Job) -> Iterator[tuple[object, ...]]:
     ):
         if wanted:
             yield (flag,)
+
+
+def _tuning_flags(job: Job) -> Iterator[tuple[object, ...]]:
+    match job.objective:
+        case Sft(padded=padded):
+            yield "stage", "sft"
+            yield ("is-instruction-dataset",)
+        case Dpo(loss=loss, beta=beta, label_smoothing=smoothing, padded=padded):
+            yield "stage", "simpo" if loss == "simpo" else "dpo"
+            if loss != "simpo":
+                yield "dpo-loss-type", loss
+            yield "dpo-beta", beta
+            yield "dpo-label-smoothing", smoothing
+            yield ("is-pairwise-dataset",)
+        case Pretraining():
+            padded = True
+    if not padded:
+        yield ("no-pad-to-seq-lengths",)
+    if adapter := job.adapter:
+        yield "lora-r", adapter.rank
+        yield "lora-alpha", adapter.alpha
+        yield "lora-target-modules", *adapter.targets
+        if adapter.base == "nf4":
+            yield ("qlora",)
 
 
 def _optimizer_flags(job: Job) -> Iterator[tuple[object, ...]]:

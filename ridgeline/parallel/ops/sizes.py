@@ -39,7 +39,7 @@ def sizes_of(job: Job) -> Sizes:
         seq_len=job.batch.seq_len,
         hidden=job.model.hidden,
         vocab=padded_vocab(job.model.vocab_size, layout),
-        width=2 if job.precision.params == "bf16" else 4,
+        width=4 if job.precision.params == "fp32" else 2,
         tp=layout.tp,
         sp=layout.sp,
         cp=layout.cp,

@@ -84,7 +84,7 @@ def test_scripts_give_the_published_models():
     assert (jobs[1].layout.pp, jobs[1].layout.ep, jobs[1].layout.etp) == (2, 8, 1)
     fates = {entry.flag: entry.fate for entry in moe.entries}
     assert fates["--brand-new-flag"] == "not understood"
-    assert fates["--swap-optimizer"] == "not expressible"
+    assert fates["--swap-optimizer"] == "mapped"
     assert fates["--moe-token-dispatcher-type"] == "approximated"
     asked = {word for word in training_command(QWEN3_MOE, source="s").arguments if word.startswith("--")}
     assert asked <= fates.keys()

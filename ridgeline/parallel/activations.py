@@ -1,0 +1,110 @@
+"""Activations over time: what each action of a pipeline rank finds held, and what it takes itself."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from ridgeline.core.job import Job
+from ridgeline.parallel.actions import Action
+from ridgeline.parallel.ops import Sizes, sizes_of
+from ridgeline.parallel.work import StageWork, deferred_bytes, kept_bytes, recomputed_bytes
+
+
+class StageLive(NamedTuple):
+    """Bytes of one microbatch on a stage.
+
+    Attributes:
+        kept: From its forward to its backward.
+        deferred: From a backward of input gradients to that of weight gradients.
+        forward, backward: At the worst moment of either, what is kept then among them.
+    """
+
+    kept: int
+    deferred: int
+    forward: int
+    backward: int
+
+
+class Moment(NamedTuple):
+    """The worst moment of one action.
+
+    Attributes:
+        held: What the microbatches in flight keep, this one among them.
+        work: What the action takes beyond that.
+        in_flight: Microbatches whose backward is still to come.
+    """
+
+    action: Action
+    held: int
+    work: int
+    in_flight: int
+
+
+class _Step(NamedTuple):
+    """How an action changes what is held and in flight: as it begins, while it runs, as it ends."""
+
+    begins: int
+    work: int
+    ends: int
+    enters: int
+    leaves: int
+
+
+def stage_live(job: Job, work: Sequence[StageWork]) -> tuple[StageLive, ...]:
+    """What one microbatch takes on each stage."""
+    sizes = sizes_of(job)
+    return tuple(_stage_live(job, one, sizes, last=stage == len(work) - 1) for stage, one in enumerate(work))
+
+
+def moments(actions: Sequence[Action], stages: Sequence[StageLive]) -> Iterator[Moment]:
+    """The worst moment of each action of a rank, in order."""
+    steps = _steps(actions, stages)
+    held = in_flight = 0
+    for action in actions:
+        begins, work, ends, enters, leaves = steps[action[0], action[1]]
+        held, in_flight = held + begins, in_flight + enters
+        yield Moment(Action(*action), held, work, in_flight)
+        held, in_flight = held + ends, in_flight - leaves
+
+
+def peak_moment(actions: Sequence[Action], stages: Sequence[StageLive]) -> Moment:
+    """The worst of all ``moments``, the first of several equal ones."""
+    steps = _steps(actions, stages)
+    held = best = at = 0
+    for index, (stage, kind, _) in enumerate(actions):
+        begins, work, ends, _, _ = steps[stage, kind]
+        held += begins
+        if held + work > best:
+            best, at = held + work, index
+        held += ends
+    *_, worst = moments(actions[: at + 1], stages)
+    return worst
+
+
+def _steps(actions: Sequence[Action], stages: Sequence[StageLive]) -> Mapping[tuple[int, str], _Step]:
+    return {(stage, kind): _step(stages[stage], kind) for stage, kind in {(one[0], one[1]) for one in actions}}
+
+
+def _step(stage: StageLive, kind: str) -> _Step:
+    kept, deferred, forward, backward = stage
+    if kind == "F":
+        return _Step(kept, forward - kept, 0, 1, 0)
+    if kind == "B":
+        return _Step(0, backward - kept, -kept, 0, 1)
+    if kind == "I":  # layer by layer, what weight gradients need takes the place of what was kept
+        return _Step(0, backward - kept + max(0, deferred - kept), deferred - kept, 0, 0)
+    return _Step(0, 0, -deferred if kind == "W" else 0, 0, int(kind == "W"))
+
+
+def _stage_live(job: Job, work: StageWork, sizes: Sizes, *, last: bool) -> StageLive:
+    stream = sizes.own_tokens * sizes.hidden * sizes.width
+    kept = forward = backward = 0
+    for run in work.runs:
+        kept += kept_bytes(run, sizes)
+        for op in run.ops:
+            forward = max(forward, kept + op.forward_work_bytes + stream)
+            again = recomputed_bytes(run, sizes) if run.recomputes(op) else 0
+            backward = max(backward, kept + op.backward_work_bytes + 2 * stream + again)
+    # On devices with streams a sent output gives its memory back; on cpu it is kept (deallocate_pipeline_outputs).
+    output = 0 if last or job.cluster.chip.device != "cpu" else stream
+    deferred = sum(deferred_bytes(run, sizes) for run in work.runs)
+    return StageLive(kept + output, deferred, max(forward, kept) + output, max(backward, kept) + output)
