@@ -46,6 +46,7 @@ $(VENV)/runtime: pyproject.toml | $(BIN)/python
 
 $(VENV)/dev: pyproject.toml | $(BIN)/python
 	$(PIP) --editable '.[dev]'
+	$(BIN)/python -m ridgeline.kernels.npu.virtual.install
 	@touch $@
 
 clean:

@@ -18,7 +18,7 @@ from tests.pool import Pool, open_pool
 
 # How fast a machine runs an example is no property of the code; a loaded one would fail for it.
 settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+settings.load_profile("untimed")  # also wherever a test is sent to run: its process imports this module
 
 
 @pytest.fixture(scope="session")
