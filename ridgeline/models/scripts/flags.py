@@ -228,3 +228,22 @@ def _rows() -> Iterator[tuple[str, Flag]]:
 
 FLAGS: Mapping[str, Flag] = MappingProxyType(dict(_rows()))
 """Known flags by name, without their dashes."""
+
+NEUTRAL: Mapping[str, str] = MappingProxyType(
+    {"hidden-dropout": "0", "attention-dropout": "0", "rotary-percent": "1", "cp-window-size": "1", "optimizer": "adam"}
+)
+"""Flags without a word in a job, each with the value by which it changes nothing."""
+
+
+def is_neutral(name: str, value: str) -> bool:
+    """Whether a flag with this value asks for nothing.
+
+    Example:
+        >>> is_neutral("hidden-dropout", "0.0"), is_neutral("hidden-dropout", "0.1"), is_neutral("optimizer", "adam")
+        (True, False, True)
+    """
+    neutral = NEUTRAL.get(name)
+    try:
+        return neutral is not None and float(value) == float(neutral)
+    except ValueError:
+        return value == neutral

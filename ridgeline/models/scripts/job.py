@@ -1,6 +1,7 @@
 """The arguments of a launch as the plain data of a job, with the fate of every flag and every fault."""
 
 import re
+from collections.abc import Iterator
 from types import MappingProxyType
 
 import attrs
@@ -9,6 +10,7 @@ from ridgeline.core.codec import Plain
 from ridgeline.core.errors import Problem
 from ridgeline.core.frozen import frozen
 from ridgeline.models.scripts.arguments import Entry, Reader, read_given, without_none
+from ridgeline.models.scripts.flags import FLAGS, is_neutral
 from ridgeline.models.scripts.model import model_of
 from ridgeline.models.scripts.shell import Command
 
@@ -59,8 +61,23 @@ def import_command(command: Command) -> Imported:
         "data": _data(reader),
         "run": _run(reader),
     }
-    entries = [attrs.evolve(entry, **reader.fates.get(entry.flag[2:], {})) for entry in entries]
+    entries = [_fated(entry, reader) for entry in (*entries, *_dropped_by_default(reader))]
     return Imported(plain, tuple(entries), tuple(dict.fromkeys(problems)))  # a flag that two fields need faults twice
+
+
+def _fated(entry: Entry, reader: Reader) -> Entry:
+    """The fate of a flag once its value is read."""
+    name = entry.flag.removeprefix("--")
+    if entry.fate == "not expressible" and is_neutral(name, entry.value):
+        return attrs.evolve(entry, fate="no effect", note="this value asks for nothing")
+    return attrs.evolve(entry, **reader.fates.get(name, {}))
+
+
+def _dropped_by_default(reader: Reader) -> Iterator[Entry]:
+    """Dropout, which Megatron-LM trains with unless told otherwise."""
+    for name in ("hidden-dropout", "attention-dropout"):
+        if not reader.has(name):
+            yield Entry(f"--{name}", "", "not expressible", f"is not given and so 0.1; {FLAGS[name].note}")
 
 
 def _cluster(reader: Reader, command: Command, entries: list[Entry]) -> Plain:
@@ -91,7 +108,13 @@ def _layout(reader: Reader, cluster: Plain) -> Plain:
     )
     ep = reader.integer("expert-model-parallel-size", 1) or 1
     etp = reader.integer("expert-tensor-parallel-size", tp if reader.has("num-experts") else 1) or 1
-    if reader.has("moe-tp-extend-ep"):
+    if reader.has("moe-tp-extend-ep"):  # whole experts over ep*tp ranks, instead of each expert split over tp
+        if not reader.has("num-experts"):
+            reader.fault("moe-tp-extend-ep", "needs --num-experts, experts to place")
+        if reader.has("expert-tensor-parallel-size") and etp > 1:
+            reader.fault(
+                "expert-tensor-parallel-size", "contradicts --moe-tp-extend-ep, which splits no expert", "use 1"
+            )
         ep, etp = ep * tp, 1
     vpp, stages = _stages(reader, pp)
     cp_name = "cp-comm-type" if reader.has("cp-comm-type") else "context-parallel-algo"

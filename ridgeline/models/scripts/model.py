@@ -115,6 +115,8 @@ def _moe_layers(reader: Reader, layers: int, noop: list[int]) -> list[bool]:
         is_moe = [False] * layers
     elif re.fullmatch(r"-?\d+", text := reader.text("moe-layer-freq", "1")) and int(text):
         first = reader.integer("first-k-dense-replace", 0, minimum=-1) or 0
+        if first >= layers:
+            reader.fault("first-k-dense-replace", f"must be < num_layers={layers}: no layer would hold experts")
         is_moe = [layer >= first and layer % int(text) == 0 for layer in range(layers)]
     else:
         is_moe = _pattern(text)

@@ -131,3 +131,56 @@ def test_a_fault_is_told_once():
     text = LLAMA2_7B.replace("--bf16", "--bf16 --num-experts many").replace("--train-iters 2000", "--train-iters some")
     faults = [str(problem) for problem in imported_of(text).problems]
     assert sorted(faults) == ["--num-experts='many': must be an integer", "--train-iters='some': must be an integer"]
+
+
+EXPERTS = "torchrun pretrain_gpt.py --num-layers 8 --hidden-size 64 --num-attention-heads 8 --vocab-size 64 "
+
+
+def test_experts_are_placed_as_upstream_places_them():
+    """Over ep*tp ranks whole, or over ep ranks and each split over tp; behind the first k layers, noop layers counted.
+
+    Source:
+        Ascend/MindSpeed-LLM c77308a1: core/transformer/transformer_block.py (``_transformer_block_build_layers``) and
+        core/transformer/moe/moe_layer.py (``num_local_experts``).
+    """
+    experts = f"{EXPERTS} --num-experts 16 --tensor-model-parallel-size 2 --expert-model-parallel-size 4"
+    split, whole = imported_of(experts).plain["layout"], imported_of(f"{experts} --moe-tp-extend-ep").plain["layout"]
+    assert (split["ep"], split["etp"]) == (4, 2)
+    assert (whole["ep"], whole["etp"]) == (8, 1)
+    for flags, kinds in (
+        ("", "moe*8"),
+        ("--first-k-dense-replace -1 --moe-layer-freq -1", "moe*8"),
+        ("--first-k-dense-replace 0 --moe-layer-freq 1", "moe*8"),
+        ("--first-k-dense-replace 3 --moe-layer-freq 1", "mlp*3 moe*5"),
+        ("--first-k-dense-replace 2 --moe-layer-freq 2", "mlp*2 moe*1 mlp*1 moe*1 mlp*1 moe*1 mlp*1"),
+        ("--first-k-dense-replace 3 --moe-layer-freq 1 --noop-layers 0,7", "mlp*2 moe*4"),
+    ):
+        blocks = imported_of(f"{experts} {flags}").plain["model"]["blocks"]
+        assert " ".join(f"{run['block']['feed_forward']['kind']}*{run['count']}" for run in blocks) == kinds
+
+
+def test_flags_of_experts_that_contradict():
+    """Each is named with what it contradicts."""
+    told = imported_of(f"{EXPERTS} --moe-tp-extend-ep").problems
+    assert any("--moe-tp-extend-ep=None: needs --num-experts" in str(problem) for problem in told)
+    told = imported_of(
+        f"{EXPERTS} --num-experts 8 --moe-tp-extend-ep --expert-tensor-parallel-size 2 --first-k-dense-replace 8"
+    ).problems
+    assert any("--expert-tensor-parallel-size='2': contradicts --moe-tp-extend-ep" in str(one) for one in told)
+    assert any("--first-k-dense-replace='8': must be < num_layers=8" in str(one) for one in told)
+
+
+@pytest.mark.parametrize(
+    ("flags", "fates"),
+    [
+        ("--hidden-dropout 0.0 --attention-dropout 0", {"--hidden-dropout": "no effect"}),
+        ("--hidden-dropout 0.1 --attention-dropout 0", {"--hidden-dropout": "not expressible"}),
+        ("", {"--hidden-dropout": "not expressible", "--attention-dropout": "not expressible"}),
+        ("--rotary-percent 1.0 --optimizer adam", {"--rotary-percent": "no effect", "--optimizer": "no effect"}),
+        ("--optimizer sgd", {"--optimizer": "not expressible"}),
+    ],
+)
+def test_a_value_that_asks_for_nothing_has_no_effect(flags, fates):
+    """No dropout is no loss; dropout is, also where it is Megatron's default that asks for it."""
+    found = {entry.flag: entry.fate for entry in imported_of(EXPERTS + flags).entries}
+    assert {flag: found[flag] for flag in fates} == fates
