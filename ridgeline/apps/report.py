@@ -10,7 +10,6 @@ from ridgeline.core.params import num_active_params, num_params
 from ridgeline.parallel.draw import draw
 from ridgeline.parallel.memory import RankMemory
 from ridgeline.parallel.plan import Plan
-from ridgeline.parallel.simulate import simulate
 
 GIB = 2**30
 MEMORY_COLUMNS = ("params", "grads", "optimizer", "activations", "work", "buffers", "links", "fragments", "runtime")
@@ -114,7 +113,7 @@ def kernels_table(plan: Plan) -> Table:
 
 def drawing(plan: Plan, *, width: int) -> str:
     """The pipeline of one step, drawn to the time each stage takes."""
-    return draw(simulate(plan.schedule, stage_us=plan.time.stage_us, p2p_us=plan.time.p2p_us), width=width)
+    return draw(plan.timeline, width=width)
 
 
 def _head(plan: Plan) -> Iterator[str]:

@@ -25,6 +25,7 @@ from ridgeline.parallel.mesh import Mesh
 from ridgeline.parallel.schedule import Schedule
 from ridgeline.parallel.schedules.known import Pipeline, plan_schedule
 from ridgeline.parallel.shards import ParamRow, padded_vocab, plan_shards
+from ridgeline.parallel.simulate import Timeline, simulate
 from ridgeline.parallel.stages import StageMap
 from ridgeline.parallel.time import EFFICIENCIES, StageTimes, StepTime, plan_stage_times, plan_time
 from ridgeline.parallel.work import stage_work
@@ -42,6 +43,7 @@ class Plan:
         mesh: Which rank sits where.
         stages: Which layers each pipeline stage owns.
         schedule: What each pipeline rank does, in order.
+        timeline: When it does it, transfers between stages included.
         shards: How every parameter lies on the mesh.
         kernels: The kernel of every op, why, and what was passed over.
         collectives: Every collective of one step.
@@ -55,6 +57,7 @@ class Plan:
     mesh: Mesh
     stages: StageMap
     schedule: Schedule
+    timeline: Timeline
     shards: tuple[ParamRow, ...]
     kernels: tuple[Choice, ...]
     collectives: tuple[Collective, ...]
@@ -87,6 +90,7 @@ def plan(job: Job) -> Plan:
     collectives = plan_collectives(job, **parts, work=work)
     times = plan_stage_times(job, **parts, work=work)
     schedule = schedule_of(job, times)
+    timeline = simulate(schedule, stage_us=times.stage_us, p2p_us=times.p2p_us)
     memory = plan_memory(job, **parts, work=work, schedule=schedule, collectives=collectives)
     kernels = kernels_of(job)
     return Plan(
@@ -94,11 +98,12 @@ def plan(job: Job) -> Plan:
         mesh=mesh,
         stages=stages,
         schedule=schedule,
+        timeline=timeline,
         shards=shards,
         kernels=kernels,
         collectives=collectives,
         memory=memory,
-        time=plan_time(job, **parts, times=times, schedule=schedule, collectives=collectives),
+        time=plan_time(job, **parts, times=times, timeline=timeline, collectives=collectives),
         warnings=(*repairs, *no_effect(job), *_warnings(job, mesh, memory, kernels)),
         assumptions=tuple(_assumptions(job)),
     )

@@ -27,8 +27,7 @@ from ridgeline.parallel.held import Held
 from ridgeline.parallel.links import Spread, collective_us, spread_of, spread_of_ranks
 from ridgeline.parallel.mesh import Mesh, embedding_ranks, group_of
 from ridgeline.parallel.ops import Comm, Op, sizes_of
-from ridgeline.parallel.schedule import Schedule
-from ridgeline.parallel.simulate import simulate
+from ridgeline.parallel.simulate import Timeline
 from ridgeline.parallel.stages import StageMap
 from ridgeline.parallel.work import Run, StageWork
 
@@ -107,12 +106,6 @@ class StepTime:
     mfu_full: float
     mfu_causal: float
 
-    @property
-    def stage_us(self) -> dict[str, tuple[float, ...]]:
-        """The time of each kind of action on every stage, as ``simulate`` takes it."""
-        input_us = tuple(map(sub, self.backward_us, self.weight_us))
-        return {"F": self.forward_us, "B": self.backward_us, "I": input_us, "W": self.weight_us}
-
 
 class StageTimes(NamedTuple):
     """One microbatch on each stage, and its transfer across each boundary of stages."""
@@ -161,14 +154,13 @@ def plan_time(
     stages: StageMap,
     held: Sequence[Held],
     times: StageTimes,
-    schedule: Schedule,
+    timeline: Timeline,
     collectives: Sequence[Collective],
 ) -> StepTime:
-    """The time of one step."""
+    """The time of one step whose schedule runs as ``timeline`` says."""
     costs = _Costs(job, mesh, EFFICIENCIES[job.cluster.chip.device], {})
     stage_us, forwards, backwards = times.stage_us, times.forwards, times.backwards
     forward_us, backward_us = stage_us["F"], stage_us["B"]
-    timeline = simulate(schedule, stage_us=stage_us, p2p_us=times.p2p_us)
     busiest = max(range(mesh.pp), key=lambda pp_rank: timeline.busy_us[pp_rank])
     total = Parts()
     for stage in stages.owned_by(busiest):

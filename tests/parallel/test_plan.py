@@ -64,6 +64,19 @@ def test_a_warning_is_given_where_it_is_due(job, warning):
     assert any(warning in line for line in plan(job).warnings)
 
 
+def test_a_plans_timeline_lets_no_stage_start_before_its_transfer_has_arrived():
+    slow = job_of(DENSE, layout__pp=4, batch__gbs=16, cluster__intra__bandwidth=1e6)
+    planned = plan(slow)
+    arrived = {}
+    for actions, ends in zip(planned.schedule.ranks, planned.timeline.end_us, strict=True):
+        arrived |= {(stage, mb): end for (stage, kind, mb), end in zip(actions, ends, strict=True) if kind == "F"}
+    for actions, starts in zip(planned.schedule.ranks, planned.timeline.start_us, strict=True):
+        for (stage, kind, mb), start in zip(actions, starts, strict=True):
+            if kind == "F" and stage:
+                assert start >= arrived[stage - 1, mb] + planned.time.p2p_us[stage - 1] > arrived[stage - 1, mb]
+    assert planned.timeline.makespan_us < planned.time.step_us
+
+
 def test_an_ordinary_job_has_no_warnings():
     assert plan(job_of(DENSE, memory=Memory())).warnings == ()
 
