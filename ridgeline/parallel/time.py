@@ -144,7 +144,7 @@ def plan_stage_times(
     job: Job, *, mesh: Mesh, stages: StageMap, held: Sequence[Held], work: Sequence[StageWork]
 ) -> StageTimes:
     """What a schedule needs to know of time."""
-    return StageTimes(*stage_parts(job, mesh=mesh, held=held, work=work), _hops_us(job, mesh, stages))
+    return StageTimes(*stage_parts(job, mesh=mesh, held=held, work=work), hops_us(job, mesh, stages))
 
 
 def plan_time(
@@ -228,7 +228,7 @@ def _step_time(
     )
 
 
-def _hops_us(job: Job, mesh: Mesh, stages: StageMap) -> tuple[float, ...]:
+def hops_us(job: Job, mesh: Mesh, stages: StageMap) -> tuple[float, ...]:
     """Time of a transfer across each boundary of stages; 0 where one rank owns both."""
     sizes = sizes_of(job)
     stream = sizes.own_tokens * sizes.hidden * sizes.width

@@ -1,0 +1,268 @@
+"""The finite grid of layouts that a search is over: the values of each axis, and which combinations are points of it.
+
+    Grid    the values of every axis, and what was left out of them
+    Point   one value of each axis; ``job_at`` is the job there
+
+A combination is a point when its degrees divide what they must. Whether a plan exists there is the planner's to say.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from itertools import product
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
+
+import attrs
+
+from ridgeline.core.errors import Problem, SpecError, divisors, nearest
+from ridgeline.core.fields import literal_choices, union_members
+from ridgeline.core.frozen import frozen
+from ridgeline.core.job import FullRecompute, Job, SelectiveRecompute
+from ridgeline.core.layout import Layout
+from ridgeline.core.model import Attention, Mlp, Moe
+
+FEWER_FIRST = (-1, 0, 1)
+FEWER_LAST = (0, 1, 2, 3, 4)
+LARGEST_VPP = 8
+LARGEST_MBS = 8
+
+
+class Shape(NamedTuple):
+    """What the operations of a layer on one rank depend on."""
+
+    tp: int
+    cp: int
+    cp_algorithm: str
+    sp: bool
+    ep: int
+    etp: int
+    mbs: int
+
+
+Recompute: TypeAlias = SelectiveRecompute | FullRecompute | None
+
+
+class Scheme(NamedTuple):
+    """How many ranks the layers are divided over, and what each keeps, recomputes and shards."""
+
+    pp: int
+    recompute: Recompute
+    distributed_optimizer: bool
+
+
+class Pipeline(NamedTuple):
+    """In which parts and in which order the layers run."""
+
+    vpp: int
+    schedule: str | None
+    stages: tuple[int, ...] | None
+
+
+class Point(NamedTuple):
+    """One layout of a grid."""
+
+    shape: Shape
+    scheme: Scheme
+    pipeline: Pipeline
+
+
+PATHS: Mapping[str, str] = MappingProxyType(
+    {
+        **{name: f"layout.{name}" for name in ("tp", "cp", "cp_algorithm", "sp", "ep", "etp")},
+        "mbs": "batch.mbs",
+        "pp": "layout.pp",
+        "recompute": "memory.recompute",
+        "distributed_optimizer": "memory.distributed_optimizer",
+        **{name: f"layout.{name}" for name in ("vpp", "schedule", "stages")},
+    }
+)
+"""Axis -> the field of a job that it sets, in the order in which a search branches."""
+
+
+@frozen
+class LeftOut:
+    """Values of an axis that are not searched, and why."""
+
+    axis: str
+    values: tuple[Any, ...]
+    why: str
+
+
+@frozen(kw_only=True)
+class Grid:
+    """The values of every axis.
+
+    Attributes:
+        stages: Lists of layers by stage that are searched, as long as their ``pp*vpp`` stages; None stands for those
+            that ``stage_lists`` gives for each number of stages.
+        left_out: What was left out of the axes, and why.
+    """
+
+    tp: tuple[int, ...]
+    cp: tuple[int, ...]
+    cp_algorithm: tuple[str, ...]
+    sp: tuple[bool, ...]
+    ep: tuple[int, ...]
+    etp: tuple[int, ...]
+    mbs: tuple[int, ...]
+    pp: tuple[int, ...]
+    recompute: tuple[Recompute, ...]
+    distributed_optimizer: tuple[bool, ...]
+    vpp: tuple[int, ...]
+    schedule: tuple[str | None, ...]
+    stages: tuple[tuple[int, ...] | None, ...] | None = None
+    left_out: tuple[LeftOut, ...] = ()
+
+
+def grid_of(job: Job, **given: Sequence[Any]) -> Grid:
+    """The grid of a job: every degree that its model, batch and cluster allow.
+
+    Args:
+        job: Its layout, microbatch and recomputation are replaced; all else stays.
+        given: Values of an axis, instead of those derived: ``tp=(1, 2)``.
+
+    Raises:
+        SpecError: No axis has such a name, or no value is given for one.
+    """
+    problems = [Problem(f"grid.{name}", "", "no such axis", nearest(name, PATHS)) for name in given.keys() - PATHS]
+    problems += [Problem(f"grid.{name}", tuple(values), "holds no value") for name, values in given.items() if not values]
+    if problems:
+        raise SpecError(problems)
+    return Grid(**{**_derived(job), **{name: tuple(values) for name, values in given.items()}})
+
+
+def _derived(job: Job) -> dict[str, tuple[Any, ...]]:
+    world, node, seq_len = job.cluster.world_size, job.cluster.devices_per_node, job.batch.seq_len
+    blocks = [run.block for run in job.model.blocks]
+    attentions = [block.mixer for block in blocks if isinstance(block.mixer, Attention)]
+    mlps = [block.feed_forward for block in blocks if isinstance(block.feed_forward, Mlp)]
+    moes = [block.feed_forward for block in blocks if isinstance(block.feed_forward, Moe)]
+    per_stage = job.model.num_layers
+    modules = dict.fromkeys(block.feed_forward.kind for block in blocks if block.feed_forward is not None)
+    return {
+        "tp": tuple(
+            tp
+            for tp in divisors(node)
+            if all(mixer.heads % tp == 0 for mixer in attentions)
+            and all(mixer.kv_heads % tp == 0 or tp % mixer.kv_heads == 0 for mixer in attentions)
+            and all(mlp.ffn_hidden % tp == 0 for mlp in mlps)
+        ),
+        "cp": tuple(cp for cp in divisors(world) if cp <= node and seq_len % cp == 0),
+        "cp_algorithm": _choices(Layout, "cp_algorithm"),
+        "sp": (True,) if moes else (True, False),
+        "ep": tuple(ep for ep in divisors(world) if all(moe.experts % ep == 0 for moe in moes)) if moes else (1,),
+        "etp": tuple(etp for etp in divisors(node) if all(moe.ffn_hidden % etp == 0 for moe in moes)) if moes else (1,),
+        "mbs": tuple(1 << power for power in range(LARGEST_MBS.bit_length()) if job.batch.gbs % (1 << power) == 0),
+        "pp": tuple(pp for pp in divisors(world) if pp <= job.model.num_layers),
+        "recompute": (
+            None,
+            SelectiveRecompute(modules=("core_attn",)),
+            SelectiveRecompute(modules=("layernorm",)),
+            *(SelectiveRecompute(modules=("layernorm", module)) for module in modules),
+            FullRecompute(),
+            *(FullRecompute(method="block", num_layers=1 << power) for power in range((per_stage // 2).bit_length())),
+        ),
+        "distributed_optimizer": (True, False),
+        "vpp": tuple(range(1, LARGEST_VPP + 1)),
+        "schedule": _choices(Layout, "schedule"),
+    }
+
+
+def _choices(spec: type[Any], name: str) -> tuple[Any, ...]:
+    """The words that a field of a spec takes."""
+    annotation = attrs.fields_dict(spec)[name].type
+    return tuple(choice for member in union_members(annotation) for choice in literal_choices(member))
+
+
+def job_at(job: Job, point: Point) -> Job:
+    """The job with the layout of a point."""
+    shape, scheme, pipeline = point
+    return attrs.evolve(
+        job,
+        layout=attrs.evolve(
+            job.layout,
+            tp=shape.tp,
+            cp=shape.cp,
+            cp_algorithm=shape.cp_algorithm,
+            sp=shape.sp,
+            ep=shape.ep,
+            etp=shape.etp,
+            pp=scheme.pp,
+            vpp=pipeline.vpp,
+            schedule=pipeline.schedule,
+            stages=pipeline.stages,
+            noop_layers=(),
+            microbatch_group_size=None,
+        ),
+        batch=attrs.evolve(job.batch, mbs=shape.mbs),
+        memory=attrs.evolve(
+            job.memory, recompute=scheme.recompute, distributed_optimizer=scheme.distributed_optimizer
+        ),
+    )
+
+
+def points(job: Job, grid: Grid) -> Iterator[Point]:
+    """Every point of a grid."""
+    for shape in shapes(job, grid):
+        for scheme in schemes(job, grid, shape):
+            for pipeline in pipelines(job, grid, scheme.pp):
+                yield Point(shape, scheme, pipeline)
+
+
+def shapes(job: Job, grid: Grid) -> Iterator[Shape]:
+    """What the layers of a rank may be, over all numbers of stages."""
+    for tp, cp, etp in product(grid.tp, grid.cp, grid.etp):
+        ranks = job.cluster.world_size
+        for cp_algorithm, sp, ep, mbs in product(
+            grid.cp_algorithm[:1] if cp == 1 else grid.cp_algorithm,
+            (False,) if tp == 1 else grid.sp,
+            [ep for ep in grid.ep if ranks % (ep * etp) == 0],
+            grid.mbs,
+        ):
+            if ranks % (tp * cp) == 0:
+                yield Shape(tp, cp, cp_algorithm, sp, ep, etp, mbs)
+
+
+def schemes(job: Job, grid: Grid, shape: Shape) -> Iterator[Scheme]:
+    """What a shape can be divided over, and what it may keep."""
+    for pp in grid.pp:
+        ranks, rest = divmod(job.cluster.world_size, pp)
+        dp, left = divmod(ranks, shape.tp * shape.cp)
+        if rest or left or ranks % (shape.ep * shape.etp) or job.batch.gbs % (shape.mbs * dp):
+            continue
+        sharded = grid.distributed_optimizer[:1] if dp * shape.cp == 1 else grid.distributed_optimizer
+        for recompute, distributed_optimizer in product(grid.recompute, sharded):
+            yield Scheme(pp, recompute, distributed_optimizer)
+
+
+def pipelines(job: Job, grid: Grid, pp: int) -> Iterator[Pipeline]:
+    """The parts and orders in which the layers may run on so many ranks."""
+    for vpp, schedule in product(grid.vpp if pp > 1 else (1,), grid.schedule):
+        if (vpp > 1) != (schedule == "interleaved_1f1b"):
+            continue
+        lists = stage_lists(job.model.num_layers, pp * vpp) if grid.stages is None else grid.stages
+        for stages in lists:
+            if stages is None or len(stages) == pp * vpp:
+                yield Pipeline(vpp, schedule, stages)
+
+
+@cache
+def stage_lists(num_layers: int, num_stages: int) -> tuple[tuple[int, ...] | None, ...]:
+    """Layers of each stage: as even as can be, with fewer on the first and on the last.
+
+    The first holds up to one layer fewer or one more than its even share, the last up to four fewer; the others differ by
+    one at most, the later ones holding more, since they keep fewer microbatches. None stands for an even division.
+
+    Example:
+        >>> stage_lists(8, 4)[:4]
+        ((1, 2, 2, 3), (1, 2, 3, 2), (1, 3, 3, 1), None)
+    """
+    lists: dict[tuple[int, ...] | None, None] = {}
+    for first, last in product(FEWER_FIRST, FEWER_LAST):
+        size, longer = divmod(num_layers + first + last, num_stages)
+        counts = [size + (stage >= num_stages - longer) for stage in range(num_stages)]
+        counts[0] -= first
+        counts[-1] -= last
+        if min(counts) >= 0 and counts[-1] >= 0:
+            lists[None if len(set(counts)) == 1 else tuple(counts)] = None
+    return tuple(lists)
