@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from ridgeline.core.transforms import with_layout as with_layout
     from ridgeline.models.jobs import job_of as job_of
     from ridgeline.models.jobs import preset as preset
+    from ridgeline.models.megatron import lowering_faults as lowering_faults
     from ridgeline.models.program import RankProgram as RankProgram
     from ridgeline.models.program import lower as lower
     from ridgeline.models.zoo import model_names as model_names
@@ -79,6 +80,10 @@ if TYPE_CHECKING:
     from ridgeline.parallel.clusters import cluster_preset as cluster_preset
     from ridgeline.parallel.plan import Plan as Plan
     from ridgeline.parallel.plan import plan as plan
+    from ridgeline.parallel.search import Grid as Grid
+    from ridgeline.parallel.search import SearchResult as SearchResult
+    from ridgeline.parallel.search import grid_of as grid_of
+    from ridgeline.parallel.search import search as search
 
 HOMES = MappingProxyType(
     {
@@ -100,10 +105,12 @@ HOMES = MappingProxyType(
             "compose distributed_optimizer identity noop_layers on_nodes recompute reduce_layers resize with_layout"
         ),
         "ridgeline.models.jobs": "job_of preset",
+        "ridgeline.models.megatron": "lowering_faults",
         "ridgeline.models.program": "RankProgram lower",
         "ridgeline.models.zoo": "model_names model_preset",
         "ridgeline.parallel.clusters": "cluster_preset",
         "ridgeline.parallel.plan": "Plan plan",
+        "ridgeline.parallel.search": "Grid SearchResult grid_of search",
     }
 )
 """Where each public name lives."""

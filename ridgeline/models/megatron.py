@@ -53,8 +53,13 @@ def check_lowerable(job: Job) -> None:
     Raises:
         LoweringError: A line for each.
     """
-    if faults := tuple(_faults(job)):
+    if faults := lowering_faults(job):
         raise LoweringError("\n".join(faults))
+
+
+def lowering_faults(job: Job) -> tuple[str, ...]:
+    """What of a job this runtime cannot do yet, a sentence each; empty when it runs it."""
+    return tuple(_faults(job))
 
 
 def transformer_fields(job: Job, stages: StageMap) -> Fields:

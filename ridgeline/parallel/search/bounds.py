@@ -40,9 +40,9 @@ class Costs(NamedTuple):
 
     forward_us: Sequence[float]
     backward_us: Sequence[float]
-    elements: Sequence[int]
-    before: tuple[float, float, int]
-    after: tuple[float, float, int]
+    elements: Sequence[float]
+    before: tuple[float, float, float]
+    after: tuple[float, float, float]
 
     @property
     def work_us(self) -> float:
@@ -50,7 +50,7 @@ class Costs(NamedTuple):
         return sum((self.forward_us[-1], self.backward_us[-1], *self.before[:2], *self.after[:2]))
 
     @property
-    def held(self) -> int:
+    def held(self) -> float:
         """Weights of all stages together."""
         return self.elements[-1] + self.before[2] + self.after[2]
 

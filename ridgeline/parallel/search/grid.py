@@ -125,7 +125,9 @@ def grid_of(job: Job, **given: Sequence[Any]) -> Grid:
         SpecError: No axis has such a name, or no value is given for one.
     """
     problems = [Problem(f"grid.{name}", "", "no such axis", nearest(name, PATHS)) for name in given.keys() - PATHS]
-    problems += [Problem(f"grid.{name}", tuple(values), "holds no value") for name, values in given.items() if not values]
+    problems += [
+        Problem(f"grid.{name}", tuple(values), "holds no value") for name, values in given.items() if not values
+    ]
     if problems:
         raise SpecError(problems)
     return Grid(**{**_derived(job), **{name: tuple(values) for name, values in given.items()}})
@@ -137,8 +139,6 @@ def _derived(job: Job) -> dict[str, tuple[Any, ...]]:
     attentions = [block.mixer for block in blocks if isinstance(block.mixer, Attention)]
     mlps = [block.feed_forward for block in blocks if isinstance(block.feed_forward, Mlp)]
     moes = [block.feed_forward for block in blocks if isinstance(block.feed_forward, Moe)]
-    per_stage = job.model.num_layers
-    modules = dict.fromkeys(block.feed_forward.kind for block in blocks if block.feed_forward is not None)
     return {
         "tp": tuple(
             tp
@@ -152,20 +152,25 @@ def _derived(job: Job) -> dict[str, tuple[Any, ...]]:
         "sp": (True,) if moes else (True, False),
         "ep": tuple(ep for ep in divisors(world) if all(moe.experts % ep == 0 for moe in moes)) if moes else (1,),
         "etp": tuple(etp for etp in divisors(node) if all(moe.ffn_hidden % etp == 0 for moe in moes)) if moes else (1,),
-        "mbs": tuple(1 << power for power in range(LARGEST_MBS.bit_length()) if job.batch.gbs % (1 << power) == 0),
+        "mbs": tuple(mbs for mbs in _doublings(LARGEST_MBS) if job.batch.gbs % mbs == 0),
         "pp": tuple(pp for pp in divisors(world) if pp <= job.model.num_layers),
         "recompute": (
             None,
             SelectiveRecompute(modules=("core_attn",)),
             SelectiveRecompute(modules=("layernorm",)),
-            *(SelectiveRecompute(modules=("layernorm", module)) for module in modules),
+            *((SelectiveRecompute(modules=("layernorm", "mlp")),) if mlps else ()),
+            *((SelectiveRecompute(modules=("layernorm", "moe")),) if moes else ()),
             FullRecompute(),
-            *(FullRecompute(method="block", num_layers=1 << power) for power in range((per_stage // 2).bit_length())),
+            *(FullRecompute(method="block", num_layers=layers) for layers in _doublings(job.model.num_layers // 2)),
         ),
         "distributed_optimizer": (True, False),
-        "vpp": tuple(range(1, LARGEST_VPP + 1)),
+        "vpp": _doublings(LARGEST_VPP),
         "schedule": _choices(Layout, "schedule"),
     }
+
+
+def _doublings(largest: int) -> tuple[int, ...]:
+    return tuple(1 << power for power in range(largest.bit_length()))
 
 
 def _choices(spec: type[Any], name: str) -> tuple[Any, ...]:
@@ -195,10 +200,16 @@ def job_at(job: Job, point: Point) -> Job:
             microbatch_group_size=None,
         ),
         batch=attrs.evolve(job.batch, mbs=shape.mbs),
-        memory=attrs.evolve(
-            job.memory, recompute=scheme.recompute, distributed_optimizer=scheme.distributed_optimizer
-        ),
+        memory=attrs.evolve(job.memory, recompute=scheme.recompute, distributed_optimizer=scheme.distributed_optimizer),
     )
+
+
+def changed(point: Point, axis: str, value: Any) -> Point:
+    """The point with one axis at another value."""
+    for name, part in point._asdict().items():
+        if axis in part._fields:
+            return point._replace(**{name: part._replace(**{axis: value})})
+    raise KeyError(axis)
 
 
 def points(job: Job, grid: Grid) -> Iterator[Point]:
@@ -237,12 +248,12 @@ def schemes(job: Job, grid: Grid, shape: Shape) -> Iterator[Scheme]:
 
 def pipelines(job: Job, grid: Grid, pp: int) -> Iterator[Pipeline]:
     """The parts and orders in which the layers may run on so many ranks."""
-    for vpp, schedule in product(grid.vpp if pp > 1 else (1,), grid.schedule):
-        if (vpp > 1) != (schedule == "interleaved_1f1b"):
+    for vpp, schedule in product(grid.vpp, grid.schedule):
+        if (vpp > 1) != (schedule == "interleaved_1f1b") or (pp == 1 and schedule != "1f1b"):
             continue
-        lists = stage_lists(job.model.num_layers, pp * vpp) if grid.stages is None else grid.stages
-        for stages in lists:
-            if stages is None or len(stages) == pp * vpp:
+        num_stages = pp * attrs.evolve(job.layout, vpp=vpp, schedule=schedule).chunks
+        for stages in stage_lists(job.model.num_layers, num_stages) if grid.stages is None else grid.stages:
+            if len(stages or ()) == num_stages or (stages is None and job.model.num_layers % num_stages == 0):
                 yield Pipeline(vpp, schedule, stages)
 
 
@@ -250,12 +261,12 @@ def pipelines(job: Job, grid: Grid, pp: int) -> Iterator[Pipeline]:
 def stage_lists(num_layers: int, num_stages: int) -> tuple[tuple[int, ...] | None, ...]:
     """Layers of each stage: as even as can be, with fewer on the first and on the last.
 
-    The first holds up to one layer fewer or one more than its even share, the last up to four fewer; the others differ by
-    one at most, the later ones holding more, since they keep fewer microbatches. None stands for an even division.
+    The first holds up to one layer fewer or one more than its even share, the last up to four fewer; the others differ
+    by one at most, the later ones holding more, since they keep fewer microbatches. None stands for an even division.
 
     Example:
         >>> stage_lists(8, 4)[:4]
-        ((1, 2, 2, 3), (1, 2, 3, 2), (1, 3, 3, 1), None)
+        (None, (3, 2, 2, 1), (3, 2, 3, 0), (2, 2, 3, 1))
     """
     lists: dict[tuple[int, ...] | None, None] = {}
     for first, last in product(FEWER_FIRST, FEWER_LAST):

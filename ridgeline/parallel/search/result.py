@@ -116,7 +116,7 @@ class SearchResult:
     shortage: Shortage | None = None
 
 
-def found_of(point: Point, plan: Plan, lowering_faults: tuple[str, ...] = ()) -> Found:
+def found_of(point: Point, plan: Plan) -> Found:
     """The numbers of a plan."""
     peak, time = plan.peak, plan.time
     return Found(
@@ -128,5 +128,4 @@ def found_of(point: Point, plan: Plan, lowering_faults: tuple[str, ...] = ()) ->
         tokens_per_s=time.tokens_per_s,
         mfu_full=time.mfu_full,
         mfu_causal=time.mfu_causal,
-        lowering_faults=lowering_faults,
     )

@@ -1,0 +1,82 @@
+"""What surrounds the best layout, and, where nothing fits, what lacks."""
+
+from collections.abc import Iterator
+from operator import itemgetter
+from typing import Any
+
+from ridgeline.core.errors import PlanError
+from ridgeline.core.job import Job
+from ridgeline.parallel.plan import plan
+from ridgeline.parallel.search.explore import least_memory
+from ridgeline.parallel.search.grid import PATHS, Grid, Point, changed, job_at, shapes
+from ridgeline.parallel.search.narrow import Faults
+from ridgeline.parallel.search.result import Found, Neighbour, Shortage, found_of
+from ridgeline.parallel.search.tree import Opener, opener
+
+DEGREES = ("tp", "cp", "ep", "etp", "mbs", "pp", "vpp")
+"""Axes of which only the next values below and above are neighbours; of the others all are."""
+
+
+def neighbours_of(job: Job, grid: Grid, opened: Opener, best: Found) -> Iterator[Neighbour]:
+    """Every layout that differs from the best in one axis, and in what has to follow it."""
+    within = frozenset(shapes(job, grid))
+    for axis in PATHS:
+        for value in _near(grid, axis, best.point):
+            if changed(best.point, axis, value).shape in within:
+                yield _neighbour(job, opened, best, axis, value)
+
+
+def _near(grid: Grid, axis: str, point: Point) -> list[Any]:
+    here = next(getattr(part, axis) for part in point if axis in part._fields)
+    values = list(getattr(grid, axis) or ())
+    if axis not in DEGREES:
+        return [value for value in values if value != here]
+    below = [value for value in values if value < here]
+    above = [value for value in values if value > here]
+    return [*below[-1:], *above[:1]]
+
+
+def _neighbour(job: Job, opened: Opener, best: Found, axis: str, value: Any) -> Neighbour:
+    fastest: Found | None = None
+    refused = "the degrees do not divide what they must"
+    for bound_us, point in sorted(_moved(opened, best.point, axis, value), key=itemgetter(0)):
+        if fastest is not None and fastest.fits and bound_us >= fastest.step_us:
+            break
+        try:
+            found = found_of(point, plan(job_at(job, point)))
+        except PlanError as error:
+            refused = str(error.problems[0])
+            continue
+        if fastest is None or _rank(found) < _rank(fastest):
+            fastest = found
+    if fastest is None:
+        return Neighbour(axis=axis, value=value, found=None, refused=refused)
+    over_bytes = fastest.total_bytes - fastest.capacity_bytes
+    return Neighbour(
+        axis=axis, value=value, found=fastest, slower=fastest.step_us / best.step_us - 1, over_bytes=over_bytes
+    )
+
+
+def _rank(found: Found) -> tuple[float, ...]:
+    """Smaller is better: what fits by its time, what does not by its memory."""
+    return (0, found.step_us) if found.fits else (1, found.total_bytes)
+
+
+def _moved(opened: Opener, point: Point, axis: str, value: Any) -> Iterator[tuple[float, Point]]:
+    """The point with an axis at another value; stages and schedule follow in every way that the grid has."""
+    shape, scheme, pipeline = changed(point, axis, value)
+    for branch in opened((shape,)):
+        if branch.at == (shape, scheme):
+            for leaf in opened(branch.at):
+                other = leaf.at[2]
+                follows = axis == "pp" or (axis in ("vpp", "schedule") and getattr(other, axis) == value)
+                if follows or other == pipeline:
+                    yield leaf.bound_us, Point(*leaf.at)
+
+
+def shortage_of(job: Job, grid: Grid, *, faults: Faults) -> Shortage | None:
+    """The layout that needs the least memory, and the nodes on which one fits."""
+    least = least_memory(job, opener(job, grid), faults=faults)
+    if least is None:
+        return None
+    return Shortage(least=least, over_bytes=least.total_bytes - least.capacity_bytes, nodes=None)
