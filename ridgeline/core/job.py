@@ -105,6 +105,9 @@ class Memory:
         distributed_optimizer: Shard the optimizer's state over dp and cp (ZeRO-1).
         swap_optimizer: Keep masters and moments on the host, and bring a part of them at a time.
         swap_attention: Keep what attention and the layer's norms save on the host until their backward.
+        loss: How the loss makes its softmax: in the fp32 logits (``in_place``, Megatron-core), or beside them
+            (``copied``, MindSpeed before 2.2).
+        loss_chunk: Tokens whose logits exist at a time, computed again in the backward; None takes all at once.
         moe_balance: Tokens of the busiest expert parallel rank over the mean; 1.0 is perfect balance.
     """
 
@@ -112,6 +115,8 @@ class Memory:
     distributed_optimizer: bool = True
     swap_optimizer: bool = False
     swap_attention: bool = False
+    loss: Literal["in_place", "copied"] = "in_place"
+    loss_chunk: int | None = at_least(1, default=None)
     moe_balance: float = real(1.0, minimum=1.0)
     __attrs_post_init__ = check_spec
 

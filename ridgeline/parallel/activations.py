@@ -6,7 +6,7 @@ from typing import NamedTuple
 from ridgeline.core.job import Job
 from ridgeline.parallel.actions import Action
 from ridgeline.parallel.ops import Sizes, sizes_of
-from ridgeline.parallel.work import StageWork, deferred_bytes, kept_bytes, recomputed_bytes
+from ridgeline.parallel.work import StageWork, deferred_bytes, kept_bytes, restored_bytes
 
 
 class StageLive(NamedTuple):
@@ -102,8 +102,8 @@ def _stage_live(job: Job, work: StageWork, sizes: Sizes, *, last: bool) -> Stage
         kept += kept_bytes(run, sizes)
         for op in run.ops:
             forward = max(forward, kept + op.forward_work_bytes + stream)
-            again = recomputed_bytes(run, sizes) if run.recomputes(op) else 0
-            backward = max(backward, kept + op.backward_work_bytes + 2 * stream + again)
+            restored = restored_bytes(run, op, sizes)
+            backward = max(backward, kept + op.backward_work_bytes + 2 * stream + restored)
     # On devices with streams a sent output gives its memory back; on cpu it is kept (deallocate_pipeline_outputs).
     output = 0 if last or job.cluster.chip.device != "cpu" else stream
     deferred = sum(deferred_bytes(run, sizes) for run in work.runs)

@@ -1,5 +1,6 @@
 """What one stage does for one microbatch: its layers' operations, how often, and what of them it recomputes."""
 
+from collections.abc import Iterator
 from itertools import groupby
 from typing import NamedTuple
 
@@ -7,6 +8,9 @@ from ridgeline.core.job import FullRecompute, Job, SelectiveRecompute
 from ridgeline.core.model import Block
 from ridgeline.parallel.ops import Op, Sizes, block_ops, deferred, embedding_ops, head_ops, kept, sizes_of
 from ridgeline.parallel.stages import StageMap
+
+SWAPPED = frozenset(("input_layernorm", "linear_qkv", "rope", "attention", "linear_proj", "pre_mlp_layernorm"))
+"""Operations whose saved tensors go to the host under memory.swap_attention: MindSpeed's default swap-modules."""
 
 
 class Run(NamedTuple):
@@ -17,12 +21,14 @@ class Run(NamedTuple):
         layers: How many; 1 for the embedding or the head.
         parts: Parts of each layer that are recomputed.
         group: Layers recomputed together from one saved input; 0 where layers are not recomputed as a whole.
+        swaps: Whether what attention saves waits on the host.
     """
 
     ops: tuple[Op, ...]
     layers: int = 1
     parts: tuple[str, ...] = ()
     group: int = 0
+    swaps: bool = False
 
     def recomputes(self, op: Op) -> bool:
         """Whether the backward runs this operation's forward again."""
@@ -45,16 +51,15 @@ class StageWork(NamedTuple):
 def stage_work(job: Job, stages: StageMap) -> tuple[StageWork, ...]:
     """The work of every stage, in model order."""
     sizes = sizes_of(job)
-    blocks = job.model.layers()
     ops = {block: block_ops(block, sizes) for block in {run.block for run in job.model.blocks}}
     last = stages.num_stages - 1
     return tuple(
         StageWork(
             before=(Run(embedding_ops(sizes)),) if stage == 0 else (),
-            layers=tuple(_layer_runs(job, [blocks[layer] for layer in layers], ops)),
+            layers=layers,
             after=(Run(head_ops(sizes)),) if stage == last else (),
         )
-        for stage, layers in enumerate(stages.layers)
+        for stage, layers in enumerate(_stage_runs(job, stages, ops))
     )
 
 
@@ -62,14 +67,22 @@ def kept_bytes(run: Run, sizes: Sizes) -> int:
     """What a run of layers keeps of one microbatch from its forward to its backward."""
     if run.group:
         return run.layers * sizes.own_tokens * sizes.hidden * sizes.width // run.group
-    return run.layers * kept(run.ops, run.parts)
+    return run.layers * (kept(run.ops, run.parts) - _swapped_bytes(run))
 
 
-def recomputed_bytes(run: Run, sizes: Sizes) -> int:
-    """What the backward of a run brings back at a time: a group's layers, or one layer's recomputed parts."""
+def restored_bytes(run: Run, op: Op, sizes: Sizes) -> int:
+    """What the backward of an operation finds beside what was kept: recomputed, or brought from the host.
+
+    A group's layers, or one layer's recomputed parts; of swapped tensors a layer's, and those of the next.
+    """
     if run.group:
         return run.group * kept(run.ops, ()) - sizes.own_tokens * sizes.hidden * sizes.width
-    return kept(run.ops, ()) - kept(run.ops, run.parts)
+    again = kept(run.ops, ()) - kept(run.ops, run.parts) if op.part in run.parts else 0
+    return again + min(2, run.layers) * _swapped_bytes(run)
+
+
+def _swapped_bytes(run: Run) -> int:
+    return kept(tuple(op for op in run.ops if op.name in SWAPPED), run.parts) if run.swaps else 0
 
 
 def deferred_bytes(run: Run, sizes: Sizes) -> int:
@@ -77,13 +90,30 @@ def deferred_bytes(run: Run, sizes: Sizes) -> int:
     return run.layers * deferred(run.ops, sizes.width)
 
 
-def _layer_runs(job: Job, blocks: list[Block], ops: dict[Block, tuple[Op, ...]]) -> list[Run]:
-    recompute = job.memory.recompute
-    parts = recompute.modules if isinstance(recompute, SelectiveRecompute) else ()
-    groups = [0] * len(blocks)
-    if isinstance(recompute, FullRecompute) and recompute.method == "uniform":
-        groups = [recompute.num_layers] * len(blocks)
-    elif isinstance(recompute, FullRecompute):
-        groups = [int(index < recompute.num_layers) for index in range(len(blocks))]
-    runs = groupby(zip(blocks, groups, strict=True))
-    return [Run(ops[block], sum(1 for _ in run), parts, group) for (block, group), run in runs]
+def _stage_runs(job: Job, stages: StageMap, ops: dict[Block, tuple[Op, ...]]) -> Iterator[tuple[Run, ...]]:
+    """The runs of each stage's layers."""
+    blocks, recompute = job.model.layers(), job.memory.recompute
+    parts = () if recompute is None else recompute.modules
+    left = dict.fromkeys(range(stages.pp), _counted(recompute))  # layers that a pipeline rank still recomputes
+    for stage, layers in enumerate(stages.layers):
+        owner, count = stages.owner(stage), len(layers)
+        groups, recomputed = [0] * count, [parts] * count
+        match recompute:
+            case FullRecompute(method="uniform", num_layers=group):
+                groups = [group] * count
+            case FullRecompute(num_layers=first, per=per, stage_layers=stage_layers):
+                first = stage_layers[stage] if stage_layers is not None else left[owner] if per == "rank" else first
+                groups = [int(index < first) for index in range(count)]
+            case SelectiveRecompute(num_layers=int()):
+                recomputed = [parts if index < left[owner] else () for index in range(count)]
+        left[owner] = max(0, left[owner] - count)
+        rows = zip((blocks[layer] for layer in layers), groups, recomputed, strict=True)
+        swaps = job.memory.swap_attention
+        yield tuple(
+            Run(ops[block], sum(1 for _ in run), () if group else of_layer, group, swaps and not group)
+            for (block, group, of_layer), run in groupby(rows)
+        )
+
+
+def _counted(recompute: SelectiveRecompute | FullRecompute | None) -> int:
+    return (recompute.num_layers or 0) if recompute is not None else 0

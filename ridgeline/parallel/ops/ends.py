@@ -24,25 +24,56 @@ def embedding_ops(sizes: Sizes) -> tuple[Op, ...]:
 def head_ops(sizes: Sizes) -> tuple[Op, ...]:
     """The final norm, the head and the loss."""
     local_vocab = sizes.vocab // sizes.tp
-    elements = sizes.tokens * local_vocab
-    copies = elements * sizes.width if sizes.width < 4 else 0  # fp32 logits become their own softmax and gradient
-    comms = [Comm("F", "all_reduce", "tp", sizes.tokens * 4, repeats=3)] if sizes.tp > 1 else []
-    return (
-        norm("final_layernorm", "x_final", sizes),
-        Op(
-            "head",
-            gemms=((sizes.tokens, sizes.hidden, local_vocab),),
-            saved=(Saved("head_input", sizes.own_tokens * sizes.hidden * sizes.width, for_weight=True),),
-            comms=tuple(column_comms(sizes)),
-            backward_work_bytes=local_vocab * sizes.hidden * sizes.width
-            + 2 * sizes.tokens * sizes.hidden * sizes.width,
-        ),
-        Op(
-            "loss",
-            moved_bytes=elements * (2 * sizes.width + 5 * 4),
-            saved=(Saved("softmax", elements * 4), Saved("labels", sizes.tokens * 24)),
-            comms=tuple(comms),
-            forward_work_bytes=copies,
-            backward_work_bytes=copies,
-        ),
+    head = Op(
+        "head",
+        gemms=((sizes.tokens, sizes.hidden, local_vocab),),
+        saved=(Saved("head_input", sizes.own_tokens * sizes.hidden * sizes.width, for_weight=True),),
+        comms=tuple(column_comms(sizes)),
+        backward_work_bytes=local_vocab * sizes.hidden * sizes.width + 2 * sizes.tokens * sizes.hidden * sizes.width,
     )
+    loss = _preference_loss(sizes) if sizes.preference else _loss(sizes)
+    return norm("final_layernorm", "x_final", sizes), head, loss
+
+
+def _loss(sizes: Sizes) -> Op:
+    """Cross entropy: fp32 logits become their own softmax, or a copy does, and that its own gradient.
+
+    In chunks nothing is kept: a chunk's logits are made again for its backward.
+    """
+    elements = sizes.tokens * sizes.vocab // sizes.tp
+    chunk = min(sizes.loss_chunk or sizes.tokens, sizes.tokens) * sizes.vocab // sizes.tp
+    half = chunk * sizes.width if sizes.width < 4 else 0
+    copy = chunk * 4 if sizes.copies_logits else 0
+    softmax = chunk * 4 if chunk < elements else 0
+    kept = () if softmax else (Saved("softmax", elements * 4),)
+    return Op(
+        "loss",
+        moved_bytes=elements * (2 * sizes.width + 5 * 4),
+        saved=(*kept, Saved("labels", sizes.tokens * 24)),
+        comms=_loss_comms(sizes),
+        forward_work_bytes=half + copy + softmax,
+        backward_work_bytes=half + softmax,
+    )
+
+
+def _preference_loss(sizes: Sizes) -> Op:
+    """Log-probabilities of both models' answers: fp32 logits stay, those of the policy with their exponentials.
+
+    Source:
+        Ascend/MindSpeed-LLM c77308a1, tasks/posttrain/dpo and tasks/posttrain/utils.py, `vocab_parallel_log_softmax`:
+        differences, exponentials and log-probabilities are tensors of their own.
+    """
+    logits = sizes.tokens * (sizes.vocab // sizes.tp) * 4
+    models = 1 if sizes.preference == "simpo" else 2
+    return Op(
+        "loss",
+        moved_bytes=8 * models * logits,
+        saved=(Saved("logits", models * logits), Saved("exponentials", logits), Saved("labels", sizes.tokens * 24)),
+        comms=_loss_comms(sizes),
+        forward_work_bytes=(3 if models == 2 else 2) * logits,
+        backward_work_bytes=2 * logits,
+    )
+
+
+def _loss_comms(sizes: Sizes) -> tuple[Comm, ...]:
+    return (Comm("F", "all_reduce", "tp", sizes.tokens * 4, repeats=3),) if sizes.tp > 1 else ()

@@ -31,7 +31,7 @@ def mlp_ops(mlp: Mlp, sizes: Sizes) -> tuple[Op, ...]:
             "linear_fc2",
             "mlp",
             gemms=((tokens, ffn, sizes.hidden),),
-            saved=(Saved("activation", activation, "mlp", for_weight=True),),
+            saved=(Saved("activation", activation, "mlp activation", for_weight=True),),
             comms=tuple(row_comms(sizes)),
             forward_work_bytes=whole(sizes) + stream,
             backward_work_bytes=whole(sizes) + activation + weight,

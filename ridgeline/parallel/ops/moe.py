@@ -10,7 +10,8 @@ def moe_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
     stream = tokens * sizes.hidden * width
     scores = tokens * moe.experts * 4  # the router works in fp32
     local_experts = moe.experts // sizes.ep
-    rows = tokens * moe.topk * sizes.etp  # of this rank's experts, when every expert gets its share
+    balance = sizes.moe_balance if sizes.ep > 1 else 1.0
+    rows = int(tokens * moe.topk * sizes.etp * balance)  # of this rank's experts; in balance, their equal share
     dispatched = rows * sizes.hidden * width
     activation = rows * ffn * width
     weight = sizes.hidden * ffn * width

@@ -6,7 +6,7 @@ stream this rank holds (``tokens/tp`` under sp, else all).
 
 from typing import NamedTuple
 
-from ridgeline.core.job import Job, SelectiveRecompute
+from ridgeline.core.job import Dpo, Job, SelectiveRecompute
 from ridgeline.parallel.shards import padded_vocab
 
 
@@ -27,12 +27,20 @@ class Sizes(NamedTuple):
     etp: int
     dispatcher: str
     recomputes_attention: bool
+    preference: str
+    copies_logits: bool
+    loss_chunk: int | None
+    moe_balance: float
 
 
 def sizes_of(job: Job) -> Sizes:
-    """The sizes of a job's operations; ``width`` is the bytes of an element of weights and activations."""
+    """The sizes of a job's operations; ``width`` is the bytes of an element of weights and activations.
+
+    Of preference pairs, chosen and rejected go through together.
+    """
     layout, recompute = job.layout, job.memory.recompute
-    tokens = job.batch.seq_len // layout.cp * job.batch.mbs
+    preference = job.objective.loss if isinstance(job.objective, Dpo) else ""
+    tokens = job.batch.seq_len // layout.cp * job.batch.mbs * (2 if preference else 1)
     return Sizes(
         tokens=tokens,
         own_tokens=tokens // layout.tp if layout.sp else tokens,
@@ -48,4 +56,8 @@ def sizes_of(job: Job) -> Sizes:
         etp=layout.etp,
         dispatcher=job.comm.moe_dispatcher,
         recomputes_attention=isinstance(recompute, SelectiveRecompute) and "core_attn" in recompute.modules,
+        preference=preference,
+        copies_logits=job.memory.loss == "copied",
+        loss_chunk=job.memory.loss_chunk,
+        moe_balance=job.memory.moe_balance,
     )

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Saved(NamedTuple):
-    """A tensor kept from forward to backward; recomputing the part ``dropped_by`` names does without it.
+    """A tensor kept from forward to backward; recomputing a part that ``dropped_by`` names does without it.
 
     Weight gradients need those ``for_weight``, the inputs of matrix products: a split backward keeps them to its end.
     """
@@ -62,7 +62,11 @@ class Op(NamedTuple):
 
 def kept(ops: tuple[Op, ...], recomputed: tuple[str, ...]) -> int:
     """Bytes that operations keep for their backward when some parts are recomputed."""
-    return sum(saved.size_bytes for op in ops for saved in op.saved if saved.dropped_by not in recomputed)
+    return sum(saved.size_bytes for op in ops for saved in op.saved if not _is_dropped(saved, recomputed))
+
+
+def _is_dropped(saved: Saved, recomputed: tuple[str, ...]) -> bool:
+    return bool(recomputed) and any(part in recomputed for part in saved.dropped_by.split())
 
 
 def deferred(ops: tuple[Op, ...], width: int) -> int:
