@@ -1,12 +1,13 @@
 """``ridgeline plan``: what every rank of a job will do, hold and send."""
 
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from ridgeline.apps.edges import edge
 from ridgeline.apps.options import Overrides
-from ridgeline.apps.output import open_console, write_json
+from ridgeline.apps.output import give, open_console, write_json
 from ridgeline.apps.reading import read_job
 
 
@@ -15,6 +16,7 @@ def plan(
     /,
     *options: Overrides,
     json: Annotated[bool, Parameter(negative="")] = False,
+    trace: Path | None = None,
     verify_rank: int | None = None,
 ) -> int:
     """Plan a job and print the report: memory by stage, time by component, collectives, kernels, and every assumption.
@@ -23,6 +25,7 @@ def plan(
         job: A job file, a preset or a model folder.
         options: Fields of the job, as --layout.tp 8.
         json: Print the numbers as JSON instead, with the whole job.
+        trace: Write one step to this file instead, as a Chrome trace: for Perfetto or MindStudio Insight.
         verify_rank: Instead, build this rank with Megatron-core and compare every parameter with the plan.
     """
     from ridgeline.apps.planning import plan_or_advise
@@ -31,6 +34,11 @@ def plan(
     planned = plan_or_advise(chosen.job)
     if verify_rank is not None:
         return edge("ridgeline.apps.runtime.verify:verify_rank")(planned, verify_rank)
+    if trace is not None:
+        from ridgeline.apps.trace import trace_text
+
+        give(trace_text(planned), path=trace, option="--trace")
+        return 0
     if json:
         from ridgeline.core.codec import unstructure
         from ridgeline.parallel.plan import plan_data
