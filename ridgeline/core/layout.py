@@ -23,7 +23,8 @@ class Layout:
         cp_algorithm: How attention sees the whole sequence when ``cp > 1``.
         stages: Layers of each stage in model order, ``pp*vpp`` counts; None splits evenly.
         noop_layers: Positions of identity layers, in the numbering that counts them.
-        schedule: The order of forwards and backwards.
+        schedule: The order of forwards and backwards. Of those in a V, ``zb_v`` and ``dualpipe_v``, each rank has two
+            chunks, which ``vpp`` does not count.
         slices: Parts of each sequence that ``seq1f1b`` sends through the pipeline one by one.
         microbatch_group_size: Microbatches a rank runs on one chunk before the next; None means ``pp``.
         vocab_multiple: The vocabulary is padded to a multiple of ``tp * vocab_multiple``.
@@ -47,6 +48,11 @@ class Layout:
             "gpipe",
             "zb_h1",
             "zb_2p",
+            "zb_v",
+            "interleaved_zb",
+            "dualpipe_v",
+            "dualpipe_v_split",
+            "seq1f1b",
         ]
         | None
     ) = None

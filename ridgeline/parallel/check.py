@@ -187,27 +187,76 @@ def _stages(job: Job) -> Iterator[Problem]:
     )
 
 
-ONE_CHUNK = ("1f1b", "gpipe", "zb_h1", "zb_2p")
+ONE_CHUNK = ("1f1b", "gpipe", "zb_h1", "zb_2p", "seq1f1b")
+INTERLEAVED = ("interleaved_1f1b", "interleaved_zb")
+DUALPIPE = ("dualpipe_v", "dualpipe_v_split")
 
 
 def _schedule(job: Job) -> Iterator[Problem]:
-    layout = job.layout
+    layout, name = job.layout, job.layout.schedule_name
     if layout.vpp > 1 and layout.pp == 1:
         yield Problem("layout.vpp", layout.vpp, "needs pp > 1, since chunks alternate between ranks", "use 1")
-    elif layout.vpp > 1 and layout.schedule in ONE_CHUNK:
+    elif layout.vpp > 1 and name in ONE_CHUNK:
         rule = f"runs one chunk a rank, not vpp={layout.vpp}"
-        yield Problem("layout.schedule", layout.schedule, rule, "use 'interleaved_1f1b' or leave it out")
-    elif layout.vpp == 1 and layout.schedule_name == "interleaved_1f1b":
-        rule = "needs vpp > 1, chunks to interleave"
-        yield Problem("layout.schedule", "interleaved_1f1b", rule, "use '1f1b', or set layout.vpp")
+        yield Problem("layout.schedule", name, rule, "use 'interleaved_1f1b' or leave it out")
+    elif layout.vpp == 1 and name in INTERLEAVED:
+        yield Problem("layout.schedule", name, "needs vpp > 1, chunks to interleave", "use '1f1b', or set layout.vpp")
+    if layout.placement == "v":
+        yield from _v_shaped(job)
+    if name == "seq1f1b":
+        yield from _sliced(job)
+    elif layout.slices > 1:
+        rule = f"are those of seq1f1b, which layout.schedule={name!r} is not"
+        yield Problem("layout.slices", layout.slices, rule, "use 1, or set layout.schedule to 'seq1f1b'")
+
+
+def _v_shaped(job: Job) -> Iterator[Problem]:
+    """Source: MindSpeed 028de58c, docs/features/dualpipev.md and features_manager, DualpipeVFeature."""
+    layout, name = job.layout, job.layout.schedule_name
+    if layout.pp == 1:
+        yield Problem("layout.schedule", name, "needs pp > 1, ranks to go down and up", "use '1f1b'")
+    if layout.vpp > 1:
+        yield Problem("layout.vpp", layout.vpp, f"must be 1: {name} has two chunks a rank of its own", "use 1")
+    if name not in DUALPIPE:
+        return
+    if layout.stages is not None:
+        rule = f"must be left out: {name} has as many layers on every stage, num_layers a multiple of 2*pp"
+        yield Problem("layout.stages", layout.stages, rule, "use 'zb_v', or add layout.noop_layers")
+    if layout.cp > 1:
+        yield Problem("layout.cp", layout.cp, f"must be 1 with {name}", "use 1 or 'zb_v'")
+    if job.comm.overlap_grad_reduce:
+        rule = f"must be false with {name}, whose pairs leave no backward to reduce beside"
+        yield Problem("comm.overlap_grad_reduce", True, rule, "set it to false")
+
+
+def _sliced(job: Job) -> Iterator[Problem]:
+    """Source: MindSpeed-LLM, docs/features/mindspore/seq1f1b.md: one sample a microbatch, no context parallelism."""
+    layout, batch = job.layout, job.batch
+    parts = layout.slices * (layout.tp if layout.sp else 1)
+    if layout.slices == 1:
+        yield Problem("layout.slices", 1, "must be > 1 with seq1f1b", "use 4, or '1f1b'")
+    elif batch.seq_len % parts:
+        rule = f"must be a multiple of {'slices*tp' if layout.sp else 'slices'}={parts} with seq1f1b"
+        yield Problem("batch.seq_len", batch.seq_len, rule, _multiples(batch.seq_len, parts))
+    if layout.cp > 1:
+        yield Problem("layout.cp", layout.cp, "must be 1 with seq1f1b, which itself cuts the sequence", "use 1")
+    if batch.mbs > 1:
+        yield Problem("batch.mbs", batch.mbs, "must be 1 with seq1f1b", "use 1")
 
 
 def _microbatches(job: Job) -> Iterator[Problem]:
     layout, batch = job.layout, job.batch
-    interleaved = layout.vpp > 1 and layout.pp > 1
-    if not interleaved or batch.gbs % (batch.mbs * job.dp):
+    if layout.pp == 1 or batch.gbs % (batch.mbs * job.dp):
         return
     count, step = job.num_microbatches, batch.mbs * job.dp
+    if layout.schedule_name in DUALPIPE and count < 2 * layout.pp:
+        rule = f"gives {count} microbatches; {layout.schedule_name} needs at least 2*pp={2 * layout.pp}"
+        yield Problem("batch.gbs", batch.gbs, rule, f"raise it to {2 * layout.pp * step} or more")
+    if layout.schedule_name == "interleaved_zb" and layout.vpp > 1 and count % layout.pp:
+        rule = f"gives {count} microbatches; interleaved_zb needs a multiple of pp={layout.pp}"
+        yield Problem("batch.gbs", batch.gbs, rule, _multiples(batch.gbs, layout.pp * step))
+    if layout.vpp == 1 or layout.schedule_name != "interleaved_1f1b":
+        return
     group = layout.microbatch_group_size or layout.pp
     if group < layout.pp:
         yield Problem("layout.microbatch_group_size", group, f"must be >= pp={layout.pp}", f"use {layout.pp}")
@@ -297,8 +346,9 @@ def _plannable(job: Job) -> Iterator[Problem]:
 def no_effect(job: Job) -> Iterator[str]:
     """Settings that are legal and do nothing in this job, a sentence each."""
     layout, recompute = job.layout, job.memory.recompute
-    if layout.microbatch_group_size is not None and layout.vpp == 1:
-        yield f"layout.microbatch_group_size={layout.microbatch_group_size} has no effect with vpp=1"
+    if layout.microbatch_group_size is not None and layout.schedule_name != "interleaved_1f1b":
+        group = layout.microbatch_group_size
+        yield f"layout.microbatch_group_size={group} has no effect with schedule {layout.schedule_name}"
     if layout.etp > 1 and not any(isinstance(run.block.feed_forward, Moe) for run in job.model.blocks):
         yield f"layout.etp={layout.etp} has no effect, since no layer holds experts"
     if job.memory.moe_balance > 1 and layout.ep == 1:

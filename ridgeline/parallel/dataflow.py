@@ -4,7 +4,7 @@ Actions are numbered rank after rank, so that all of this is arithmetic on lists
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from ridgeline.core.errors import PlanError
@@ -57,8 +57,18 @@ def flow_of(schedule: Schedule) -> Flow:
     return Flow(first, rank, maker, hop)
 
 
+def hop_times(p2p_us: float | Sequence[float], schedule: Schedule) -> Sequence[float]:
+    """The time of a transfer over each boundary of stages, where one number may stand for all."""
+    return [p2p_us] * (schedule.num_stages - 1) if isinstance(p2p_us, (int, float)) else p2p_us
+
+
 def run(
-    schedule: Schedule, flow: Flow, *, durations: Sequence[float], hop_us: Sequence[float]
+    schedule: Schedule,
+    flow: Flow,
+    *,
+    durations: Sequence[float],
+    hop_us: Sequence[float],
+    early: Mapping[int, float] | None = None,
 ) -> tuple[list[float], list[float]]:
     """Start and end of each action when every rank runs its own in order, each as soon as its input has arrived.
 
@@ -67,19 +77,47 @@ def run(
         flow: ``flow_of(schedule)``.
         durations: Time of each action.
         hop_us: Time of a transfer over the boundary ``s``, between stages s and s+1, for each boundary.
+        early: For some actions how long before the end of the one before they may begin.
 
     Raises:
         PlanError: A deadlock; the message shows where each rank is stuck.
     """
-    start, end = [-1.0] * len(durations), [-1.0] * len(durations)
-    reached, clock = flow.first[:-1], [0.0] * schedule.pp
+    early = early or {}
+    start = [-1.0] * len(durations)
+
+    def take(number: int, clock: float, arrival: float) -> float:
+        if number in early:
+            clock -= early[number]
+        start[number] = begin = arrival if arrival > clock else clock
+        return begin + durations[number]
+
+    return start, visit(schedule, flow, hop_us=hop_us, take=take)
+
+
+def visit(
+    schedule: Schedule, flow: Flow, *, hop_us: Sequence[float], take: Callable[[int, float, float], float]
+) -> list[float]:
+    """Have every rank take its actions in order, each once it is known when its input arrives; the end of each.
+
+    Args:
+        schedule: What is run.
+        flow: ``flow_of(schedule)``.
+        hop_us: Time of a transfer over each boundary of stages.
+        take: ``take(number, clock, arrival)`` gives the end of an action whose input arrives at ``arrival``, on a rank
+            that is free from ``clock`` on.
+
+    Raises:
+        PlanError: A deadlock; the message shows where each rank is stuck.
+    """
+    end = [-1.0] * len(flow.maker)
+    reached, clocks = flow.first[:-1], [0.0] * schedule.pp
     sleeping: dict[int, int] = {}
     awake = list(range(schedule.pp))
     while awake:
         rank = awake.pop()
-        time = clock[rank]
+        clock = clocks[rank]
         for number in range(reached[rank], flow.first[rank + 1]):
-            source = flow.maker[number]
+            source, arrival = flow.maker[number], 0.0
             if source >= 0:
                 arrival = end[source]
                 if arrival < 0:
@@ -87,21 +125,17 @@ def run(
                     break
                 if flow.hop[number] >= 0:
                     arrival += hop_us[flow.hop[number]]
-                if arrival > time:
-                    time = arrival
-            start[number] = time
-            time += durations[number]
-            end[number] = time
+            end[number] = clock = take(number, clock, arrival)
             reached[rank] = number + 1
             if number in sleeping:
                 awake.append(sleeping.pop(number))
-        clock[rank] = time
+        clocks[rank] = clock
     if stuck := [rank for rank, number in enumerate(reached) if number < flow.first[rank + 1]]:
         raise PlanError(
             problem_at(schedule, pp_rank=rank, index=reached[rank] - flow.first[rank], rule="never starts: a deadlock")
             for rank in stuck[:4]
         )
-    return start, end
+    return end
 
 
 def receive_points(schedule: Schedule, flow: Flow) -> list[int]:

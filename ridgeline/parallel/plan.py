@@ -117,6 +117,7 @@ def schedule_of(job: Job, times: StageTimes) -> Schedule:
         vpp=layout.chunks,
         num_microbatches=job.num_microbatches,
         microbatch_group_size=layout.microbatch_group_size if layout.vpp > 1 else None,
+        slices=layout.slices,
         stage_us=times.stage_us,
         p2p_us=times.p2p_us,
     )

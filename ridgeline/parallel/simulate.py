@@ -7,7 +7,8 @@ from operator import sub
 import attrs
 
 from ridgeline.core.errors import PlanError, Problem
-from ridgeline.parallel.dataflow import Flow, flow_of, run
+from ridgeline.parallel.actions import Action
+from ridgeline.parallel.dataflow import Flow, flow_of, hop_times, run
 from ridgeline.parallel.schedule import Schedule
 
 
@@ -31,8 +32,15 @@ class Timeline:
 
     @property
     def busy_us(self) -> tuple[float, ...]:
-        """For each pipeline rank the sum of its actions."""
-        return tuple(sum(map(sub, ends, starts)) for starts, ends in zip(self.start_us, self.end_us, strict=True))
+        """For each pipeline rank the time in which it runs an action, or a pair."""
+        rows = zip(self.start_us, self.end_us, strict=True)
+        return tuple(sum(map(sub, ends, map(max, starts, (0.0, *ends)))) for starts, ends in rows)
+
+    @property
+    def span_us(self) -> tuple[float, ...]:
+        """For each pipeline rank the time from its first action's start to its last one's end."""
+        rows = zip(self.start_us, self.end_us, strict=True)
+        return tuple(ends[-1] - starts[0] if ends else 0.0 for starts, ends in rows)
 
     @property
     def bubble(self) -> float:
@@ -46,6 +54,7 @@ def simulate(
     *,
     stage_us: Mapping[str, Sequence[float]],
     p2p_us: float | Sequence[float] = 0.0,
+    hidden_us: float = 0.0,
 ) -> Timeline:
     """Run a schedule on a clock: each rank in order, each action when its input has arrived.
 
@@ -54,23 +63,28 @@ def simulate(
         stage_us: For each kind of action that occurs its time on every stage, ``pp*vpp`` entries.
         p2p_us: Time of one transfer between two ranks, for all or for each of the ``pp*vpp - 1`` boundaries of stages.
             Transfers run beside the compute; what depends on one waits for it.
+        hidden_us: What a pair saves by running together: how long its second action runs beside its first, at most the
+            whole of the shorter one.
 
     Raises:
         PlanError: Times are missing, or the schedule deadlocks.
     """
-    hops = [p2p_us] * (schedule.num_stages - 1) if isinstance(p2p_us, (int, float)) else p2p_us
+    hops = hop_times(p2p_us, schedule)
     if problems := tuple(_time_problems(schedule, stage_us, hops)):
         raise PlanError(problems)
     flow = flow_of(schedule)
     durations = [stage_us[kind][stage] for actions in schedule.ranks for stage, kind, _ in actions]
-    start, end = run(schedule, flow, durations=durations, hop_us=hops)
+    seconds = [flow.first[pp_rank] + place + 1 for pp_rank, places in enumerate(schedule.pairs) for place in places]
+    early = {number: min(hidden_us, durations[number - 1], durations[number]) for number in seconds}
+    start, end = run(schedule, flow, durations=durations, hop_us=hops, early=early)
     return Timeline(schedule=schedule, start_us=_by_rank(start, flow), end_us=_by_rank(end, flow))
 
 
 def peak_in_flight(schedule: Schedule, *, stage_sizes: Sequence[int] | None = None) -> tuple[int, ...]:
     """The most activations each pipeline rank holds at a time.
 
-    An activation lives from its forward to its backward, to the weight gradient where the backward is split.
+    An activation lives from its forward, or from where it is recomputed, to its backward, or to the weight gradient
+    where the backward is split.
 
     Args:
         schedule: A schedule of training that ``check_schedule`` accepts.
@@ -82,17 +96,20 @@ def peak_in_flight(schedule: Schedule, *, stage_sizes: Sequence[int] | None = No
         (4, 3, 2, 1)
     """
     sizes = [1] * schedule.num_stages if stage_sizes is None else stage_sizes
-    peaks = []
-    for actions in schedule.ranks:
-        held = peak = 0
-        for stage, kind, _ in actions:
-            if kind == "F":
-                held += sizes[stage]
-                peak = max(peak, held)
-            elif kind == "B" or kind == "W":
-                held -= sizes[stage]
-        peaks.append(peak)
-    return tuple(peaks)
+    return tuple(max(held_during(actions, sizes), default=0) for actions in schedule.ranks)
+
+
+def held_during(actions: Sequence[Action], stage_sizes: Sequence[int] | None = None) -> Iterator[int]:
+    """What a rank holds while each of its actions runs, as ``peak_in_flight`` counts it."""
+    recomputed = {(stage, microbatch) for stage, kind, microbatch in actions if kind == "R"}
+    held = 0
+    for stage, kind, microbatch in actions:
+        size = 1 if stage_sizes is None else stage_sizes[stage]
+        if kind == "R" or (kind == "F" and (stage, microbatch) not in recomputed):
+            held += size
+        yield held
+        if kind == "B" or kind == "W":
+            held -= size
 
 
 def _time_problems(

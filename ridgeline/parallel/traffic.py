@@ -26,7 +26,8 @@ def steps_of(schedule: Schedule) -> tuple[tuple[Step, ...], ...]:
     """For each pipeline rank its actions with what it sends and receives.
 
     A forward passes its activation to the next stage, a backward (``B`` or ``I``) its input gradient to the previous.
-    Between two actions a rank posts its send and its receives together, and may wait for all of them.
+    Between two actions a rank posts its send and its receives together, and may wait for all of them. What one rank
+    sends to another is received in the order in which it is sent.
 
     Raises:
         PlanError: The schedule deadlocks.
@@ -40,15 +41,15 @@ def steps_of(schedule: Schedule) -> tuple[tuple[Step, ...], ...]:
     """
     flow = flow_of(schedule)
     actions = [action for row in schedule.ranks for action in row]
-    receives: dict[int, list[Action]] = defaultdict(list)
+    receives: dict[int, list[int]] = defaultdict(list)
     send_to: dict[int, int] = {}
     for taker, point in enumerate(receive_points(schedule, flow)):
         if point >= 0:
-            receives[point].append(actions[flow.maker[taker]])
+            receives[point].append(flow.maker[taker])
             send_to[flow.maker[taker]] = flow.rank[taker]
     return tuple(
         tuple(
-            Step(tuple(receives[number]), actions[number], send_to.get(number))
+            Step(tuple(actions[maker] for maker in sorted(receives[number])), actions[number], send_to.get(number))
             for number in range(first, first + len(row))
         )
         for first, row in zip(flow.first, schedule.ranks, strict=False)

@@ -1,7 +1,7 @@
 """Interleaved 1F1B: each rank holds several chunks of the model, which divides the bubble by their number."""
 
 from ridgeline.core.errors import PlanError, Problem, one_of
-from ridgeline.parallel.actions import Action
+from ridgeline.parallel.actions import Action, Kind
 from ridgeline.parallel.schedule import Schedule
 from ridgeline.parallel.schedules.one_f_one_b import alternate
 
@@ -28,7 +28,25 @@ def interleaved_1f1b(*, pp: int, vpp: int, num_microbatches: int, microbatch_gro
         1: 1F0 1F1 3F0 3B0 3F1 3B1 1B0 1B1
     """
     group = pp if microbatch_group_size is None else microbatch_group_size
-    if problems := _problems(pp, vpp, num_microbatches, group):
+    orders = grouped_orders(
+        "interleaved_1f1b", backward="B", pp=pp, vpp=vpp, num_microbatches=num_microbatches, group=group
+    )
+    ranks = tuple(
+        alternate(forwards, backwards, warmup=2 * (pp - pp_rank - 1) + (vpp - 1) * group)
+        for pp_rank, (forwards, backwards) in enumerate(orders)
+    )
+    return Schedule(name="interleaved_1f1b", vpp=vpp, num_microbatches=num_microbatches, ranks=ranks)
+
+
+def grouped_orders(
+    name: str, *, backward: Kind, pp: int, vpp: int, num_microbatches: int, group: int
+) -> tuple[tuple[list[Action], list[Action]], ...]:
+    """The forwards and the backwards of each rank: one chunk after the other for each group of microbatches.
+
+    Raises:
+        PlanError: No schedule ``name`` exists for these numbers; every rule broken is named.
+    """
+    if problems := _problems(name, pp, vpp, num_microbatches, group):
         raise PlanError(problems)
     order = [
         (chunk, microbatch)
@@ -36,23 +54,21 @@ def interleaved_1f1b(*, pp: int, vpp: int, num_microbatches: int, microbatch_gro
         for chunk in range(vpp)
         for microbatch in range(first, min(first + group, num_microbatches))
     ]
-    ranks = tuple(
-        alternate(
+    return tuple(
+        (
             [Action(chunk * pp + pp_rank, "F", microbatch) for chunk, microbatch in order],
-            [Action((vpp - 1 - chunk) * pp + pp_rank, "B", microbatch) for chunk, microbatch in order],
-            warmup=2 * (pp - pp_rank - 1) + (vpp - 1) * group,
+            [Action((vpp - 1 - chunk) * pp + pp_rank, backward, microbatch) for chunk, microbatch in order],
         )
         for pp_rank in range(pp)
     )
-    return Schedule(name="interleaved_1f1b", vpp=vpp, num_microbatches=num_microbatches, ranks=ranks)
 
 
-def _problems(pp: int, vpp: int, num_microbatches: int, group: int) -> list[Problem]:
+def _problems(name: str, pp: int, vpp: int, num_microbatches: int, group: int) -> list[Problem]:
     problems = []
     if pp < 2:
-        problems.append(Problem("layout.pp", pp, "interleaved_1f1b needs at least 2 pipeline ranks", "use vpp=1"))
+        problems.append(Problem("layout.pp", pp, f"{name} needs at least 2 pipeline ranks", "use vpp=1"))
     if vpp < 2:
-        problems.append(Problem("layout.vpp", vpp, "interleaved_1f1b needs at least 2 chunks a rank", "use '1f1b'"))
+        problems.append(Problem("layout.vpp", vpp, f"{name} needs at least 2 chunks a rank", "use '1f1b'"))
     if not pp <= group <= num_microbatches:
         rule = f"must lie in pp .. num_microbatches = {pp} .. {num_microbatches}"
         way_out = f"use {pp}" if pp <= num_microbatches else f"raise num_microbatches to {pp}"

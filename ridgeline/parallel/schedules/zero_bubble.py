@@ -1,110 +1,141 @@
 """Zero bubble: backwards split in two, so that weight gradients fill what would be waiting.
 
-Only a stage's input gradient keeps the rank before waiting; its weight gradient can come at any later time.
+Only a stage's input gradient keeps the rank before waiting; its weight gradient can come at any later time. Each of
+these is an order of forwards and input gradients and a bound of memory; ``fill_waits`` adds the weight gradients.
 """
 
-from collections import deque
-from collections.abc import Iterator
-from heapq import heappop, heappush
+from collections.abc import Iterator, Mapping, Sequence
 
-from ridgeline.parallel.actions import Action, Kind
+from ridgeline.parallel.actions import Action
 from ridgeline.parallel.schedule import Schedule
+from ridgeline.parallel.schedules.interleaved import grouped_orders
 from ridgeline.parallel.schedules.one_f_one_b import alternate
+from ridgeline.parallel.schedules.weight_grads import fill_waits
 
-DELIVERED, FREE = 0, 1
-"""Kinds of events; at one time what arrives comes before what is chosen."""
+Times = Mapping[str, Sequence[float]] | None
 
 
-def zb_h1(*, pp: int, num_microbatches: int) -> Schedule:
+def zb_h1(*, pp: int, num_microbatches: int, stage_us: Times = None, p2p_us: float | Sequence[float] = 0.0) -> Schedule:
     """Holds at most ``pp`` activations a rank, as 1F1B does on its first; its bubble is a third of 1F1B's at F=I=W.
-
-    The order of forwards and input gradients is that of 1F1B. Rank r runs each weight gradient r microbatches after its
-    input gradient, which no rank then waits for.
 
     Args:
         pp: Pipeline ranks.
         num_microbatches: Any number >= 1.
+        stage_us, p2p_us: Times for which the order is chosen, as ``fill_waits`` takes them.
 
     Source:
-        Qi et al., Zero Bubble Pipeline Parallelism, arXiv 2401.10241, section 2.3: ``(pp-1)*(F+I-W)`` idle at F=I=W
-        and enough microbatches; with W longer than I it is more.
+        Qi et al., Zero Bubble Pipeline Parallelism, arXiv 2401.10241, section 2.3, ZB-H1 and its automatic form ZB-1p:
+        ``(pp-1)*(F+I-W)`` idle at F=I=W and enough microbatches.
 
     Example:
         >>> print(zb_h1(pp=2, num_microbatches=3))
         0: 0F0 0F1 0I0 0W0 0F2 0I1 0W1 0I2 0W2
         1: 1F0 1I0 1F1 1I1 1W0 1F2 1I2 1W1 1W2
     """
-    ranks = tuple(tuple(_delayed(pp, stage, num_microbatches)) for stage in range(pp))
-    return Schedule(name="zb_h1", vpp=1, num_microbatches=num_microbatches, ranks=ranks)
+    ranks = tuple(_one_chunk(stage, pp - stage - 1, num_microbatches) for stage in range(pp))
+    order = Schedule(name="zb_h1", vpp=1, num_microbatches=num_microbatches, ranks=ranks)
+    return fill_waits(order, limit=pp, stage_us=stage_us, p2p_us=p2p_us)
 
 
-def _delayed(pp: int, stage: int, num_microbatches: int) -> Iterator[Action]:
-    forwards = [Action(stage, "F", microbatch) for microbatch in range(num_microbatches)]
-    backwards = [Action(stage, "I", microbatch) for microbatch in range(num_microbatches)]
-    for action in alternate(forwards, backwards, warmup=pp - stage - 1):
-        yield action
-        if action.kind == "I" and action.microbatch >= stage:
-            yield Action(stage, "W", action.microbatch - stage)
-    for microbatch in range(max(0, num_microbatches - stage), num_microbatches):
-        yield Action(stage, "W", microbatch)
-
-
-def zb_2p(
-    *, pp: int, num_microbatches: int, forward: float = 1, input_grad: float = 1, weight_grad: float = 1
-) -> Schedule:
+def zb_2p(*, pp: int, num_microbatches: int, stage_us: Times = None, p2p_us: float | Sequence[float] = 0.0) -> Schedule:
     """Holds at most ``2*pp - 1`` activations a rank; at F=I=W no rank waits between its first action and its last.
 
     Args:
         pp: Pipeline ranks.
         num_microbatches: Any number >= 1; at F=I=W nothing is waited for from ``2*pp - 1`` on.
-            At other times the order is greedy, and a rank may wait.
-        forward, input_grad, weight_grad: Time of each, in any unit, for which the order is chosen.
+        stage_us, p2p_us: Times for which the order is chosen, as ``fill_waits`` takes them.
 
     Source:
         Qi et al., arXiv 2401.10241, section 2.3, ZB-H2 and its automatic form ZB-2p.
     """
-    durations = {"F": forward, "I": input_grad, "W": weight_grad}
-    ranks = _filled(pp, num_microbatches, limit=2 * pp - 1, durations=durations)
-    return Schedule(name="zb_2p", vpp=1, num_microbatches=num_microbatches, ranks=ranks)
+    ranks = tuple(_one_chunk(stage, 2 * (pp - stage - 1), num_microbatches) for stage in range(pp))
+    order = Schedule(name="zb_2p", vpp=1, num_microbatches=num_microbatches, ranks=ranks)
+    return fill_waits(order, limit=2 * pp - 1, stage_us=stage_us, p2p_us=p2p_us)
 
 
-def _filled(
-    pp: int, num_microbatches: int, *, limit: int, durations: dict[str, float]
-) -> tuple[tuple[Action, ...], ...]:
-    """Run all ranks on a clock and keep what they chose: of what has its input, the first of
+def interleaved_zb(
+    *, pp: int, vpp: int, num_microbatches: int, stage_us: Times = None, p2p_us: float | Sequence[float] = 0.0
+) -> Schedule:
+    """Several chunks a rank in a loop; holds at most ``pp*vpp`` activations of a chunk, as much as 1F1B.
 
-    I   the input gradient, which others wait for
-    F   a forward, unless the rank holds ``limit`` activations
-    W   a weight gradient, which frees one
+    Its warmup is shorter than that of interleaved 1F1B by one forward for each rank behind.
+
+    Args:
+        pp: Pipeline ranks, >= 2.
+        vpp: Chunks per rank, >= 2.
+        num_microbatches: A multiple of ``pp``.
+        stage_us, p2p_us: Times for which the order is chosen, as ``fill_waits`` takes them.
+
+    Raises:
+        PlanError: There is no such order for these numbers.
+
+    Source:
+        Qi et al., Pipeline Parallelism with Controllable Memory, arXiv 2405.15362, "1F1B-I" with its backwards split;
+        ``ScheduleInterleavedZeroBubble`` of torch 2.13 is one.
     """
-    ready: list[dict[Kind, deque[int]]] = [{"I": deque(), "F": deque(), "W": deque()} for _ in range(pp)]
-    ready[0]["F"].extend(range(num_microbatches))
-    chosen: list[list[Action]] = [[] for _ in range(pp)]
-    held, busy = [0] * pp, [0.0] * pp
-    events: list[tuple[float, int, int, Kind, int]] = [(0.0, FREE, 0, "F", 0)]
-    while events:
-        time, event, stage, kind, microbatch = heappop(events)
-        if event == DELIVERED:
-            ready[stage][kind].append(microbatch)
-            heappush(events, (time, FREE, stage, kind, microbatch))
-            continue
-        if time < busy[stage] or (choice := _choice(ready[stage], may_hold=held[stage] < limit)) is None:
-            continue
-        microbatch = ready[stage][choice].popleft()
-        chosen[stage].append(Action(stage, choice, microbatch))
-        held[stage] += {"F": 1, "I": 0, "W": -1}[choice]
-        busy[stage] = end = time + durations[choice]
-        heappush(events, (end, FREE, stage, choice, microbatch))
-        if choice == "F" and stage + 1 < pp:
-            heappush(events, (end, DELIVERED, stage + 1, "F", microbatch))
-        elif choice == "F":
-            heappush(events, (end, DELIVERED, stage, "I", microbatch))
-        elif choice == "I":
-            heappush(events, (end, DELIVERED, stage, "W", microbatch))
-            if stage:
-                heappush(events, (end, DELIVERED, stage - 1, "I", microbatch))
-    return tuple(map(tuple, chosen))
+    orders = grouped_orders("interleaved_zb", backward="I", pp=pp, vpp=vpp, num_microbatches=num_microbatches, group=pp)
+    ranks = tuple(
+        alternate(forwards, backwards, warmup=pp - pp_rank - 1 + (vpp - 1) * pp)
+        for pp_rank, (forwards, backwards) in enumerate(orders)
+    )
+    order = Schedule(name="interleaved_zb", vpp=vpp, num_microbatches=num_microbatches, ranks=ranks)
+    return fill_waits(order, limit=pp * vpp, stage_us=stage_us, p2p_us=p2p_us)
 
 
-def _choice(ready: dict[Kind, deque[int]], *, may_hold: bool) -> Kind | None:
-    return next((kind for kind, waiting in ready.items() if waiting and (kind != "F" or may_hold)), None)
+def zb_v(*, pp: int, num_microbatches: int, stage_us: Times = None, p2p_us: float | Sequence[float] = 0.0) -> Schedule:
+    """Two chunks a rank in a V, which hold as much as 1F1B; at F=I=W no rank waits between its first action and last.
+
+    Args:
+        pp: Pipeline ranks.
+        num_microbatches: Any number >= 1; at F=I=W nothing is waited for from ``2*pp - 1`` on.
+        stage_us, p2p_us: Times for which the order is chosen, as ``fill_waits`` takes them.
+
+    Source:
+        Qi et al., arXiv 2401.10241, section 6, ZB-V; the order is that of figure 7.
+
+    Example:
+        >>> print(zb_v(pp=2, num_microbatches=3))
+        0: 0F0 0F1 0F2 3F0 3I0 3W0 3F1 3I1 3W1 0I0 0W0 3F2 3I2 3W2 0I1 0W1 0I2 0W2
+        1: 1F0 2F0 1F1 2F1 2I0 1I0 1F2 2F2 2I1 2W0 1I1 1W0 2I2 2W1 1I2 1W1 2W2 1W2
+    """
+    ranks = tuple(tuple(_in_v(pp, pp_rank, num_microbatches)) for pp_rank in range(pp))
+    order = Schedule(name="zb_v", vpp=2, num_microbatches=num_microbatches, ranks=ranks)
+    return fill_waits(order, limit=2 * pp, stage_us=stage_us, p2p_us=p2p_us)
+
+
+def _one_chunk(stage: int, warmup: int, num_microbatches: int) -> tuple[Action, ...]:
+    forwards = [Action(stage, "F", microbatch) for microbatch in range(num_microbatches)]
+    backwards = [Action(stage, "I", microbatch) for microbatch in range(num_microbatches)]
+    return alternate(forwards, backwards, warmup=warmup)
+
+
+def _in_v(pp: int, pp_rank: int, num_microbatches: int) -> Iterator[Action]:
+    """Forwards and input gradients of a rank: of its chunk on the way down, ``F I``, and on the way up, ``f i``.
+
+        F       2*(pp - pp_rank) - 1 times
+        f F     pp_rank times
+        f i     pp - pp_rank times
+        F I f i as long as there are forwards
+        I i     pp_rank times
+        I       what is left
+
+    An order for ``2*pp - 1`` microbatches or more; with fewer, those that do not exist are left out of it.
+    """
+    size = max(num_microbatches, 2 * pp - 1)
+    phases = (
+        ("F", 2 * (pp - pp_rank) - 1),
+        ("fF", pp_rank),
+        ("fi", pp - pp_rank),
+        ("FIfi", size - (2 * pp - pp_rank - 1)),
+        ("Ifi", pp - 1 - pp_rank),
+        ("Ii", pp_rank),
+        ("I", pp - pp_rank),
+    )
+    chunks = {"F": pp_rank, "I": pp_rank, "f": 2 * pp - 1 - pp_rank, "i": 2 * pp - 1 - pp_rank}
+    counts = dict.fromkeys(chunks, 0)
+    for letters, times in phases:
+        for letter in letters * times:
+            microbatch = counts[letter]
+            counts[letter] += 1
+            if microbatch < num_microbatches:
+                yield Action(chunks[letter], "F" if letter in "Ff" else "I", microbatch)
