@@ -49,7 +49,7 @@ class Layout:
             "zb_h1",
             "zb_2p",
             "zb_v",
-            "interleaved_zb",
+            "zb_vpp",
             "dualpipe_v",
             "dualpipe_v_split",
             "seq1f1b",

@@ -188,7 +188,7 @@ def _stages(job: Job) -> Iterator[Problem]:
 
 
 ONE_CHUNK = ("1f1b", "gpipe", "zb_h1", "zb_2p", "seq1f1b")
-INTERLEAVED = ("interleaved_1f1b", "interleaved_zb")
+INTERLEAVED = ("interleaved_1f1b", "zb_vpp")
 DUALPIPE = ("dualpipe_v", "dualpipe_v_split")
 
 
@@ -252,8 +252,8 @@ def _microbatches(job: Job) -> Iterator[Problem]:
     if layout.schedule_name in DUALPIPE and count < 2 * layout.pp:
         rule = f"gives {count} microbatches; {layout.schedule_name} needs at least 2*pp={2 * layout.pp}"
         yield Problem("batch.gbs", batch.gbs, rule, f"raise it to {2 * layout.pp * step} or more")
-    if layout.schedule_name == "interleaved_zb" and layout.vpp > 1 and count % layout.pp:
-        rule = f"gives {count} microbatches; interleaved_zb needs a multiple of pp={layout.pp}"
+    if layout.schedule_name == "zb_vpp" and layout.vpp > 1 and count % layout.pp:
+        rule = f"gives {count} microbatches; zb_vpp needs a multiple of pp={layout.pp}"
         yield Problem("batch.gbs", batch.gbs, rule, _multiples(batch.gbs, layout.pp * step))
     if layout.vpp == 1 or layout.schedule_name != "interleaved_1f1b":
         return

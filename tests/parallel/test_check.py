@@ -230,7 +230,7 @@ def test_settings_without_effect_are_told():
         memory=Memory(recompute=SelectiveRecompute(modules=("moe", "mlp"))),
     )
     assert list(no_effect(job)) == [
-        "layout.microbatch_group_size=3 has no effect with vpp=1",
+        "layout.microbatch_group_size=3 has no effect with schedule 1f1b",
         "layout.etp=2 has no effect, since no layer holds experts",
         "memory.recompute.modules: 'moe' has no effect, since no layer holds one",
     ]

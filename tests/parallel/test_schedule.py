@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from ridgeline.core.errors import SpecError
 from ridgeline.parallel.actions import KINDS, Action, parse_action
 from ridgeline.parallel.schedule import Schedule, parse_schedule
+from ridgeline.parallel.schedules.dualpipe import dualpipe_v
 from tests.parallel.any_schedule import any_schedule
 
 QUIET = settings(deadline=None, max_examples=60, database=None)
@@ -23,6 +24,15 @@ def test_action_is_its_text(action: Action) -> None:
 def test_schedule_is_its_text(schedule: Schedule) -> None:
     """Printing and parsing a schedule is the identity."""
     assert parse_schedule(str(schedule), name=schedule.name) == schedule
+
+
+@QUIET
+@given(st.integers(2, 6), st.integers(0, 5), st.booleans())
+def test_pairs_are_in_the_text(pp: int, more: int, split: bool) -> None:
+    """A pair prints as one word and is read as two actions that run together."""
+    schedule = dualpipe_v(pp=pp, num_microbatches=2 * pp + more, split_cooldown=split)
+    assert parse_schedule(str(schedule), name=schedule.name) == schedule
+    assert str(schedule).count("+") == sum(map(len, schedule.pairs))
 
 
 @pytest.mark.parametrize("text", ["", "F0", "2X0", "2f0", "-1F0", "2F", "2F0 ", "2F0 3F0", "٢F0"])

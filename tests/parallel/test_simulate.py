@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ridgeline.core.errors import PlanError
 from ridgeline.parallel.actions import KINDS, Action
 from ridgeline.parallel.schedule import Schedule, parse_schedule
+from ridgeline.parallel.schedules.dualpipe import dualpipe_v
 from ridgeline.parallel.schedules.interleaved import interleaved_1f1b
 from ridgeline.parallel.schedules.one_f_one_b import one_f_one_b
 from ridgeline.parallel.simulate import Timeline, peak_in_flight, simulate
@@ -110,11 +111,11 @@ def test_figures_that_torch_and_jaxpp_give(schedule: Schedule, bubble: float, pe
 @QUIET
 @given(any_schedule(), st.data())
 def test_memory_is_what_counting_shows(schedule: Schedule, data: st.DataObject) -> None:
-    """At no time does a rank hold more than its peak, and at some time it holds that."""
+    """At no time does a rank hold more than its peak, and at some time it holds that; what is recomputed, from R on."""
     sizes = data.draw(st.lists(st.integers(0, 9), min_size=schedule.num_stages, max_size=schedule.num_stages))
     for peak, actions in zip(peak_in_flight(schedule, stage_sizes=sizes), schedule.ranks, strict=True):
         last = {action[::2]: index for index, action in enumerate(actions) if action.kind in ("B", "W")}
-        first = {action[::2]: index for index, action in enumerate(actions) if action.kind == "F"}
+        first = {action[::2]: index for index, action in enumerate(actions) if action.kind in ("F", "R")}
         held = [
             sum(sizes[cell[0]] for cell in first if first[cell] <= index < last[cell]) for index in range(len(actions))
         ]
@@ -134,6 +135,30 @@ def test_a_slow_stage_sets_the_pace() -> None:
     timeline = simulate(schedule, stage_us={"F": [1, 1, 3, 1], "B": [2, 2, 6, 2]})
     assert timeline.makespan_us == 2 * 1 + 100 * (3 + 6) + 2 * 2
     assert timeline.busy_us == (300, 300, 900, 300)
+
+
+@QUIET
+@given(st.integers(2, 6), st.integers(0, 4), st.floats(0.0, 0.9), st.floats(0.5, 2.0))
+def test_a_pair_saves_what_it_hides(pp: int, more: int, hidden: float, backward: float) -> None:
+    """The second of a pair starts so much before the first ends, or later when its input does; no rank is busier."""
+    schedule = dualpipe_v(pp=pp, num_microbatches=2 * pp + more)
+    stage_us = {
+        kind: [us] * 2 * pp for kind, us in (("F", 1.0), ("B", backward), ("I", backward / 2), ("W", backward / 2))
+    }
+    apart = simulate(schedule, stage_us=stage_us)
+    together = simulate(schedule, stage_us=stage_us, hidden_us=hidden)
+    most = min(hidden, 1.0, backward)
+    beside = 0.0
+    for pp_rank, places in enumerate(schedule.pairs):
+        starts, ends = together.start_us[pp_rank], together.end_us[pp_rank]
+        for place in range(len(starts) - 1):
+            overlap = ends[place] - starts[place + 1]
+            assert overlap <= (most if place in places else 0.0) + 1e-9
+        beside = max(beside, *(ends[place] - starts[place + 1] for place in places))
+        busy = apart.busy_us[pp_rank] - len(places) * most
+        assert busy - 1e-9 <= together.busy_us[pp_rank] <= apart.busy_us[pp_rank] + 1e-9
+    assert beside == pytest.approx(most)
+    assert together.makespan_us <= apart.makespan_us
 
 
 def test_missing_times_are_named() -> None:

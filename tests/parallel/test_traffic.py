@@ -1,5 +1,7 @@
 """What ranks send and receive: complete, in time, and without deadlock even when every transfer blocks."""
 
+import itertools
+
 from hypothesis import given, settings
 
 from ridgeline.parallel.actions import Action
@@ -31,6 +33,17 @@ def test_every_tensor_between_ranks_is_sent_once_and_received_in_time(schedule: 
                 assert needed in at_hand
                 assert (home[needed] == pp_rank) == (needed not in sent)
             at_hand.add(step.action)
+
+
+@QUIET
+@given(any_schedule())
+def test_what_a_rank_sends_to_another_arrives_in_order(schedule: Schedule) -> None:
+    """Transfers without tags, as NCCL's and HCCL's, match the n-th send to the n-th receive."""
+    ranks = steps_of(schedule)
+    home = {action: pp_rank for pp_rank, actions in enumerate(schedule.ranks) for action in actions}
+    for sender, receiver in itertools.permutations(range(schedule.pp), 2):
+        sent = [step.action for step in ranks[sender] if step.send_to == receiver]
+        assert sent == [action for step in ranks[receiver] for action in step.receives if home[action] == sender]
 
 
 @QUIET

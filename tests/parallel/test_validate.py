@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ridgeline.core.errors import PlanError
 from ridgeline.parallel.schedule import Schedule, forward_only, parse_schedule
+from ridgeline.parallel.simulate import peak_in_flight
 from ridgeline.parallel.validate import check_schedule
 from tests.parallel.any_schedule import any_schedule
 
@@ -61,6 +62,34 @@ def test_an_action_out_of_turn_is_shown_in_place() -> None:
         "    1: 1F0 1B0   1F1 1B1",
         "schedule='mine': never runs 0R1 or 0B1 or 0I1",
     ]
+
+
+@QUIET
+@given(any_schedule())
+def test_the_limit_is_the_peak(schedule: Schedule) -> None:
+    """A schedule is accepted at its peak, for each rank or all, and refused below, where it first holds too much."""
+    peaks = peak_in_flight(schedule)
+    check_schedule(schedule, limit=peaks)
+    check_schedule(schedule, limit=max(peaks))
+    with pytest.raises(PlanError, match=f"holds {max(peaks)} activations, more than {max(peaks) - 1}"):
+        check_schedule(schedule, limit=max(peaks) - 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "slices", "line"),
+    [
+        ("0: 0F1 0F0 0B1 0B0", 2, "'0F1': is out of turn among the 2 slices"),
+        ("0: 0F0 0F1 0B0 0B1", 2, "'0B0': is out of turn among the 2 slices"),
+        ("0: 0F0 0F1 0F2 0B2 0B1 0B0", 2, "num_microbatches=3: must be a multiple of slices=2"),
+        ("0: 0F0+0B0", 1, "'0F0': pairs with the next, which is no backward of another"),
+        ("0: 0F0 0B0+0F1 0B1", 1, "'0B0': pairs with the next, which is no backward"),
+        ("0: 0F0+0F1 0B0 0B1", 1, "'0F0': pairs with the next"),
+    ],
+)
+def test_slices_out_of_turn_and_wrong_pairs_are_named(text: str, slices: int, line: str) -> None:
+    """Attention looks back along its sequence, and only a forward and a backward can run together."""
+    with pytest.raises(PlanError, match=line):
+        check_schedule(parse_schedule(text, name="mine", slices=slices))
 
 
 def test_a_deadlock_shows_where_each_rank_is_stuck() -> None:

@@ -12,7 +12,7 @@ from ridgeline.parallel.schedules.gpipe import gpipe
 from ridgeline.parallel.schedules.interleaved import interleaved_1f1b
 from ridgeline.parallel.schedules.one_f_one_b import one_f_one_b
 from ridgeline.parallel.schedules.seq1f1b import seq1f1b
-from ridgeline.parallel.schedules.zero_bubble import interleaved_zb, zb_2p, zb_h1, zb_v
+from ridgeline.parallel.schedules.zero_bubble import zb_2p, zb_h1, zb_v, zb_vpp
 
 
 @attrs.frozen(kw_only=True)
@@ -53,7 +53,7 @@ SCHEDULES: Mapping[str, Callable[[Pipeline], Schedule]] = MappingProxyType(
         "dualpipe_v": lambda p: dualpipe_v(pp=p.pp, num_microbatches=p.num_microbatches),
         "dualpipe_v_split": lambda p: dualpipe_v(pp=p.pp, num_microbatches=p.num_microbatches, split_cooldown=True),
         "seq1f1b": lambda p: seq1f1b(pp=p.pp, num_microbatches=p.num_microbatches, slices=p.slices),
-        "interleaved_zb": lambda p: interleaved_zb(
+        "zb_vpp": lambda p: zb_vpp(
             pp=p.pp, vpp=p.vpp, num_microbatches=p.num_microbatches, stage_us=p.stage_us, p2p_us=p.p2p_us
         ),
     }

@@ -36,7 +36,10 @@ def recompute_in_advance(schedule: Schedule) -> Schedule:
         0: 0F0 0F1 0R0 0B0 0R1 0B1
         1: 1F0 1B0 1F1 1B1
     """
-    at_once = [{after[::2] for before, after in pairwise(row) if before[::2] == after[::2]} for row in schedule.ranks]
+    at_once = [
+        {after[::2] for before, after in pairwise(row) if before.kind == "F" and before[::2] == after[::2]}
+        for row in schedule.ranks
+    ]
     return _with_recomputes(
         schedule,
         [

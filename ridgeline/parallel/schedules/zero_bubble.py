@@ -53,7 +53,7 @@ def zb_2p(*, pp: int, num_microbatches: int, stage_us: Times = None, p2p_us: flo
     return fill_waits(order, limit=2 * pp - 1, stage_us=stage_us, p2p_us=p2p_us)
 
 
-def interleaved_zb(
+def zb_vpp(
     *, pp: int, vpp: int, num_microbatches: int, stage_us: Times = None, p2p_us: float | Sequence[float] = 0.0
 ) -> Schedule:
     """Several chunks a rank in a loop; holds at most ``pp*vpp`` activations of a chunk, as much as 1F1B.
@@ -73,12 +73,12 @@ def interleaved_zb(
         Qi et al., Pipeline Parallelism with Controllable Memory, arXiv 2405.15362, "1F1B-I" with its backwards split;
         ``ScheduleInterleavedZeroBubble`` of torch 2.13 is one.
     """
-    orders = grouped_orders("interleaved_zb", backward="I", pp=pp, vpp=vpp, num_microbatches=num_microbatches, group=pp)
+    orders = grouped_orders("zb_vpp", backward="I", pp=pp, vpp=vpp, num_microbatches=num_microbatches, group=pp)
     ranks = tuple(
         alternate(forwards, backwards, warmup=pp - pp_rank - 1 + (vpp - 1) * pp)
         for pp_rank, (forwards, backwards) in enumerate(orders)
     )
-    order = Schedule(name="interleaved_zb", vpp=vpp, num_microbatches=num_microbatches, ranks=ranks)
+    order = Schedule(name="zb_vpp", vpp=vpp, num_microbatches=num_microbatches, ranks=ranks)
     return fill_waits(order, limit=pp * vpp, stage_us=stage_us, p2p_us=p2p_us)
 
 
