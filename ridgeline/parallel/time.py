@@ -240,6 +240,11 @@ def hops_us(job: Job, mesh: Mesh, stages: StageMap) -> tuple[float, ...]:
     )
 
 
+def forward_parts(op: Op, *, job: Job, mesh: Mesh) -> Parts:
+    """The forward of one operation of a job."""
+    return _forward_parts(op, _Costs(job, mesh, EFFICIENCIES[job.cluster.chip.device], {}))
+
+
 def _run_parts(run: Run, costs: _Costs) -> tuple[Parts, Parts]:
     """Forward and backward of one layer (or the embedding, or the head)."""
     forward, backward = Parts(), Parts()
