@@ -1,0 +1,46 @@
+"""Planned memory lies within the gates of what was measured, and every row far off is explained."""
+
+from functools import cache
+
+import pytest
+
+from tests.accuracy.errors import quantile
+from tests.accuracy.memory import Outcome, outcomes
+from tests.accuracy.memory_page import is_far, note_of, notes, peak_errors, static_errors
+
+MEASURED_AGAIN = 0.01
+"""Two versions of the same launch measure the same within so much."""
+
+
+@cache
+def judged() -> tuple[Outcome, ...]:
+    return outcomes()
+
+
+def test_every_listed_row_is_in_the_repository():
+    assert sum(one.row.listed for one in judged()) == 53
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_the_static_part_is_within_two_percent(listed):
+    errors = [abs(error) for error in static_errors([one for one in judged() if one.row.listed is listed])]
+    assert quantile(errors, 0.5) <= 0.02
+    assert quantile(errors, 0.75) <= 0.02
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_the_peak_is_within_five_percent(listed):
+    errors = [abs(error) for error in peak_errors([one for one in judged() if one.row.listed is listed])]
+    assert quantile(errors, 0.5) <= 0.05
+
+
+def test_a_bound_is_not_below_the_measurement():
+    """Where sequences are shorter than planned, the plan is the most that can be."""
+    for one in judged():
+        if one.unpadded and one.points:
+            assert one.fullest.peak_error >= -MEASURED_AGAIN or note_of(one, notes())
+
+
+def test_every_row_far_off_is_explained():
+    known = notes()
+    assert [one.row.name for one in judged() if one.points and is_far(one) and not note_of(one, known)] == []
