@@ -53,8 +53,11 @@ class Precision:
             yield Problem("moments", "bf16", f"go with bf16 weights, not with params={self.params}", "use fp32")
 
 
-Part: TypeAlias = Literal["core_attn", "mlp", "moe", "layernorm", "activation"]
-"""Parts of a layer that a backward can compute again; ``activation`` is the output of the feed-forward's activation."""
+Part: TypeAlias = Literal["core_attn", "mlp", "moe", "layernorm", "activation", "dispatch"]
+"""Parts of a layer that a backward can compute again.
+
+``activation`` is the output of the feed-forward's activation, ``dispatch`` the tokens sent to experts.
+"""
 
 
 @frozen(kw_only=True)
@@ -105,6 +108,7 @@ class Memory:
         distributed_optimizer: Shard the optimizer's state over dp and cp (ZeRO-1).
         swap_optimizer: Keep masters and moments on the host, and bring a part of them at a time.
         swap_attention: Keep what attention and the layer's norms save on the host until their backward.
+        attention: By a kernel that never holds a score for every pair of positions (``fused``), or plainly.
         loss: How the loss makes its softmax: in the fp32 logits (``in_place``, Megatron-core), or beside them
             (``copied``, MindSpeed before 2.2).
         loss_chunk: Tokens whose logits exist at a time, computed again in the backward; None takes all at once.
@@ -115,6 +119,7 @@ class Memory:
     distributed_optimizer: bool = True
     swap_optimizer: bool = False
     swap_attention: bool = False
+    attention: Literal["fused", "plain"] = "fused"
     loss: Literal["in_place", "copied"] = "in_place"
     loss_chunk: int | None = at_least(1, default=None)
     moe_balance: float = real(1.0, minimum=1.0)
@@ -206,10 +211,14 @@ class Optimizer:
 
 @frozen(kw_only=True)
 class Pretraining:
-    """Next-token loss. ``per_token`` weighs every token of a step alike; otherwise every microbatch of a rank."""
+    """Next-token loss. ``per_token`` weighs every token of a step alike; otherwise every microbatch of a rank.
+
+    ``dropout`` is the share of activations dropped, of attention's weights and before each addition to the stream.
+    """
 
     kind: ClassVar[str] = "pretraining"
     per_token: bool = False
+    dropout: float = real(0.0, minimum=0.0, maximum=1.0)
     __attrs_post_init__ = check_spec
 
 

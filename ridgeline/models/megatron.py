@@ -35,6 +35,9 @@ RUNS: Mapping[str, tuple[object, ...]] = MappingProxyType(
         "precision.moments": ("fp32",),
         "memory.swap_optimizer": (False,),
         "memory.swap_attention": (False,),
+        "memory.attention": ("fused", "plain"),
+        "memory.loss": ("in_place",),
+        "memory.loss_chunk": (None,),
         "optimizer.kernel": ("torch",),
         "objective.kind": ("pretraining",),
         "adapter": (None,),
@@ -155,6 +158,8 @@ def _faults(job: Job) -> Iterator[str]:
         if value not in able:
             told = getattr(value, "kind", value)
             yield f"{path}={told!r}: is planned only, nothing runs it yet; use {' or '.join(map(repr, able))}"
+    if dropout := getattr(job.objective, "dropout", 0.0):
+        yield f"objective.dropout={dropout}: is planned only, training runs without; use 0.0"
     yield from _recompute_faults(job)
     if job.model.mtp:
         yield f"model.mtp={job.model.mtp}: multi-token prediction has no lowering yet; use 0"

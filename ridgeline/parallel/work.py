@@ -77,8 +77,13 @@ def restored_bytes(run: Run, op: Op, sizes: Sizes) -> int:
     """
     if run.group:
         return run.group * kept(run.ops, ()) - sizes.own_tokens * sizes.hidden * sizes.width
-    again = kept(run.ops, ()) - kept(run.ops, run.parts) if op.part in run.parts else 0
+    again = kept(run.ops, ()) - kept(run.ops, run.parts) if _needs_again(op, run.parts) else 0
     return again + min(2, run.layers) * _swapped_bytes(run)
+
+
+def _needs_again(op: Op, parts: tuple[str, ...]) -> bool:
+    """Whether an operation's backward reads something that was recomputed."""
+    return op.part in parts or kept((op,), parts) < kept((op,), ())
 
 
 def _swapped_bytes(run: Run) -> int:

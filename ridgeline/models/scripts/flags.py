@@ -81,12 +81,13 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("mapped", "precision.grads", "grad-reduce-in-bf16 accumulate-allreduce-grads-in-fp32 o2-gradient"),
     ("mapped", "precision.masters", "reuse-fp32-param"),
     ("mapped", "precision.moments", "o2-optimizer"),
+    ("mapped", "memory.loss_chunk", "loss-compute-mode= loss-chunk-size="),
     ("mapped", "memory.swap_optimizer", "swap-optimizer"),
     ("mapped", "memory.swap_attention", "swap-attention"),
     ("mapped", "memory.recompute", """
         recompute-granularity= recompute-method= recompute-num-layers= recompute-modules* recompute-activations
         recompute-activation-function recompute-activation-function-num-layers= recompute-norm
-        recompute-norm-num-layers= enable-recompute-layers-per-pp-rank
+        recompute-norm-num-layers= enable-recompute-layers-per-pp-rank moe-zero-memory=
     """),
     ("mapped", "memory.distributed_optimizer", "use-distributed-optimizer"),
     ("mapped", "comm.overlap_grad_reduce", "overlap-grad-reduce"),
@@ -142,7 +143,7 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("no effect", "of generation, not of training", "max-new-tokens= max-batch-size= enable-thinking="),
     ("not expressible", "dropout: Ridgeline trains without", "hidden-dropout* attention-dropout="),
     ("not expressible", "how fine-tuning data is prepared", """
-        prompt-type= pack neat-pack padded-samples pad-to-multiple-of= loss-compute-mode= fix-sub-seq-length=
+        prompt-type= pack neat-pack padded-samples pad-to-multiple-of= fix-sub-seq-length=
     """),
     ("not expressible", "these adapters", """
         lora-fusion lora-ckpt-filter lora-load* lu-lora-final-layer-index= lu-lora-lr= lu-lora-lr-ratio=
@@ -163,10 +164,10 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
         kv-head-repeat-before-uly-alltoall
     """),
     ("not expressible", "memory of experts", """
-        moe-zero-memory= moe-zero-memory-num-layers= moe-zerc moe-expert-capacity-factor=
+        moe-zero-memory-num-layers= moe-zerc moe-expert-capacity-factor=
         moe-pad-expert-input-to-capacity
     """),
-    ("not expressible", "chunked logits", "output-layer-slice-num= loss-chunk-size= mtp-mem-efficient-logits*"),
+    ("not expressible", "chunked logits", "output-layer-slice-num= mtp-mem-efficient-logits*"),
     ("not expressible", "MTP's loss weight and module", "mtp-loss-scaling-factor= mtp-spec*"),
     ("not expressible", "how latent attention is computed", "mla-fa-without-pad mla-mm-split enable-mla-absorb"),
     ("not expressible", "scaled latent attention", """

@@ -213,6 +213,7 @@ def _memory(reader: Reader) -> Plain:
         "swap_optimizer": reader.has("swap-optimizer"),
         "swap_attention": reader.has("swap-attention"),
         "recompute": _recompute(reader),
+        "loss_chunk": reader.integer("loss-chunk-size", 1024) if reader.text("loss-compute-mode") == "chunk" else None,
     }
     return without_none(memory)
 
@@ -223,6 +224,9 @@ def _recompute(reader: Reader) -> Plain | None:
         reader.fault("recompute-granularity", "unknown", "use full or selective")
     parts = {"recompute-activation-function": "activation", "recompute-norm": "layernorm"}
     modules = [part for flag, part in parts.items() if reader.has(flag)]
+    level = reader.text("moe-zero-memory", "disable")
+    modules += {"level0": ["activation"], "level1": ["activation", "dispatch"]}.get(level, [])
+    modules = [*dict.fromkeys(modules)]
     if granularity == "full":
         if not reader.has("recompute-method"):
             reader.fault("recompute-method", "is missing: full recompute needs it", "use uniform or block")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from ridgeline.core.flops import attended_positions
 from ridgeline.core.model import Attention
 from ridgeline.parallel.ops.sizes import Sizes
-from ridgeline.parallel.ops.stream import column_comms, row_comms, whole
+from ridgeline.parallel.ops.stream import column_comms, dropped, row_comms, whole
 from ridgeline.parallel.ops.words import Comm, Op, Saved
 
 STATISTICS_BYTES = 2 * 8 * 4  # softmax max and sum, 8 fp32 lanes a row each
@@ -48,7 +48,7 @@ def attention_ops(mixer: Attention, sizes: Sizes) -> tuple[Op, ...]:
                 Saved("q", q),
                 Saved("k", kv),
                 Saved("v", v),
-                Saved("statistics", tokens * heads * STATISTICS_BYTES, "core_attn"),
+                *_weights(tokens * heads, sizes),
                 Saved("context", q, for_weight=True),
             ),
             comms=tuple(_context_comms(mixer, sizes, q, kv)),
@@ -58,10 +58,27 @@ def attention_ops(mixer: Attention, sizes: Sizes) -> tuple[Op, ...]:
             "linear_proj",
             gemms=((tokens, heads * mixer.head_dim, sizes.hidden),),
             comms=tuple(row_comms(sizes)),
+            saved=dropped(sizes),
             forward_work_bytes=whole(sizes) + stream,
             backward_work_bytes=whole(sizes) + q + sizes.hidden * heads * mixer.head_dim * width,
         ),
     )
+
+
+def _weights(rows: int, sizes: Sizes) -> Iterator[Saved]:
+    """What is kept of attention's weights: two statistics a row, or all of them, before and after dropout.
+
+    Source:
+        Korthikanti et al., arXiv 2205.05198, section 4.1: 5as^2b bytes with dropout, 2as^2b without.
+    """
+    if not sizes.plain_attention:
+        yield Saved("statistics", rows * STATISTICS_BYTES, "core_attn")
+        return
+    weights = rows * sizes.seq_len
+    yield Saved("softmax", weights * sizes.width, "core_attn")
+    if sizes.dropout:
+        yield Saved("weights_mask", weights, "core_attn")
+        yield Saved("dropped_weights", weights * sizes.width, "core_attn")
 
 
 def _context_comms(mixer: Attention, sizes: Sizes, q: int, kv: int) -> Iterator[Comm]:

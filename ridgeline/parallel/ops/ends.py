@@ -1,7 +1,7 @@
 """The embedding, and the head with its loss."""
 
 from ridgeline.parallel.ops.sizes import Sizes
-from ridgeline.parallel.ops.stream import column_comms, norm, row_comms, whole
+from ridgeline.parallel.ops.stream import column_comms, dropped, norm, row_comms, whole
 from ridgeline.parallel.ops.words import Comm, Op, Saved
 
 
@@ -13,7 +13,7 @@ def embedding_ops(sizes: Sizes) -> tuple[Op, ...]:
         Op(
             "embedding",
             moved_bytes=2 * sizes.tokens * sizes.hidden * sizes.width,
-            saved=(Saved("tokens", sizes.tokens * 8),),
+            saved=(Saved("tokens", sizes.tokens * 8), *dropped(sizes)),
             comms=tuple(row_comms(sizes)),
             forward_work_bytes=whole(sizes) + stream,
             backward_work_bytes=weight_grad + whole(sizes),

@@ -2,7 +2,7 @@
 
 from ridgeline.core.model import Mlp
 from ridgeline.parallel.ops.sizes import Sizes
-from ridgeline.parallel.ops.stream import column_comms, row_comms, whole
+from ridgeline.parallel.ops.stream import column_comms, dropped, row_comms, whole
 from ridgeline.parallel.ops.words import Op, Saved
 
 
@@ -31,7 +31,7 @@ def mlp_ops(mlp: Mlp, sizes: Sizes) -> tuple[Op, ...]:
             "linear_fc2",
             "mlp",
             gemms=((tokens, ffn, sizes.hidden),),
-            saved=(Saved("activation", activation, "mlp activation", for_weight=True),),
+            saved=(Saved("activation", activation, "mlp activation", for_weight=True), *dropped(sizes)),
             comms=tuple(row_comms(sizes)),
             forward_work_bytes=whole(sizes) + stream,
             backward_work_bytes=whole(sizes) + activation + weight,

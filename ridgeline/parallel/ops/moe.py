@@ -47,7 +47,7 @@ def moe_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
             "moe",
             gemms=((each, sizes.hidden, 2 * ffn),),
             gemm_repeats=local_experts,
-            saved=(Saved("expert_input", dispatched, "moe", for_weight=True),),
+            saved=(Saved("expert_input", dispatched, "moe dispatch", for_weight=True),),
             backward_work_bytes=2 * dispatched + 2 * weight,
         ),
         Op(
@@ -55,7 +55,10 @@ def moe_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
             "moe",
             moved_bytes=3 * activation + 2 * activation,
             # SwiGLU's input and, since the tokens' weights multiply it, its output; then the product
-            saved=(Saved("expert_gate_up", 2 * activation, "moe"), Saved("expert_activation", activation, "moe")),
+            saved=(
+                Saved("expert_gate_up", 2 * activation, "moe"),
+                Saved("expert_activation", activation, "moe activation"),
+            ),
             backward_work_bytes=(3 * activation + rows * ffn * 4) // local_experts,
         ),
         Op(
@@ -64,7 +67,7 @@ def moe_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
             gemms=((each, ffn, sizes.hidden),),
             gemm_repeats=local_experts,
             saved=(
-                Saved("expert_scaled", activation, "moe", for_weight=True),
+                Saved("expert_scaled", activation, "moe activation", for_weight=True),
                 Saved("expert_weights", rows * 4, "moe"),
             ),
             forward_work_bytes=2 * dispatched,

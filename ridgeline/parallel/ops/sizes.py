@@ -27,6 +27,8 @@ class Sizes(NamedTuple):
     etp: int
     dispatcher: str
     recomputes_attention: bool
+    plain_attention: bool
+    dropout: bool
     preference: str
     copies_logits: bool
     loss_chunk: int | None
@@ -56,6 +58,8 @@ def sizes_of(job: Job) -> Sizes:
         etp=layout.etp,
         dispatcher=job.comm.moe_dispatcher,
         recomputes_attention=isinstance(recompute, SelectiveRecompute) and "core_attn" in recompute.modules,
+        plain_attention=job.memory.attention == "plain",
+        dropout=getattr(job.objective, "dropout", 0.0) > 0,
         preference=preference,
         copies_logits=job.memory.loss == "copied",
         loss_chunk=job.memory.loss_chunk,

@@ -21,6 +21,11 @@ def norm(name: str, saves: str, sizes: Sizes) -> Op:
     )
 
 
+def dropped(sizes: Sizes) -> tuple[Saved, ...]:
+    """Which elements dropout let through before an addition to the stream, a byte each."""
+    return (Saved("dropout_mask", sizes.own_tokens * sizes.hidden),) if sizes.dropout else ()
+
+
 def add(name: str, sizes: Sizes) -> Op:
     stream = sizes.own_tokens * sizes.hidden * sizes.width
     return Op(name, moved_bytes=3 * stream, forward_work_bytes=stream)
