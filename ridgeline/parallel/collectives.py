@@ -110,13 +110,14 @@ def _stage_collectives(
             yield _Key("forward", "activations to the next stage", "p2p", "pp", 2, stream), microbatches
         if stage > 0 and stages.owner(stage - 1) != owner:
             yield _Key("backward", "gradients to the previous stage", "p2p", "pp", 2, stream), microbatches
-    yield from _gradient_collectives(job, mesh, params, stage)
+    yield from gradient_collectives(job, mesh, params, stage)
     if params.tied:
         size_bytes = params.tied * WIDTHS[job.precision.grads]
         yield _Key("step", "gradient of the tied embedding", "all_reduce", "pp", 2, size_bytes), 1
 
 
-def _gradient_collectives(job: Job, mesh: Mesh, params: Held, stage: int) -> Iterator[tuple[_Key, int]]:
+def gradient_collectives(job: Job, mesh: Mesh, params: Held, stage: int) -> Iterator[tuple[_Key, int]]:
+    """Those that reduce a stage's gradients and gather its weights, each with how often it runs."""
     grads, weights = WIDTHS[job.precision.grads], WIDTHS[job.precision.params]
     shared, comm = job.memory.distributed_optimizer, job.comm
     # Experts have an optimizer of their own, and each of the two gathers the weights of both.

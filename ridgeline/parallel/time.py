@@ -167,7 +167,7 @@ def plan_time(
         total = total.plus(forwards[stage], job.num_microbatches).plus(backwards[stage], job.num_microbatches)
     exposed = max(_exposed_us(collectives, pp_rank, costs, forward_us, backward_us) for pp_rank in range(mesh.pp))
     owned = [[held[stage] for stage in stages.owned_by(pp_rank)] for pp_rank in range(mesh.pp)]
-    update = max(_update_us(job, mesh, params, costs) for params in owned)
+    update = max(update_us(job, mesh, params) for params in owned)
     step_us = timeline.makespan_us + exposed + update
     parts = (
         *((name, us) for name, us in zip(Parts._fields, total, strict=True) if us),
@@ -309,15 +309,15 @@ def _accumulate_us(elements: int, costs: _Costs) -> float:
     return elements * ACCUMULATE_BYTES / (chip.hbm_bandwidth * costs.efficiency.memory) * 1e6
 
 
-def _update_us(job: Job, mesh: Mesh, held: Sequence[Held], costs: _Costs) -> float:
-    """Norm, clipping and Adam, which are bound by memory traffic."""
+def update_us(job: Job, mesh: Mesh, held: Sequence[Held]) -> float:
+    """Norm, clipping and Adam of a rank that holds these stages, which are bound by memory traffic."""
     shared = job.memory.distributed_optimizer
     owned = sum(
         params.dense / (mesh.dp * mesh.cp if shared else 1) + params.expert / (mesh.edp if shared else 1)
         for params in held
     )
     chip = job.cluster.chip
-    return owned * UPDATE_BYTES / (chip.hbm_bandwidth * costs.efficiency.memory) * 1e6
+    return owned * UPDATE_BYTES / (chip.hbm_bandwidth * EFFICIENCIES[chip.device].memory) * 1e6
 
 
 def _exposed_us(
