@@ -371,6 +371,11 @@ class Job:
         return self.cluster.world_size // (self.layout.tp * self.layout.cp * self.layout.pp)
 
     @property
+    def num_slices(self) -> int:
+        """What a stage runs in a step forward and backward, one at a time: microbatches, or slices of them."""
+        return self.num_microbatches * self.layout.slices
+
+    @property
     def num_microbatches(self) -> int:
         """Microbatches of a step on each dp rank, where mbs*dp divides gbs."""
         return self.batch.gbs // (self.batch.mbs * self.dp)

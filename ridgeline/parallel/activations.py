@@ -1,12 +1,13 @@
 """Activations over time: what each action of a pipeline rank finds held, and what it takes itself."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from ridgeline.core.job import Job
 from ridgeline.parallel.actions import Action
 from ridgeline.parallel.ops import Sizes, sizes_of
-from ridgeline.parallel.work import StageWork, deferred_bytes, kept_bytes, restored_bytes
+from ridgeline.parallel.work import Run, StageWork, deferred_bytes, kept_bytes, restored_bytes
 
 
 class StageLive(NamedTuple):
@@ -55,29 +56,32 @@ def stage_live(job: Job, work: Sequence[StageWork]) -> tuple[StageLive, ...]:
     return tuple(_stage_live(job, one, sizes, last=stage == len(work) - 1) for stage, one in enumerate(work))
 
 
-def moments(actions: Sequence[Action], stages: Sequence[StageLive]) -> Iterator[Moment]:
-    """The worst moment of each action of a rank, in order."""
+def moments(actions: Sequence[Action], stages: Sequence[StageLive], *, pairs: Collection[int] = ()) -> Iterator[Moment]:
+    """The worst moment of each action of a rank, in order; of the first of a pair, with what both take."""
     steps = _steps(actions, stages)
     held = in_flight = 0
-    for action in actions:
+    for index, action in enumerate(actions):
         begins, work, ends, enters, leaves = steps[action[0], action[1]]
         held, in_flight = held + begins, in_flight + enters
+        if index in pairs:
+            work += steps[actions[index + 1][:2]].work
         yield Moment(Action(*action), held, work, in_flight)
         held, in_flight = held + ends, in_flight - leaves
 
 
-def peak_moment(actions: Sequence[Action], stages: Sequence[StageLive]) -> Moment:
+def peak_moment(actions: Sequence[Action], stages: Sequence[StageLive], *, pairs: Collection[int] = ()) -> Moment:
     """The worst of all ``moments``, the first of several equal ones."""
     steps = _steps(actions, stages)
     held = best = at = 0
     for index, (stage, kind, _) in enumerate(actions):
         begins, work, ends, _, _ = steps[stage, kind]
         held += begins
+        if index in pairs:
+            work += steps[actions[index + 1][:2]].work
         if held + work > best:
             best, at = held + work, index
         held += ends
-    *_, worst = moments(actions[: at + 1], stages)
-    return worst
+    return next(islice(moments(actions, stages, pairs=pairs), at, None))
 
 
 def _steps(actions: Sequence[Action], stages: Sequence[StageLive]) -> Mapping[tuple[int, str], _Step]:
@@ -106,5 +110,12 @@ def _stage_live(job: Job, work: StageWork, sizes: Sizes, *, last: bool) -> Stage
             backward = max(backward, kept + op.backward_work_bytes + 2 * stream + restored)
     # On devices with streams a sent output gives its memory back; on cpu it is kept (deallocate_pipeline_outputs).
     output = 0 if last or job.cluster.chip.device != "cpu" else stream
+    if job.layout.slices > 1:  # slices share the keys and values of their sequence, and add to the gradients of both
+        shared = job.layout.slices * sum(2 * run.layers * _key_bytes(run) for run in work.runs)
+        forward, backward = forward + shared, backward + 2 * shared
     deferred = sum(deferred_bytes(run, sizes) for run in work.runs)
     return StageLive(kept + output, deferred, max(forward, kept) + output, max(backward, kept) + output)
+
+
+def _key_bytes(run: Run) -> int:
+    return sum(saved.size_bytes for op in run.ops for saved in op.saved if saved.name == "k")

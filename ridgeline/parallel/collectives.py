@@ -90,7 +90,7 @@ def _stage_collectives(
     job: Job, mesh: Mesh, stages: StageMap, work: StageWork, params: Held, stage: int
 ) -> Iterator[tuple[_Key, int]]:
     """Those of one stage: within its layers, to its neighbours, and of its gradients and weights."""
-    microbatches = job.num_microbatches
+    microbatches = job.num_slices
     for run in work.runs:
         for op in run.ops:
             again = run.recomputes(op)

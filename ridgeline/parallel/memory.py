@@ -103,9 +103,10 @@ def plan_memory(
     """The memory of each pipeline rank."""
     each = stage_live(job, work)
     owned = [[held[stage] for stage in stages.owned_by(pp_rank)] for pp_rank in range(mesh.pp)]
+    pairs = schedule.pairs or ((),) * mesh.pp
     return tuple(
-        _rank_memory(job, mesh, params, collectives, pp_rank, peak_moment(schedule.ranks[pp_rank], each))
-        for pp_rank, params in enumerate(owned)
+        _rank_memory(job, mesh, params, collectives, pp_rank, peak_moment(actions, each, pairs=together))
+        for pp_rank, (params, actions, together) in enumerate(zip(owned, schedule.ranks, pairs, strict=True))
     )
 
 

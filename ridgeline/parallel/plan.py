@@ -173,6 +173,10 @@ def _assumptions(job: Job) -> Iterator[str]:
     yield "norms, SwiGLU, rotary positions and attention keep for their backwards what fused kernels keep"
     if job.layout.tp > 1:
         yield "a column-parallel backward's collectives run beside its two GEMMs; all others in a layer are waited for"
+    if job.layout.slices > 1:
+        yield "slices of a sequence are as long as each other and take equal times, as those of packed documents do"
+    if job.layout.placement == "v" and job.layout.schedule != "zb_v":
+        yield "a pair's forward and backward run one after the other; what running them together hides is not counted"
     if job.layout.pp > 1:
         yield "transfers between stages run beside the compute; what depends on one waits for it"
     yield (

@@ -164,7 +164,7 @@ def plan_time(
     busiest = max(range(mesh.pp), key=lambda pp_rank: timeline.busy_us[pp_rank])
     total = Parts()
     for stage in stages.owned_by(busiest):
-        total = total.plus(forwards[stage], job.num_microbatches).plus(backwards[stage], job.num_microbatches)
+        total = total.plus(forwards[stage], job.num_slices).plus(backwards[stage], job.num_slices)
     exposed = max(_exposed_us(collectives, pp_rank, costs, forward_us, backward_us) for pp_rank in range(mesh.pp))
     owned = [[held[stage] for stage in stages.owned_by(pp_rank)] for pp_rank in range(mesh.pp)]
     update = max(update_us(job, mesh, params) for params in owned)

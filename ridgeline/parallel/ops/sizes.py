@@ -42,7 +42,7 @@ def sizes_of(job: Job) -> Sizes:
     """
     layout, recompute = job.layout, job.memory.recompute
     preference = job.objective.loss if isinstance(job.objective, Dpo) else ""
-    tokens = job.batch.seq_len // layout.cp * job.batch.mbs * (2 if preference else 1)
+    tokens = job.batch.seq_len // (layout.cp * layout.slices) * job.batch.mbs * (2 if preference else 1)
     return Sizes(
         tokens=tokens,
         own_tokens=tokens // layout.tp if layout.sp else tokens,
