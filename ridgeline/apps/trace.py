@@ -119,7 +119,9 @@ def _memory(plan: Plan) -> Iterator[Event]:
         starts, ends = plan.timeline.start_us[rank.pp_rank], plan.timeline.end_us[rank.pp_rank]
         between = always
         levels: list[tuple[float, int]] = []
-        for moment, start, end in zip(moments(plan.schedule.ranks[rank.pp_rank], live), starts, ends, strict=True):
+        pairs = plan.schedule.pairs_of(rank.pp_rank)
+        each = moments(plan.schedule.ranks[rank.pp_rank], live, pairs=pairs)
+        for moment, start, end in zip(each, starts, ends, strict=True):
             before = moment.held - (live[moment.action.stage].kept if moment.action.kind == "F" else 0)
             if levels:
                 levels.append((between, always + before))

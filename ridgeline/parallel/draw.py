@@ -1,21 +1,27 @@
 """A picture of a pipeline in text: a row for each rank, a column for each slot of time."""
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Mapping
+from types import MappingProxyType
 
-from ridgeline.parallel.actions import Action
+from ridgeline.parallel.actions import KINDS, Action, Kind
 from ridgeline.parallel.schedule import Schedule
 from ridgeline.parallel.simulate import Timeline
 
 GAP = " ~ "
 
+FILL: Mapping[Kind, str] = MappingProxyType({"F": "-", "B": "=", "I": "=", "W": ":", "R": "*"})
+"""What fills the slots of each kind of action: what others wait for looks solid."""
+
 
 def draw(timeline: Timeline, *, width: int = 120) -> str:
     """Draw a simulated schedule.
 
-    Each action shows its name, without the stage where a rank has but one, and fills its slots: a forward with ``-``,
-    any other with ``=``; an idle slot is ``.``. Where the ends of the pipeline would not fit so, a slot is a letter:
-    ``a``, ``b``, ... for a forward of chunk 0, 1, ..., ``A``, ``B``, ... for a backward. What does not fit even then is
-    left out of the steady middle.
+    Each action shows its name, without the stage where a rank has but one, and fills its slots: a forward with ``-``, a
+    backward or its input gradients with ``=``, weight gradients with ``:``, a recompute with ``*``; an idle slot is
+    ``.``. Where the ends of the pipeline would not fit so, a slot is a letter: ``a``, ``b``, ... for a forward of chunk
+    0, 1, ..., ``A``, ``B``, ... for a backward; weight gradients and recomputes stay ``:`` and ``*``. What does not fit
+    even then is left out of the steady middle.
 
     Args:
         timeline: What ``simulate`` gives.
@@ -38,6 +44,8 @@ def draw(timeline: Timeline, *, width: int = 120) -> str:
     cell, legend = len(_name(last, schedule.vpp)) + 1, ""
     if total * cell > room and room // cell < 6 * schedule.pp:
         cell, legend = 1, "; a, b, ...: forward of chunk 0, 1, ...; A, B, ...: backward"
+        kinds = {action.kind for actions in schedule.ranks for action in actions}
+        legend += "".join(f"; '{FILL[kind]}': {KINDS[kind]}" for kind in ("W", "R") if kind in kinds)
     windows = [range(total)]
     if total * cell > room:
         slots = max(2, (room - len(GAP)) // cell)
@@ -71,7 +79,9 @@ def _part(timeline: Timeline, pp_rank: int, *, window: range, cell: int, slot_us
 def _text(action: Action, schedule: Schedule, *, width: int, named: bool) -> str:
     """One action, as wide as it is long."""
     if named:
-        return _name(action, schedule.vpp).ljust(width - 1, "-" if action.kind == "F" else "=") + " "
+        return _name(action, schedule.vpp).ljust(width - 1, FILL[action.kind]) + " "
+    if action.kind in "WR":
+        return width * FILL[action.kind]
     letter = chr(ord("a") + action.stage // schedule.pp)
     return width * (letter if action.kind == "F" else letter.upper())
 

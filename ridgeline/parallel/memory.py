@@ -103,10 +103,12 @@ def plan_memory(
     """The memory of each pipeline rank."""
     each = stage_live(job, work)
     owned = [[held[stage] for stage in stages.owned_by(pp_rank)] for pp_rank in range(mesh.pp)]
-    pairs = schedule.pairs or ((),) * mesh.pp
+    peaks = [
+        peak_moment(actions, each, pairs=schedule.pairs_of(pp_rank)) for pp_rank, actions in enumerate(schedule.ranks)
+    ]
     return tuple(
-        _rank_memory(job, mesh, params, collectives, pp_rank, peak_moment(actions, each, pairs=together))
-        for pp_rank, (params, actions, together) in enumerate(zip(owned, schedule.ranks, pairs, strict=True))
+        _rank_memory(job, mesh, params, collectives, pp_rank, peak)
+        for pp_rank, (params, peak) in enumerate(zip(owned, peaks, strict=True))
     )
 
 

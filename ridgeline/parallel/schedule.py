@@ -42,6 +42,10 @@ class Schedule:
         """``pp*vpp``."""
         return self.pp * self.vpp
 
+    def pairs_of(self, pp_rank: int) -> frozenset[int]:
+        """The places at which pairs of a rank begin."""
+        return self.pairs[pp_rank] if self.pairs else frozenset()
+
     def __str__(self) -> str:
         return "\n".join(_table([_words(self, pp_rank) for pp_rank in range(self.pp)]))
 
@@ -96,7 +100,7 @@ def problem_at(schedule: Schedule, *, pp_rank: int, index: int, rule: str) -> Pr
 
 def _words(schedule: Schedule, pp_rank: int) -> list[str]:
     """The actions of a rank, a pair as one word."""
-    pairs = schedule.pairs[pp_rank] if schedule.pairs else frozenset()
+    pairs = schedule.pairs_of(pp_rank)
     words: list[str] = []
     for index, action in enumerate(schedule.ranks[pp_rank]):
         if index - 1 in pairs:

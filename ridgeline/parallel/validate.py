@@ -86,7 +86,7 @@ def _order_problems(schedule: Schedule) -> Iterator[Problem]:
                 rule = f"is out of turn among the {schedule.slices} slices of its sequence"
                 yield problem_at(schedule, pp_rank=pp_rank, index=index, rule=rule)
             done[cell] = turn + 1
-        for index in sorted(schedule.pairs[pp_rank]) if schedule.pairs else ():
+        for index in sorted(schedule.pairs_of(pp_rank)):
             two = actions[index : index + 2]
             kinds = "".join(action.kind for action in two)
             if kinds not in ("FB", "FI") or two[0][::2] == two[1][::2]:

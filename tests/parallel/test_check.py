@@ -103,6 +103,56 @@ SPARSE_BLOCK = MOE.blocks[0].block
             ["layout.schedule='interleaved_1f1b': needs vpp > 1"],
         ),
         (
+            job_of(DENSE, layout__pp=2, layout__vpp=2, layout__schedule="zb_h1"),
+            ["layout.schedule='zb_h1': runs one chunk a rank, not vpp=2; use 'interleaved_1f1b' or leave it out"],
+        ),
+        (job_of(DENSE, layout__schedule="zb_v"), ["layout.schedule='zb_v': needs pp > 1"]),
+        (
+            job_of(DENSE, layout__pp=2, layout__vpp=2, layout__schedule="zb_v"),
+            ["layout.vpp=2: must be 1: zb_v has two chunks a rank of its own; use 1"],
+        ),
+        (
+            job_of(DENSE, layout__pp=8, layout__schedule="zb_v"),
+            ["model.num_layers=8: does not split evenly over pp=8 * vpp=2 = 16 stages"],
+        ),
+        (
+            job_of(
+                dense_model(layers=8),
+                layout__pp=2,
+                layout__cp=2,
+                layout__schedule="dualpipe_v",
+                layout__stages=(1, 3, 2, 2),
+                comm__overlap_grad_reduce=True,
+                batch__gbs=6,
+            ),
+            [
+                "layout.stages=(1, 3, 2, 2): must be left out: dualpipe_v has as many layers on every stage",
+                "layout.cp=2: must be 1 with dualpipe_v; use 1 or 'zb_v'",
+                "comm.overlap_grad_reduce=True: must be false with dualpipe_v",
+                "batch.gbs=6: gives 3 microbatches; dualpipe_v needs at least 2*pp=4; raise it to 8 or more",
+            ],
+        ),
+        (
+            job_of(DENSE, layout__pp=4, layout__vpp=2, layout__schedule="zb_vpp", batch__gbs=12),
+            ["batch.gbs=12: gives 6 microbatches; zb_vpp needs a multiple of pp=4; use 8 or 16"],
+        ),
+        (
+            job_of(DENSE, layout__pp=2, layout__cp=2, layout__schedule="seq1f1b", batch__mbs=2),
+            [
+                "layout.slices=1: must be > 1 with seq1f1b; use 4, or '1f1b'",
+                "layout.cp=2: must be 1 with seq1f1b, which itself cuts the sequence",
+                "batch.mbs=2: must be 1 with seq1f1b",
+            ],
+        ),
+        (
+            job_of(DENSE, layout__tp=2, layout__sp=True, layout__pp=2, layout__schedule="seq1f1b", layout__slices=12),
+            ["batch.seq_len=64: must be a multiple of slices*tp=24 with seq1f1b; use 48 or 72"],
+        ),
+        (
+            job_of(DENSE, layout__pp=2, layout__slices=2),
+            ["layout.slices=2: are those of seq1f1b, which layout.schedule='1f1b' is not; use 1"],
+        ),
+        (
             job_of(DENSE, layout__pp=4, layout__vpp=2, batch__gbs=6),
             ["layout.microbatch_group_size=4: must be <= num_microbatches=3", "raise batch.gbs to 8 or more"],
         ),

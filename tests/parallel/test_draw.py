@@ -7,6 +7,8 @@ from ridgeline.parallel.draw import draw
 from ridgeline.parallel.schedule import Schedule
 from ridgeline.parallel.schedules.interleaved import interleaved_1f1b
 from ridgeline.parallel.schedules.one_f_one_b import one_f_one_b
+from ridgeline.parallel.schedules.recompute import recompute_in_advance
+from ridgeline.parallel.schedules.zero_bubble import zb_h1, zb_v
 from ridgeline.parallel.simulate import Timeline, simulate
 from tests.parallel.any_schedule import any_schedule
 
@@ -60,6 +62,32 @@ def test_a_deep_pipeline_is_drawn_in_letters() -> None:
         "6 |......aaaaaaaabbb.BBbBBbBBbBBbBBbBBaB ~ BB.BB.BBAAAAAAAAAAAAAAAA............|",
         "7 |.......aaaaaaaabBBbBBbBBbBBbBBbBBbBBb ~ bBBbBBAAAAAAAAAAAAAAAA..............|",
         "a slot is 10 us, 117 in all; a, b, ...: forward of chunk 0, 1, ...; A, B, ...: backward",
+    ]
+
+
+def test_weight_gradients_and_recomputes_look_their_own() -> None:
+    """By name each kind fills its slots in its own way."""
+    schedule = recompute_in_advance(zb_h1(pp=2, num_microbatches=2))
+    times = {"F": [10] * 2, "I": [20] * 2, "W": [20] * 2, "R": [20] * 2}
+    assert draw(simulate(schedule, stage_us=times)).splitlines() == [
+        "0 |F0 F1 R0*** I0=== W0::: R1*** I1=== W1::: |",
+        "1 |.  F0 I0=== F1 I1=== W0::: W1::: .  .  .  |",
+        "a slot is 10 us, 14 in all",
+    ]
+
+
+def test_weight_gradients_in_letters() -> None:
+    """A zero bubble is seen at a glance; the legend tells what the signs are."""
+    assert draw(timed(zb_v(pp=8, num_microbatches=16)), width=80).splitlines() == [
+        "0 |aaaaaaaaaaaaaaabB:bB:bB:bB:bB:bB:bB:b ~ bB:A:bB:A:bBA:A:A:A:A:A:A:A::.......|",
+        "1 |.aaaaaaaaaaaaababB:bB:bB:bB:bB:bB:bB: ~ B:A:bB:A:bBABA:A:A:A:A:A:A::::......|",
+        "2 |..aaaaaaaaaaabababB:bB:bB:bB:bB:bB:aA ~ :A:bB:A:bBABABA:A:A:A:A:A::::::.....|",
+        "3 |...aaaaaaaaababababB:bB:bB:bB:bB:aA:b ~ A:bB:A:bBABABABA:A:A:A:A::::::::....|",
+        "4 |....aaaaaaabababababB:bB:bB:bB:aA:bB: ~ :bB:A:bBABABABABA:A:A:A::::::::::...|",
+        "5 |.....aaaaababababababB:bB:bB:aA:bB:aA ~ bB:A:bBABABABABABA:A:A::::::::::::..|",
+        "6 |......aaabababababababB:bB:aA:bB:aA:b ~ B:A:bBABABABABABABA:A::::::::::::::.|",
+        "7 |.......ababababababababB:aA:bB:aA:bB: ~ aA:bBABABABABABABABA::::::::::::::::|",
+        "a slot is 10 us, 103 in all; a, b, ...: forward of chunk 0, 1, ...; A, B, ...: backward; ':': weight gradient",
     ]
 
 

@@ -144,9 +144,9 @@ def _recomputes(actions: Sequence[Action], limit: int) -> Iterator[tuple[int, in
 
 def _with_recomputes(schedule: Schedule, dropped: Sequence[Collection[Cell]]) -> Schedule:
     """Each activation dropped is recomputed just before its backward, or the pair that holds it."""
-    pairs = schedule.pairs or (frozenset(),) * schedule.pp
     ranks: list[list[Action]] = []
-    for actions, cells, places in zip(schedule.ranks, dropped, pairs, strict=True):
+    for pp_rank, (actions, cells) in enumerate(zip(schedule.ranks, dropped, strict=True)):
+        places = schedule.pairs_of(pp_rank)
         row: list[Action] = []
         for place, (stage, kind, microbatch) in enumerate(actions):
             if kind in "BI" and (stage, microbatch) in cells:
