@@ -4,6 +4,7 @@ The kernels here stand for the fused ones of an accelerator: their forwards are 
 save is what the planner counts of each. What the rest keeps (projections, residuals, experts, loss) is Megatron-core's.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,11 +17,13 @@ from ridgeline.kernels.reference.rms_norm import rms_norm
 from ridgeline.kernels.reference.rope import rope
 from ridgeline.kernels.reference.swiglu import swiglu
 from ridgeline.models.program import lower
+from ridgeline.models.runtime.build import Built, build
 from ridgeline.models.runtime.model import build_chunk, build_config, in_precision, initialize
 from ridgeline.models.runtime.sequences import sequences_of
+from ridgeline.models.runtime.step import train_step
 from ridgeline.parallel.plan import plan
 from ridgeline.parallel.runtime.groups import process_groups
-from tests.checkpoint.training import batch_of
+from tests.checkpoint.training import batch_of, microbatches
 
 
 class _Lean(torch.autograd.Function):
@@ -90,3 +93,35 @@ def saved_bytes(job: Job) -> int:
         }
         assert loss.requires_grad
         return sum(storage.nbytes() for key, storage in kept.items() if key not in weights | tables)
+
+
+def state_bytes(job: Job) -> dict[str, dict[str, int]]:
+    """Bytes of weights, gradients, masters and moments of this rank, before its first step and right after."""
+    with build(lower(plan(job), distributed.get_rank()), open_device("cpu")) as built:
+        before = _states(built)
+        train_step(built, microbatches(built, 0), step=0)
+        return {"before": before, "after": _states(built)}
+
+
+def _states(built: Built) -> dict[str, int]:
+    buffers = [one for chunk in built.chunks for one in (*chunk.buffers, *chunk.expert_parallel_buffers)]
+    weights = _storages(param for chunk in built.chunks for param in chunk.parameters())
+    grads = _storages(buffer.grad_data for buffer in buffers)
+    inner = [chained.optimizer for chained in built.optimizer.chained_optimizers]
+    mains = [param for adam in inner for group in adam.param_groups for param in group["params"]]
+    copies = _storages(param.grad for param in mains if param.grad is not None)
+    moments = _storages(
+        value for adam in inner for state in adam.state.values() for name, value in state.items() if name != "step"
+    )
+    return {
+        "params": sum(weights.values()),
+        "grads": sum(grads.values()),
+        "masters": sum(size for key, size in _storages(mains).items() if key not in weights),
+        "moments": sum(moments.values()),
+        "main_grads": sum(size for key, size in copies.items() if key not in grads),
+    }
+
+
+def _storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
+    """Bytes of each storage, by its address."""
+    return {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors if one.numel()}

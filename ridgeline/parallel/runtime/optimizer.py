@@ -24,6 +24,8 @@ def build_optimizer(chunks: Sequence[DistributedDataParallel], fields: Mapping[s
     """Adam over all chunks, in groups with weight decay (matrices) and without (biases and norms)."""
     optimizer = get_megatron_optimizer(OptimizerConfig(**fields), list(chunks), use_gloo_process_groups=False)
     assert isinstance(optimizer, ChainedOptimizer)
+    for group in optimizer.param_groups:
+        group["foreach"] = False  # a tensor at a time: all at once makes temporaries as large as all weights
     return optimizer
 
 
