@@ -1,6 +1,7 @@
 """Activations over time: what each action of a pipeline rank finds held, and what it takes itself."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import islice
 from typing import NamedTuple
 
@@ -53,7 +54,8 @@ class _Step(NamedTuple):
 def stage_live(job: Job, work: Sequence[StageWork]) -> tuple[StageLive, ...]:
     """What one microbatch takes on each stage."""
     sizes = sizes_of(job)
-    return tuple(_stage_live(job, one, sizes, last=stage == len(work) - 1) for stage, one in enumerate(work))
+    live = cache(lambda one, last: _stage_live(job, one, sizes, last=last))  # most stages are alike
+    return tuple(live(one, stage == len(work) - 1) for stage, one in enumerate(work))
 
 
 def moments(actions: Sequence[Action], stages: Sequence[StageLive], *, pairs: Collection[int] = ()) -> Iterator[Moment]:

@@ -34,6 +34,8 @@ class Timeline:
     def busy_us(self) -> tuple[float, ...]:
         """For each pipeline rank the time in which it runs an action, or a pair."""
         rows = zip(self.start_us, self.end_us, strict=True)
+        if not any(self.schedule.pairs):
+            return tuple(sum(map(sub, ends, starts)) for starts, ends in rows)
         return tuple(sum(map(sub, ends, map(max, starts, (0.0, *ends)))) for starts, ends in rows)
 
     @property

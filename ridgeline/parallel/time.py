@@ -161,7 +161,8 @@ def plan_time(
     costs = _Costs(job, mesh, EFFICIENCIES[job.cluster.chip.device], {})
     stage_us, forwards, backwards = times.stage_us, times.forwards, times.backwards
     forward_us, backward_us = stage_us["F"], stage_us["B"]
-    busiest = max(range(mesh.pp), key=lambda pp_rank: timeline.busy_us[pp_rank])
+    busy_us = timeline.busy_us
+    busiest = max(range(mesh.pp), key=busy_us.__getitem__)
     total = Parts()
     for stage in stages.owned_by(busiest):
         total = total.plus(forwards[stage], job.num_slices).plus(backwards[stage], job.num_slices)
@@ -171,7 +172,7 @@ def plan_time(
     step_us = timeline.makespan_us + exposed + update
     parts = (
         *((name, us) for name, us in zip(Parts._fields, total, strict=True) if us),
-        ("bubble", timeline.makespan_us - timeline.busy_us[busiest]),
+        ("bubble", timeline.makespan_us - busy_us[busiest]),
         ("dp", exposed),
         ("update", update),
     )

@@ -1,5 +1,7 @@
 """1F1B: after its warmup each rank alternates one forward and one backward, so that it holds at most pp activations."""
 
+from itertools import chain
+
 from ridgeline.core.errors import PlanError, Problem
 from ridgeline.parallel.actions import Action
 from ridgeline.parallel.schedule import Schedule
@@ -50,4 +52,4 @@ def alternate(forwards: list[Action], backwards: list[Action], *, warmup: int) -
     warmup = min(warmup, len(forwards))
     steady = len(forwards) - warmup
     pairs = zip(forwards[warmup:], backwards[:steady], strict=True)
-    return (*forwards[:warmup], *(action for pair in pairs for action in pair), *backwards[steady:])
+    return (*forwards[:warmup], *chain.from_iterable(pairs), *backwards[steady:])
