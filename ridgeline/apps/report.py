@@ -8,7 +8,6 @@ from rich.text import Text
 
 from ridgeline.core.params import num_active_params, num_params
 from ridgeline.parallel.draw import draw
-from ridgeline.parallel.memory import RankMemory
 from ridgeline.parallel.plan import Plan
 
 GIB = 2**30
@@ -42,7 +41,7 @@ def print_report(plan: Plan, console: Console, *, chosen: Sequence[str] = ()) ->
 
 def report(plan: Plan, *, chosen: Sequence[str], width: int) -> Iterator[RenderableType]:
     """The parts of a report, in order."""
-    yield Text("\n".join(_head(plan)))
+    yield Text("\n".join(head(plan)))
     yield memory_table(plan)
     yield time_table(plan)
     if plan.collectives:
@@ -73,7 +72,7 @@ def memory_table(plan: Plan) -> Table:
         capacity = f"{rank.capacity_bytes / GIB:.0f}"
         peak = f"{rank.peak_at}, {rank.in_flight} in flight"
         first = f"{rank.first_step_bytes / GIB:.2f} at {rank.first_step_at}"
-        table.add_row(str(rank.pp_rank), _stages_of(plan, rank), *sizes, total, capacity, peak, first)
+        table.add_row(str(rank.pp_rank), stages_text(plan, rank.pp_rank), *sizes, total, capacity, peak, first)
     return table
 
 
@@ -116,7 +115,8 @@ def drawing(plan: Plan, *, width: int) -> str:
     return draw(plan.timeline, width=width)
 
 
-def _head(plan: Plan) -> Iterator[str]:
+def head(plan: Plan) -> Iterator[str]:
+    """A plan in a few lines: the job, the machine, the layout, then speed, MFU and memory."""
     job, mesh, time, model = plan.job, plan.mesh, plan.time, plan.job.model
     total, active = num_params(model), num_active_params(model)
     sizes = f"{total / 1e9:.2f}B parameters" + (f", {active / 1e9:.2f}B of them active" if active != total else "")
@@ -156,9 +156,9 @@ def bytes_text(size_bytes: int) -> str:
     return f"{size_bytes} B"
 
 
-def _stages_of(plan: Plan, rank: RankMemory) -> str:
+def stages_text(plan: Plan, pp_rank: int) -> str:
     """The layers of each of a pipeline rank's stages, ``0-13`` or, with chunks, ``0-6 + 14-20``."""
-    return " + ".join(_span(plan.stages.layers[stage]) for stage in plan.stages.owned_by(rank.pp_rank))
+    return " + ".join(_span(plan.stages.layers[stage]) for stage in plan.stages.owned_by(pp_rank))
 
 
 def _span(layers: Sequence[int]) -> str:

@@ -81,6 +81,14 @@ def _choices(job: Job) -> Iterator[list[tuple[float, str, Any]]]:
     yield [(1.0, "sp", not layout.sp)]
     algorithms = literal_choices(attrs.fields_dict(Layout)["cp_algorithm"].type)
     yield [(1.0, "cp_algorithm", name) for name in algorithms if name != layout.cp_algorithm]
-    for name in ("stages", "noop_layers", "schedule", "microbatch_group_size"):
+    yield [(0.5, "noop_layers", padding) for padding in _paddings(job) if padding != layout.noop_layers]
+    for name in ("stages", "schedule", "microbatch_group_size"):
         default = attrs.fields_dict(Layout)[name].default
         yield [(1.0, name, default)] if getattr(layout, name) != default else []
+
+
+def _paddings(job: Job) -> Iterator[tuple[int, ...]]:
+    """No noop layers, and as many behind the last layer as make all stages equal."""
+    layers, stages = job.model.num_layers, job.layout.pp * job.layout.vpp
+    yield ()
+    yield tuple(range(layers, layers + -layers % stages))

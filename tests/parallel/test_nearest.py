@@ -11,7 +11,7 @@ from ridgeline.core.layout import Layout
 from ridgeline.parallel.check import job_problems
 from ridgeline.parallel.nearest import layout_problems, nearest_layouts
 from ridgeline.parallel.plan import plan
-from tests.parallel.examples import DENSE, MOE, changed, job_of, moe_model
+from tests.parallel.examples import DENSE, MOE, changed, dense_model, job_of, moe_model
 
 DEGREES = ("tp", "pp", "cp", "ep", "etp")
 
@@ -75,3 +75,9 @@ def test_a_fault_that_every_layout_has_is_none_of_the_layout():
 def test_what_no_layout_mends_has_no_neighbour():
     """A global batch that is no whole number of microbatches fails on every layout."""
     assert nearest_layouts(job_of(DENSE, batch__mbs=3)) == ()
+
+
+def test_noop_layers_make_stages_equal():
+    """Where only the layers do not divide, as many noop layers as are missing are one change."""
+    layout = nearest_layouts(job_of(dense_model(layers=6), layout__pp=4))[0]
+    assert (layout.pp, layout.noop_layers) == (4, (6, 7))
