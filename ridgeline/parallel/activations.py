@@ -33,12 +33,14 @@ class Moment(NamedTuple):
         held: What the microbatches in flight keep, this one among them.
         work: What the action takes beyond that.
         in_flight: Microbatches whose backward is still to come.
+        left: What is kept once the action is over.
     """
 
     action: Action
     held: int
     work: int
     in_flight: int
+    left: int
 
 
 class _Step(NamedTuple):
@@ -67,7 +69,7 @@ def moments(actions: Sequence[Action], stages: Sequence[StageLive], *, pairs: Co
         held, in_flight = held + begins, in_flight + enters
         if index in pairs:
             work += steps[actions[index + 1][:2]].work
-        yield Moment(Action(*action), held, work, in_flight)
+        yield Moment(Action(*action), held, work, in_flight, held + ends)
         held, in_flight = held + ends, in_flight - leaves
 
 

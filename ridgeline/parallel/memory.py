@@ -112,6 +112,13 @@ def plan_memory(
     )
 
 
+def buffer_bytes(job: Job, pp_rank: int) -> int:
+    """The tensor that sequence parallelism gathers into, and those that stages exchange."""
+    sizes = sizes_of(job)
+    gathered = sizes.tokens * sizes.hidden * sizes.width if sizes.sp and sizes.tp > 1 else 0
+    return gathered + _exchanged(job, pp_rank) * sizes.own_tokens * sizes.hidden * sizes.width
+
+
 def _exchanged(job: Job, pp_rank: int) -> int:
     """Tensors between stages that stay when a step is over, in a cycle of references until Python collects it.
 
@@ -129,9 +136,8 @@ def _rank_memory(
     job: Job, mesh: Mesh, held: Sequence[Held], collectives: Sequence[Collective], pp_rank: int, peak: Moment
 ) -> RankMemory:
     states = states_of(job, mesh=mesh, held=held)
-    sizes, chip = sizes_of(job), job.cluster.chip
-    gathered = sizes.tokens * sizes.hidden * sizes.width if sizes.sp and sizes.tp > 1 else 0
-    buffers = gathered + _exchanged(job, pp_rank) * sizes.own_tokens * sizes.hidden * sizes.width
+    chip = job.cluster.chip
+    buffers = buffer_bytes(job, pp_rank)
     base = states.params + states.grads + states.masters + buffers
     running, updating = peak.held + peak.work, states.moments + states.main_grads + states.update
     activations, work, at, in_flight = peak.held, peak.work, str(peak.action), peak.in_flight
