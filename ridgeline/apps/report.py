@@ -14,6 +14,7 @@ GIB = 2**30
 MEMORY_COLUMNS = ("params", "grads", "optimizer", "activations", "work", "buffers", "links", "fragments", "runtime")
 PART_NAMES = {
     "gemm": "matrix products",
+    "weight": "weight gradients",
     "attention": "attention",
     "elementwise": "norms, activations, rotary",
     "accumulate": "adding up gradients",

@@ -112,6 +112,7 @@ class Memory:
         loss: How the loss makes its softmax: in the fp32 logits (``in_place``, Megatron-core), or beside them
             (``copied``, MindSpeed before 2.2).
         loss_chunk: Tokens whose logits exist at a time, computed again in the backward; None takes all at once.
+        fused_accumulation: Let the products of weight gradients add to the sums over microbatches themselves.
         moe_balance: Tokens of the busiest expert parallel rank over the mean; 1.0 is perfect balance.
     """
 
@@ -122,6 +123,7 @@ class Memory:
     attention: Literal["fused", "plain"] = "fused"
     loss: Literal["in_place", "copied"] = "in_place"
     loss_chunk: int | None = at_least(1, default=None)
+    fused_accumulation: bool = False
     moe_balance: float = real(1.0, minimum=1.0)
     __attrs_post_init__ = check_spec
 
@@ -130,13 +132,16 @@ class Memory:
 class Comm:
     """How communication is carried out.
 
-    ``p2p`` matters to interleaved schedules: sends and receives overlapped with compute, or batched.
+    ``p2p`` matters to interleaved schedules: sends and receives overlapped with compute, or batched. ``tp_overlap``
+    hides collectives of tp behind the products they serve: fused kernels (``mc2``), or products cut into slices
+    (``coc``).
     """
 
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
     moe_dispatcher: Literal["alltoall", "allgather"] = "alltoall"
     p2p: Literal["overlapped", "batched"] = "overlapped"
+    tp_overlap: Literal["none", "mc2", "coc"] = "none"
     __attrs_post_init__ = check_spec
 
     def _problems(self) -> Iterator[Problem]:

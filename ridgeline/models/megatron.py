@@ -38,6 +38,8 @@ RUNS: Mapping[str, tuple[object, ...]] = MappingProxyType(
         "memory.attention": ("fused", "plain"),
         "memory.loss": ("in_place",),
         "memory.loss_chunk": (None,),
+        "memory.fused_accumulation": (False,),
+        "comm.tp_overlap": ("none",),
         "optimizer.kernel": ("torch",),
         "objective.kind": ("pretraining",),
         "adapter": (None,),

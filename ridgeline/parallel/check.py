@@ -332,6 +332,9 @@ def _comm(job: Job) -> Iterator[Problem]:
     if job.comm.overlap_param_gather and not job.memory.distributed_optimizer:
         rule = "needs the distributed optimizer, whose parameters it gathers"
         yield Problem("comm.overlap_param_gather", True, rule, "set memory.distributed_optimizer to true")
+    if job.comm.tp_overlap != "none" and not job.layout.sp:
+        rule = "hides the gathers and scatters of sequence parallel, which is off"
+        yield Problem("comm.tp_overlap", job.comm.tp_overlap, rule, "set layout.sp to true, or use 'none'")
 
 
 def _plannable(job: Job) -> Iterator[Problem]:

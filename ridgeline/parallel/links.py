@@ -15,10 +15,6 @@ from typing import NamedTuple
 from ridgeline.core.cluster import Cluster, Link
 from ridgeline.parallel.mesh import Mesh, group_of
 
-LINK_EFFICIENCY = 0.40
-"""Share of a link's bandwidth that a training step sees. No measurement of these links is public: this is the value
-that explains two published steps dominated by tp within a node (Llama-2-70B, MFU 44.1 %; Mixtral-8x7B, 31.7 %)."""
-
 
 class Spread(NamedTuple):
     """Where a group lies: how many nodes it touches, and how many of its ranks lie on each."""
@@ -55,8 +51,9 @@ def collective_us(kind: str, size_bytes: int, spread: Spread, cluster: Cluster) 
     Example:
         >>> from ridgeline.parallel.clusters import cluster_preset
         >>> a2 = cluster_preset("atlas-800t-a2", 2)
-        >>> round(collective_us("all_gather", 8 * 28_000_000, Spread(1, 8), a2))  # 28 MB from each peer, at 28 GB/s
-        2502
+        >>> us = collective_us("all_gather", 8 * 28_000_000, Spread(1, 8), a2)  # 28 MB from each peer, at 28 GB/s
+        >>> round((us - a2.intra.latency_us) * a2.intra.efficiency)
+        1000
     """
     if spread.size == 1:
         return 0.0
@@ -83,4 +80,4 @@ def _within_us(size_bytes: int, ranks: int, link: Link) -> float:
 
 
 def _us(size_bytes: int, link: Link) -> float:
-    return size_bytes / (link.bandwidth * LINK_EFFICIENCY) * 1e6
+    return size_bytes / (link.bandwidth * link.efficiency) * 1e6

@@ -19,7 +19,7 @@ from ridgeline.parallel.check import job_problems, mesh_of, no_effect, stages_of
 from ridgeline.parallel.collectives import Collective, plan_collectives
 from ridgeline.parallel.held import plan_held
 from ridgeline.parallel.known_wrong import refusals, repaired
-from ridgeline.parallel.links import LINK_EFFICIENCY, spread_of
+from ridgeline.parallel.links import spread_of
 from ridgeline.parallel.memory import BAND, RankMemory, plan_memory
 from ridgeline.parallel.mesh import Mesh
 from ridgeline.parallel.schedule import Schedule
@@ -27,7 +27,7 @@ from ridgeline.parallel.schedules.known import Pipeline, plan_schedule
 from ridgeline.parallel.shards import ParamRow, padded_vocab, plan_shards
 from ridgeline.parallel.simulate import Timeline, simulate
 from ridgeline.parallel.stages import StageMap
-from ridgeline.parallel.time import EFFICIENCIES, StageTimes, StepTime, plan_stage_times, plan_time
+from ridgeline.parallel.time import StageTimes, StepTime, plan_stage_times, plan_time
 from ridgeline.parallel.work import stage_work
 
 GIB = 2**30
@@ -161,18 +161,23 @@ def _warnings(job: Job, mesh: Mesh, memory: Sequence[RankMemory], kernels: Seque
 
 
 def _assumptions(job: Job) -> Iterator[str]:
-    chip, efficiency = job.cluster.chip, EFFICIENCIES[job.cluster.chip.device]
+    chip, efficiency, links = job.cluster.chip, job.cluster.chip.efficiency, (job.cluster.intra, job.cluster.inter)
     yield f"chip {chip.name}: peak {chip.cube_flops / 1e12:.1f} TFLOP/s divides MFU ({chip.source})"
     yield (
-        f"efficiencies: GEMM {efficiency.gemm:.2f} of the cube peak (half at dims of {efficiency.half_dim}), attention "
-        f"{efficiency.attention_forward:.2f} forward and {efficiency.attention_backward:.2f} backward, memory traffic "
-        f"{efficiency.memory:.2f} of HBM bandwidth, links {LINK_EFFICIENCY:.2f}, {efficiency.launch_us:.0f} us a kernel"
+        f"efficiencies: GEMM {efficiency.gemm:.2f} of the cube peak (half at sums over "
+        f"{efficiency.gemm_half_depth:.0f}), attention's products {efficiency.attention_forward:.2f} forward and "
+        f"{efficiency.attention_backward:.2f} backward, its softmax {efficiency.softmax_flops:.0f} vector FLOPs a "
+        f"score, memory traffic {efficiency.memory:.2f} of HBM bandwidth, links {links[0].efficiency:.2f} within a "
+        f"node and {links[1].efficiency:.2f} between nodes, {efficiency.launch_us:.0f} us a kernel"
     )
     yield "mfu_full counts attention over the whole sequence (Megatron's formula), mfu_causal what the mask leaves"
-    yield "gradients are added to the fp32 sum by a kernel of their own, not by the GEMM that makes them"
+    if not job.memory.fused_accumulation:
+        yield "gradients are added to the fp32 sum by a kernel of their own, not by the GEMM that makes them"
     yield "norms, SwiGLU, rotary positions and attention keep for their backwards what fused kernels keep"
     if job.layout.tp > 1:
-        yield "a column-parallel backward's collectives run beside its two GEMMs; all others in a layer are waited for"
+        hidden = f"; {job.comm.tp_overlap} hides {efficiency.fused_overlap:.0%} of the others where compute allows"
+        others = "; all others in a layer are waited for" if job.comm.tp_overlap == "none" else hidden
+        yield f"a column-parallel backward's collectives run beside its two GEMMs{others}"
     if job.layout.slices > 1:
         yield "slices of a sequence are as long as each other and take equal times, as those of packed documents do"
     if job.layout.placement == "v" and job.layout.schedule != "zb_v":

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 from ridgeline.core.cluster import Chip
 from ridgeline.core.job import Job
+from ridgeline.parallel.costs import costs_of, op_parts
 from ridgeline.parallel.mesh import Mesh
 from ridgeline.parallel.ops import Op, sizes_of
-from ridgeline.parallel.time import forward_parts
 from ridgeline.parallel.work import StageWork
 
 
@@ -73,7 +73,7 @@ def op_points(job: Job, *, mesh: Mesh, work: Sequence[StageWork]) -> tuple[OpPoi
 
 
 def _point(op: Op, times: int, job: Job, mesh: Mesh) -> OpPoint:
-    parts = forward_parts(op, job=job, mesh=mesh)
+    parts, _ = op_parts(op, costs_of(job, mesh))
     width = sizes_of(job).width
     flops = sum(2 * m * k * n for m, k, n in op.gemms) * op.gemm_repeats + op.attention_flops
     moved = sum(m * k + k * n + m * n for m, k, n in op.gemms) * op.gemm_repeats * width + op.moved_bytes

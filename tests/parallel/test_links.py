@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ridgeline.parallel.clusters import cluster_preset
-from ridgeline.parallel.links import LINK_EFFICIENCY, Spread, collective_us, spread_of
+from ridgeline.parallel.links import Spread, collective_us, spread_of
 from ridgeline.parallel.mesh import Mesh, groups
 
 A2 = cluster_preset("atlas-800t-a2", 4)
@@ -14,7 +14,7 @@ KINDS = st.sampled_from(["all_gather", "reduce_scatter", "all_reduce", "all_to_a
 
 
 def bandwidth(link):
-    return link.bandwidth * LINK_EFFICIENCY
+    return link.bandwidth * link.efficiency
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])

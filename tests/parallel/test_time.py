@@ -1,4 +1,4 @@
-"""Planned steps take as long as published ones, and what is in them adds up."""
+"""What is in a planned step adds up, and less work on faster parts never takes longer."""
 
 import attrs
 import pytest
@@ -6,69 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ridgeline.core.flops import training_flops_per_token
-from ridgeline.core.job import Batch, Comm, FullRecompute, Job, Memory, SelectiveRecompute
-from ridgeline.core.layout import Layout
-from ridgeline.models.zoo import model_preset
-from ridgeline.parallel.clusters import cluster_preset
+from ridgeline.core.job import Comm, FullRecompute, Memory, SelectiveRecompute
 from ridgeline.parallel.plan import plan
 from tests.parallel.examples import changed, dense_model, job_of, moe_model
 
-PLAIN = Memory(distributed_optimizer=False)
 OVERLAP = Comm(overlap_grad_reduce=True)
-
-
-def published(model, npus, gbs, *, seq_len=4096, memory=None, comm=None, **layout):
-    spec = model_preset(model)
-    return Job(
-        model=attrs.evolve(spec, max_position=max(seq_len, spec.max_position)),
-        cluster=cluster_preset("atlas-800t-a2", npus // 8),
-        batch=Batch(seq_len=seq_len, gbs=gbs),
-        layout=Layout(**layout),
-        memory=memory or Memory(),
-        comm=comm or Comm(),
-    )
-
-
-BLOCK_1 = Memory(recompute=FullRecompute(method="block", num_layers=1))
 BOTH = Comm(overlap_grad_reduce=True, overlap_param_gather=True)
-ROWS = {
-    "llama2-7b": (published("llama2-7b", 8, 128, comm=OVERLAP, pp=2), "mfu", 0.690),
-    "llama2-13b": (published("llama2-13b", 8, 128, memory=BLOCK_1, pp=4), "mfu", 0.647),
-    "llama2-70b": (published("llama2-70b", 32, 128, memory=PLAIN, tp=8, sp=True, pp=4, vpp=4), "mfu", 0.441),
-    "mixtral-8x7b 32K": (
-        published("mixtral-8x7b", 64, 32, seq_len=32768, comm=BOTH, tp=8, sp=True, cp=4, etp=8),
-        "mfu",
-        0.317,
-    ),
-    "llama2-7b, 2024": (published("llama2-7b", 8, 256, comm=OVERLAP, pp=2), "tokens", 4672),
-    "qwen2-7b 32K": (
-        published("qwen2-7b", 8, 64, seq_len=32768, memory=PLAIN, tp=4, sp=True, pp=2),
-        "tokens",
-        2040,
-    ),
-    "qwen2.5-7b 32K": (
-        published("qwen2.5-7b", 8, 16, seq_len=32768, memory=PLAIN, tp=4, sp=True, pp=2),
-        "tokens",
-        2177,
-    ),
-    "qwen2.5-14b 32K": (
-        published("qwen2.5-14b", 16, 64, seq_len=32768, memory=PLAIN, tp=8, sp=True, pp=2),
-        "tokens",
-        1061,
-    ),
-}
-"""MindSpeed-LLM's README (core r0.8): rows without fused communication whose model is a preset. Two of them, 70B and
-Mixtral, set the efficiency of links; the others were not fitted."""
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_published_steps_are_met_within_a_tenth(name):
-    job, unit, measured = ROWS[name]
-    time = plan(job).time
-    predicted = time.mfu_full if unit == "mfu" else time.tokens_per_s_per_device
-    assert predicted / measured - 1 == pytest.approx(0, abs=0.10)
-
-
 DENSE, MOE = dense_model(layers=8), moe_model(layers=8)
 jobs = st.builds(
     lambda model, layout, gbs, recompute, comm: job_of(

@@ -94,6 +94,7 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("mapped", "comm.overlap_param_gather", "overlap-param-gather"),
     ("mapped", "comm.moe_dispatcher", "moe-token-dispatcher-type="),
     ("mapped", "comm.p2p", "no-overlap-p2p-communication"),
+    ("mapped", "comm.tp_overlap", "use-ascend-mc2 use-ascend-coc"),
     ("mapped", "optimizer", "lr= min-lr= weight-decay= adam-beta1= adam-beta2= adam-eps= clip-grad="),
     ("mapped", "optimizer.lr_schedule", "lr-decay-style= lr-decay-iters= lr-wsd-decay-iters= lr-wsd-decay-style="),
     ("mapped", "optimizer.warmup_steps", "lr-warmup-iters= lr-warmup-fraction="),
@@ -158,7 +159,7 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     """),
     ("not expressible", "the schedule", "schedules-method= moe-fb-overlap moe-unperm2-mem-optim seq1f1b-splits="),
     ("not expressible", "overlapped and fused communication", """
-        use-ascend-mc2 use-ascend-coc coc-fused-kernel tp-2d tp-x= tp-y= moe-alltoall-overlap-comm
+        coc-fused-kernel coc-parallel-num= tp-2d tp-x= tp-y= moe-alltoall-overlap-comm
         moe-allgather-overlap-comm moe-permutation-async-comm moe-shared-expert-overlap use-cp-send-recv-overlap
         mla-up-proj-tp-overlap tp-comm-overlap ulysses-degree-in-cp= cp-window-size=
         kv-head-repeat-before-uly-alltoall

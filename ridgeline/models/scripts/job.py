@@ -265,7 +265,13 @@ def _comm(reader: Reader) -> Plain:
         "overlap_param_gather": reader.has("overlap-param-gather"),
         "moe_dispatcher": dispatcher,
         "p2p": "batched" if reader.has("no-overlap-p2p-communication") else "overlapped",
+        "tp_overlap": _tp_overlap(reader),
     }
+
+
+def _tp_overlap(reader: Reader) -> str:
+    asked = "mc2" if reader.has("use-ascend-mc2") else "coc" if reader.has("use-ascend-coc") else "none"
+    return asked if reader.has("sequence-parallel") and reader.integer("tensor-model-parallel-size", 1) > 1 else "none"
 
 
 def _optimizer(reader: Reader) -> Plain:

@@ -235,6 +235,8 @@ def _memory_and_comm_flags(job: Job) -> Iterator[tuple[object, ...]]:
         ("overlap-grad-reduce", job.comm.overlap_grad_reduce),
         ("overlap-param-gather", job.comm.overlap_param_gather),
         ("no-overlap-p2p-communication", job.comm.p2p == "batched"),
+        ("use-ascend-mc2", job.comm.tp_overlap == "mc2"),
+        ("use-ascend-coc", job.comm.tp_overlap == "coc"),
         ("calculate-per-token-loss", job.objective.per_token),
     ):
         if wanted:

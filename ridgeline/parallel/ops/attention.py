@@ -44,6 +44,7 @@ def attention_ops(mixer: Attention, sizes: Sizes) -> tuple[Op, ...]:
             "attention",
             part="core_attn",
             attention_flops=4 * positions * tokens * heads * mixer.head_dim,
+            attention_scores=positions * tokens * heads,
             saved=(
                 Saved("q", q),
                 Saved("k", kv),
@@ -85,8 +86,8 @@ def _context_comms(mixer: Attention, sizes: Sizes, q: int, kv: int) -> Iterator[
     if sizes.cp == 1:
         return
     if sizes.cp_algorithm == "ring":
-        yield Comm("F", "p2p", "cp", 2 * kv, repeats=sizes.cp - 1)
-        yield Comm("B", "p2p", "cp", 4 * kv, repeats=sizes.cp - 1)
+        yield Comm("F", "p2p", "cp", 2 * kv, repeats=sizes.cp - 1, beside=True)
+        yield Comm("B", "p2p", "cp", 4 * kv, repeats=sizes.cp - 1, beside=True)
     elif sizes.cp_algorithm == "kv_allgather":
         yield Comm("F", "all_gather", "cp", 2 * kv * sizes.cp)
         yield Comm("B", "all_gather", "cp", 2 * kv * sizes.cp)

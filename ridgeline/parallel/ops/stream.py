@@ -32,14 +32,14 @@ def add(name: str, sizes: Sizes) -> Op:
 
 
 def column_comms(sizes: Sizes) -> Iterator[Comm]:
-    """Around a linear that splits its output."""
+    """Around a linear that splits its output; its backward's run beside its two products."""
     whole = sizes.tokens * sizes.hidden * sizes.width
     if sizes.tp > 1 and sizes.sp:
         yield Comm("F", "all_gather", "tp", whole)
-        yield Comm("B", "all_gather", "tp", whole)
-        yield Comm("B", "reduce_scatter", "tp", whole)
+        yield Comm("B", "all_gather", "tp", whole, beside=True)
+        yield Comm("B", "reduce_scatter", "tp", whole, beside=True)
     elif sizes.tp > 1:
-        yield Comm("B", "all_reduce", "tp", whole)
+        yield Comm("B", "all_reduce", "tp", whole, beside=True)
 
 
 def row_comms(sizes: Sizes) -> Iterator[Comm]:

@@ -24,6 +24,7 @@ class Comm(NamedTuple):
         axes: Of the mesh, as ``group_of`` takes them.
         size_bytes: The whole tensor: gathered, reduced, or sent by one rank in all.
         repeats: How often, one after the other.
+        beside: Queued beside its operation's own compute, whatever the job says of overlap.
     """
 
     phase: str
@@ -31,6 +32,7 @@ class Comm(NamedTuple):
     axes: str
     size_bytes: int
     repeats: int = 1
+    beside: bool = False
 
 
 class Op(NamedTuple):
@@ -42,7 +44,9 @@ class Op(NamedTuple):
         gemms: Matrix products of the forward, ``(m, k, n)``; the backward has two of each.
         gemm_repeats: How often each runs, once an expert.
         attention_flops: Of the attention kernel's forward.
+        attention_scores: Of that kernel: pairs of positions, over all heads.
         moved_bytes: Memory traffic of a forward that is no matrix product.
+        scattered: That traffic gathers or scatters tokens by index.
         saved: Tensors it keeps that no other operation of the layer keeps already.
         comms: Its collectives.
         forward_work_bytes, backward_work_bytes: Tensors alive only while it runs, beyond those saved.
@@ -53,7 +57,9 @@ class Op(NamedTuple):
     gemms: tuple[tuple[int, int, int], ...] = ()
     gemm_repeats: int = 1
     attention_flops: float = 0.0
+    attention_scores: float = 0.0
     moved_bytes: int = 0
+    scattered: bool = False
     saved: tuple[Saved, ...] = ()
     comms: tuple[Comm, ...] = ()
     forward_work_bytes: int = 0

@@ -1,0 +1,143 @@
+"""What an operation takes on one rank, forward and backward: each of its parts by a roofline with an efficiency.
+
+    product     the longer of its FLOPs at the cube and its bytes at the HBM; tiles that do not fill the cores, or the
+                matrix, are paid whole, and short sums leave the cube waiting
+    attention   its two products at the cube, then its scores at the vector unit
+    the rest    bytes at the HBM
+    collective  by its links, less what is hidden beside compute
+
+A backward has two products for each of the forward: the input's gradient and the weight's. Attention's has five for two
+(arXiv 2205.14135), and twice the passes over the scores. All else takes twice its forward.
+
+Source:
+    Tiles: one core's accumulator (L0C, 128 KiB) holds 128 x 256 sums in fp32: CANN runtime, platform_config.
+"""
+
+from math import ceil
+from typing import NamedTuple
+
+from ridgeline.core.cluster import Chip
+from ridgeline.core.job import Job
+from ridgeline.parallel.links import Spread, collective_us, spread_of
+from ridgeline.parallel.mesh import Mesh
+from ridgeline.parallel.ops import Comm, Op
+
+TILE_ROWS, TILE_COLUMNS = 128, 256
+ACCUMULATE_BYTES = 10  # a weight and microbatch: its half-precision gradient is read, the fp32 sum read and written
+
+
+class Parts(NamedTuple):
+    """Microseconds by what they are spent on; ``weight`` are the products of weight gradients."""
+
+    gemm: float = 0.0
+    weight: float = 0.0
+    attention: float = 0.0
+    elementwise: float = 0.0
+    accumulate: float = 0.0
+    recompute: float = 0.0
+    tp: float = 0.0
+    cp: float = 0.0
+    ep: float = 0.0
+
+    def plus(self, other: "Parts", times: float = 1.0) -> "Parts":
+        """The sum of both, the other one ``times`` times."""
+        return Parts(*(mine + theirs * times for mine, theirs in zip(self, other, strict=True)))
+
+
+class Costs(NamedTuple):
+    """What the cost of an operation depends on besides the operation."""
+
+    job: Job
+    mesh: Mesh
+    width: int
+    spreads: dict[str, Spread]
+
+    def spread(self, axes: str) -> Spread:
+        """Where the groups over some axes lie, looked up once."""
+        if axes not in self.spreads:
+            self.spreads[axes] = spread_of(axes, self.mesh, self.job.cluster)
+        return self.spreads[axes]
+
+
+def costs_of(job: Job, mesh: Mesh) -> Costs:
+    """The costs of a job's operations."""
+    return Costs(job, mesh, 4 if job.precision.params == "fp32" else 2, {})
+
+
+def op_parts(op: Op, costs: Costs) -> tuple[Parts, Parts]:
+    """The forward and the backward of an operation."""
+    chip = costs.job.cluster.chip
+    launch = chip.efficiency.launch_us
+    products = [
+        [product_us(*shape, chip, costs.width) * op.gemm_repeats for shape in ((m, k, n), (m, n, k), (k, m, n))]
+        for m, k, n in op.gemms
+    ]
+    there, back = attention_us(op, chip) if op.attention_flops else (0.0, 0.0)
+    moved = traffic_us(op.moved_bytes, chip, scattered=op.scattered) + launch if op.moved_bytes else 0.0
+    forward = Parts(gemm=sum(product[0] for product in products), attention=there, elementwise=moved)
+    backward = Parts(
+        gemm=sum(product[1] for product in products),
+        weight=sum(product[2] for product in products),
+        attention=back,
+        elementwise=2 * moved,
+    )
+    return _with_comms(forward, op, "F", costs), _with_comms(backward, op, "B", costs)
+
+
+def product_us(m: int, k: int, n: int, chip: Chip, width: int = 2) -> float:
+    """Time of one product of (m, k) and (k, n), of elements of ``width`` bytes."""
+    efficiency = chip.efficiency
+    tiles = ceil(m / TILE_ROWS) * ceil(n / TILE_COLUMNS)
+    waves = ceil(tiles / chip.cube_cores)
+    paid = 2 * waves * chip.cube_cores * TILE_ROWS * TILE_COLUMNS * (k + efficiency.gemm_half_depth)
+    cube = paid / (chip.cube_flops * efficiency.gemm) * 1e6
+    return max(cube, traffic_us(width * (m * k + k * n + m * n), chip)) + efficiency.launch_us
+
+
+def attention_us(op: Op, chip: Chip) -> tuple[float, float]:
+    """Time of the attention kernel, forward and backward."""
+    efficiency = chip.efficiency
+    products = op.attention_flops / chip.cube_flops * 1e6
+    softmax = op.attention_scores * efficiency.softmax_flops / chip.vector_flops * 1e6
+    return (
+        products / efficiency.attention_forward + softmax + efficiency.launch_us,
+        2.5 * products / efficiency.attention_backward + 2 * softmax + efficiency.launch_us,
+    )
+
+
+def traffic_us(moved_bytes: float, chip: Chip, *, scattered: bool = False) -> float:
+    """Time of memory traffic."""
+    share = chip.efficiency.scatter if scattered else chip.efficiency.memory
+    return moved_bytes / (chip.hbm_bandwidth * share) * 1e6
+
+
+def accumulate_us(elements: int, job: Job) -> float:
+    """Time of adding a microbatch's gradients to the sums, where their products do not."""
+    return 0.0 if job.memory.fused_accumulation else traffic_us(ACCUMULATE_BYTES * elements, job.cluster.chip)
+
+
+def _with_comms(parts: Parts, op: Op, phase: str, costs: Costs) -> Parts:
+    added = {"tp": 0.0, "cp": 0.0, "ep": 0.0}
+    for comm in op.comms:
+        if comm.phase == phase:
+            us = collective_us(comm.kind, comm.size_bytes, costs.spread(comm.axes), costs.job.cluster) * comm.repeats
+            added[_budget(comm)] += us - _hidden_us(us, parts, comm, costs)
+    return parts._replace(**added)
+
+
+def _hidden_us(us: float, parts: Parts, comm: Comm, costs: Costs) -> float:
+    """What of a collective within a layer its own operation's compute hides."""
+    efficiency = costs.job.cluster.chip.efficiency
+    if comm.axes == "cp" and comm.beside:  # a ring starts with what is there
+        return efficiency.overlap * min(us, parts.attention * comm.repeats / (comm.repeats + 1))
+    if comm.beside:
+        return efficiency.overlap * min(us, parts.weight if comm.kind != "all_gather" else parts.gemm)
+    if comm.axes == "tp" and costs.job.comm.tp_overlap != "none":
+        return efficiency.fused_overlap * min(us, parts.gemm)
+    return 0.0
+
+
+def _budget(comm: Comm) -> str:
+    if comm.axes in ("ep", "etp", "etp-ep"):
+        return "ep"
+    return "cp" if comm.axes == "cp" else "tp"
