@@ -24,7 +24,7 @@ VERBS = (
     ("import", "Read a MindSpeed-LLM or Megatron-LM launch script into a job file."),
     ("export", "Write a job as the arguments of a Megatron-LM launch."),
     ("models", "List the published models known by name, or show one."),
-    ("convert", "Export a checkpoint to a Hugging Face folder, or import one."),
+    ("convert", "Convert weights between formats and layouts: Hugging Face, torch_dist, a file for each rank."),
     ("generate", "Continue a text with a trained model."),
     ("chat", "Talk to a trained model."),
     ("version", "Print the versions of everything that matters."),

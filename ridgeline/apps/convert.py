@@ -1,57 +1,170 @@
-"""``ridgeline convert``: between checkpoints and Hugging Face folders."""
+"""``ridgeline convert``: weights from any format and layout to any other."""
 
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ridgeline.apps.edges import edge
+from ridgeline.apps.options import Overrides
 from ridgeline.core.errors import Problem, SpecError
+
+if TYPE_CHECKING:
+    from ridgeline.core.layout import Layout
+    from ridgeline.core.model import ModelSpec
+
+INTERRUPTED = 130
 
 
 def convert(
     source: Path,
     output: Path | None = None,
     /,
-    *,
-    check: Path | None = None,
-    tokenizer: Path | None = None,
+    *options: Overrides,
+    format: Literal["hf", "torch_dist", "classic"] | None = None,
     dtype: Literal["bf16", "fp16", "fp32"] | None = None,
+    tokenizer: Path | None = None,
+    model: str | None = None,
+    experts: Literal["sequential", "grouped"] = "sequential",
+    impl: Literal["local", "te"] = "local",
+    tp_extend_ep: bool = False,
+    dry_run: bool = False,
+    verify: bool = False,
+    check: Path | None = None,
 ) -> int:
-    """Export a checkpoint to a Hugging Face folder, import a folder as a checkpoint of weights, or compare the two.
+    """Convert a checkpoint or a Hugging Face folder to another format or layout, in bounded memory.
+
+    Started again after it was killed, it goes on where it stood. A folder that it gave is whole and carries checksums.
 
     Args:
-        source: A saved step, the folder of a run (its latest step), or a Hugging Face folder.
+        source: A saved step, the folder of a run (its latest step), a Hugging Face folder, or a checkpoint of
+            MindSpeed-LLM or Megatron-LM.
         output: Folder to make; it appears when it is whole.
+        options: The layout of a classic checkpoint, as --layout.tp 2 --layout.pp 2.
+        format: hf, torch_dist (any layout loads it) or classic (a file for each rank). By default classic when a layout
+            is given, else torch_dist from a Hugging Face folder and hf from the others.
+        dtype: Of the weights; by default as they are.
+        tokenizer: To put beside exported weights; by default the job's or the source's.
+        model: Whose weights a foreign checkpoint holds: a preset, a job file or a folder with a config.json.
+        experts: Of a classic checkpoint: grouped as --moe-grouped-gemm has them, or one module each.
+        impl: Of a classic checkpoint: names of the layers as --transformer-impl has them.
+        tp_extend_ep: Of a classic checkpoint: experts are spread over tp too, layout.ep counts all of them.
+        dry_run: Print the plan, and write nothing.
+        verify: Read the folder again and compare checksums; without an output, those of the source.
         check: A Hugging Face folder: run it under transformers and compare its logits with the source's. Exit code 1:
             they are further apart than the dtype explains.
-        tokenizer: To put beside exported weights; by default the job's.
-        dtype: Of the weights; by default as they are.
     """
-    if output is None and check is None:
+    if output is None and check is None and not verify and not dry_run:
         raise SpecError(Problem("output", None, "is required, a folder to make", "or compare: --check FOLDER"))
-    if output is not None:
-        _convert(source, output, tokenizer=tokenizer, dtype=dtype)
-        sys.stdout.write(f"{output}\n")
+    if output is not None or dry_run:
+        layout = _layout_of(options)
+        wanted = edge("ridgeline.checkpoint.io.convert:Wanted")(
+            format=format or _usual_format(source, layout),
+            layout=layout,
+            form=_form(experts, impl, tp_extend_ep=tp_extend_ep),
+            dtype=dtype,
+            tokenizer=None if tokenizer is None else str(tokenizer),
+        )
+        planned = edge("ridgeline.checkpoint.io.convert:plan_conversion")(source, wanted, model=_model_of(model))
+        if dry_run:
+            sys.stdout.write(_plan_text(planned))
+            return 0
+        if not _convert(planned, output):
+            return INTERRUPTED
+    if verify:
+        with _bar("verifying") as progress:
+            checked = edge("ridgeline.checkpoint.io.convert:verify")(output or source, progress=progress)
+        sys.stdout.write(f"{output or source}: {checked / 1e6:.1f} MB are as they were written\n")
     return 0 if check is None else _compare(source, check)
 
 
-def _convert(source: Path, output: Path, *, tokenizer: Path | None, dtype: str | None) -> None:
+def _convert(planned: Any, output: Path | None) -> bool:
+    """Carry out a conversion and tell what it did; whether it came to its end."""
+    try:
+        with _bar("converting") as progress:
+            outcome = edge("ridgeline.checkpoint.io.convert:convert")(planned, output, progress=progress)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"interrupted; start it again to go on: nothing stands under {output} yet\n")
+        return False
+    if outcome.was_done:
+        sys.stderr.write("already converted: nothing to do\n")
+    elif outcome.kept:
+        sys.stderr.write(f"went on after an interruption: {outcome.kept} files were there already\n")
+    for name in outcome.dropped:
+        sys.stderr.write(f"left out, the model has no use for it: {name}\n")
+    sys.stdout.write(f"{output}\n")
+    return True
+
+
+def _layout_of(options: Sequence[str]) -> "Layout":
+    """The layout that options say.
+
+    Raises:
+        SpecError: They say something else, or a field is wrong.
+    """
+    from ridgeline.apps.overrides import apply_overrides, parse_overrides
+    from ridgeline.core.codec import structure
+    from ridgeline.core.layout import Layout
+
+    plain = apply_overrides({}, parse_overrides(options))
+    if others := [name for name in plain if name != "layout"]:
+        rule = "is no option of a conversion"
+        raise SpecError(
+            Problem(f"--{name}", plain[name], rule, "give fields of the layout, --layout.tp 2") for name in others
+        )
+    return structure(plain.get("layout", {}), Layout, path="layout")
+
+
+def _usual_format(source: Path, layout: "Layout") -> str:
+    from ridgeline.core.layout import Layout
+
+    if layout != Layout():
+        return "classic"
+    return "torch_dist" if (source / "config.json").is_file() else "hf"
+
+
+def _form(experts: Any, impl: Any, *, tp_extend_ep: bool) -> Any:
+    from ridgeline.checkpoint.classic import ClassicForm
+
+    return ClassicForm(experts=experts, impl=impl, tp_extend_ep=tp_extend_ep)
+
+
+def _model_of(name: str | None) -> "ModelSpec | None":
+    if name is None:
+        return None
+    from ridgeline.apps.reading import read_job
+
+    return read_job(name).job.model
+
+
+def _plan_text(planned: Any) -> str:
+    destination, opened = planned.destination, planned.opened
+    rows = (
+        ("source", f"{opened.folder} ({opened.format}), model {opened.model.name}"),
+        ("format", planned.wanted.format),
+        ("files", f"{len(destination.files)}"),
+        ("tensors", f"{sum(len(file.entries) for file in destination.files)}, by {destination.copies} slice copies"),
+        ("bytes", f"{destination.bytes} ({destination.bytes / 1e9:.2f} GB)"),
+        ("memory", f"{planned.peak_bytes / 1e6:.0f} MB of chunks, {planned.threads} files at a time"),
+        ("time", f"{destination.bytes / 1e9:.1f} s at 1 GB/s, what a disk of that speed would need to copy it"),
+    )
+    files = [f"  {file.name}: {len(file.entries)} tensors, {file.bytes} bytes" for file in destination.files]
+    dropped = [f"left out: {name}" for name in opened.dropped]
+    return "\n".join([*(f"{name:8} {text}" for name, text in rows), *files, *dropped]) + "\n"
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar in bytes, on a terminal."""
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("converting", total=None)
-
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        if (source / "config.json").is_file():
-            edge("ridgeline.checkpoint.io.convert:import_hf")(source, output, dtype=dtype, progress=progress)
-        else:
-            edge("ridgeline.checkpoint.io.convert:export_hf")(
-                source, output, tokenizer=tokenizer, dtype=dtype, progress=progress
-            )
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _compare(source: Path, folder: Path) -> int:

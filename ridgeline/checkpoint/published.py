@@ -1,20 +1,16 @@
-"""Which boxes of our tensors equal which boxes of the published ones they are made of, and the files those go into."""
+"""The tensors of Hugging Face files as buffers of our pieces, and how they are dealt out to files."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 import attrs
 
 from ridgeline.checkpoint.boxes import Box, Shape
-from ridgeline.models.hf_source import Source, row_runs
-
-
-@attrs.frozen
-class Copy:
-    """Equal boxes: ``published`` in the published tensor, ``ours`` in ours."""
-
-    tensor: str
-    published: Box
-    ours: Box
+from ridgeline.checkpoint.names import params_of, stored, stored_box
+from ridgeline.checkpoint.pieces import Buffer, Piece, row_major
+from ridgeline.core.model import ModelSpec
+from ridgeline.models.hf_names import hf_shapes, hf_sources
+from ridgeline.models.hf_source import RowRun, Source, row_runs
 
 
 @attrs.frozen
@@ -25,22 +21,31 @@ class FilePlan:
     tensors: tuple[int, ...]
 
 
-def copies_of(source: Source, shape: Shape, box: Box) -> Iterator[Copy]:
-    """The copies that make up a box of one of our tensors, in the order of its rows.
+def published_buffers(model: ModelSpec) -> tuple[Buffer, ...]:
+    """Every tensor of a model's Hugging Face files, in model order, and the boxes of stored tensors it holds.
 
-    Args:
-        source: Of which published tensors ours is made.
-        shape: Of all of ours.
-        box: The part that is wanted.
+    Raises:
+        SpecError: The model's family cannot express it.
     """
-    row = 0
+    params, pieces = params_of(model), defaultdict[str, list[Piece]](list)
+    for fqn, source in hf_sources(model).items():
+        place = stored(fqn, params[fqn])
+        for run, box in runs_of(source, params[fqn].shape):
+            strides = row_major(box.shape)
+            start = run.start * (strides[0] if strides else 1)
+            inner = stored_box(place, box)
+            pieces[run.tensor].append(
+                Piece(place.key, inner, start, (0,) * (len(inner.shape) - len(strides)) + strides)
+            )
+    shapes = hf_shapes(model)
+    return tuple(Buffer(name, shapes[name], tuple(parts)) for name, parts in pieces.items())
+
+
+def runs_of(source: Source, shape: Shape) -> Iterator[tuple[RowRun, Box]]:
+    """The published rows that make our tensor of ``shape``, each run with the box of ours that it is."""
+    row, beside = 0, (0,) * len(shape[1:])
     for run in row_runs(source, shape[0]):
-        first = max(row, box.offset[0])
-        count = min(row + run.count, box.offset[0] + box.shape[0]) - first
-        if count > 0:
-            beside = box.offset[1:]
-            published = Box((run.start + first - row, *beside), (count, *box.shape[1:]))
-            yield Copy(run.tensor, published, Box((first, *beside), published.shape))
+        yield run, Box((row, *beside), (run.count, *shape[1:]))
         row += run.count
 
 

@@ -33,7 +33,7 @@ def weight_holders(plan: Plan) -> tuple[Holder, ...]:
     Padding of the vocabulary is no part of it: it keeps what the rank holds.
     """
     return tuple(
-        Holder(place.name, tuple(_buffers(place.params, place.ranks[0], plan.mesh)), place.ranks)
+        Holder(place.name, tuple(rank_buffers(place.params, place.ranks[0], plan.mesh)), place.ranks)
         for place in _places(plan)
     )
 
@@ -51,7 +51,7 @@ def optimizer_holders(plan: Plan) -> tuple[Holder, ...]:
         shards: list[list[Buffer]] = [[] for _ in place.ranks]
         for chunk in range(plan.stages.vpp):
             params = _in_module_order(param for param in place.params if param.chunk == chunk)
-            buffers = _buffers(params, place.ranks[0], plan.mesh)
+            buffers = rank_buffers(params, place.ranks[0], plan.mesh)
             shares = shard_ranges(
                 [buffer.elements for buffer in buffers],
                 [shared_embedding and _is_embedding(buffer) for buffer in buffers],
@@ -109,7 +109,7 @@ def shard_ranges(
         yield from ended()
 
 
-def _buffers(params: Sequence[LocalParam], rank: int, mesh: Mesh) -> list[Buffer]:
+def rank_buffers(params: Iterable[LocalParam], rank: int, mesh: Mesh) -> list[Buffer]:
     """The parameters of a rank as buffers, row-major, the boxes of each one after the other.
 
     Equal layers are laid out once. Experts that follow each other are one buffer, whose first dim counts them.

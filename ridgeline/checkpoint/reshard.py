@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import attrs
 
-from ridgeline.checkpoint.boxes import Shape, meeting
+from ridgeline.checkpoint.boxes import Box, Shape, meeting
 from ridgeline.checkpoint.pieces import Buffer, Holder, Piece, by_key, part_of
 from ridgeline.core.errors import CheckpointError
 
@@ -101,25 +101,31 @@ def sources_of(holders: Iterable[Holder]) -> Mapping[str, Source]:
 
 def copies_into(piece: Piece, sources: Mapping[str, Source], holder: str = "") -> Iterator[SliceCopy]:
     """The copies that fill one piece, as far as there are sources for it."""
-    source = sources.get(piece.key)
+    for shared, (name, buffer, held) in meetings(piece, sources, holder):
+        origin, target = part_of(held, shared), part_of(piece, shared)
+        yield SliceCopy(name, buffer, origin.start, origin.strides, target.start, target.strides, shared.shape)
+
+
+def meetings(
+    piece: Piece, sources: Mapping[str, Source], holder: str = ""
+) -> Iterator[tuple[Box, tuple[str, str, Piece]]]:
+    """What source pieces hold of a piece's box, each box once: of this holder where it holds it, else of the first."""
+    source, box = sources.get(piece.key), piece.box
     if source is None:
         return
-    box = piece.box
+    begin, end = 0, 1
     if box.shape:
         begin = bisect_left(source.reach, box.offset[0] + 1)
         end = bisect_left(source.first, box.offset[0] + box.shape[0])
-    else:
-        begin, end = 0, 1
-    taken: dict[object, tuple[str, str, Piece]] = {}
+    taken: dict[Box, tuple[str, str, Piece]] = {}
     for candidate in source.pieces[begin:end]:
         key = candidate[2].box
         if key not in taken or candidate[0] == holder:
             taken[key] = candidate
-    for name, buffer, held in taken.values():
-        shared = box if held.box == box else meeting(held.box, box)
+    for held in taken.values():
+        shared = box if held[2].box == box else meeting(held[2].box, box)
         if shared is not None:
-            origin, target = part_of(held, shared), part_of(piece, shared)
-            yield SliceCopy(name, buffer, origin.start, origin.strides, target.start, target.strides, shared.shape)
+            yield shared, held
 
 
 def _sorted(pieces: list[tuple[str, str, Piece]]) -> Source:

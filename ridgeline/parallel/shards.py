@@ -17,7 +17,7 @@ Source:
 import math
 from collections.abc import Iterator
 from itertools import product
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import attrs
 
@@ -27,9 +27,6 @@ from ridgeline.core.model import ModelSpec
 from ridgeline.core.params import Param, Role, block_params, fqn_of, model_params
 from ridgeline.parallel.mesh import ExpertCoords, Mesh, expert_coords, rank_coords
 from ridgeline.parallel.stages import StageMap
-
-if TYPE_CHECKING:
-    from ridgeline.parallel.plan import Plan
 
 Box: TypeAlias = tuple[tuple[int, int], ...]
 OUTPUT = "output_layer.weight"
@@ -194,7 +191,18 @@ def outside_roles(shards: tuple[ParamRow, ...], stages: StageMap, stage: int) ->
     return (*first, "norm", *(() if tied and stages.ends_meet else ("embedding",) if tied else ("head",)))
 
 
-def rank_params(plan: "Plan", rank: int) -> Iterator[LocalParam]:
+class LaidOut(Protocol):
+    """A model on a mesh, as every plan is."""
+
+    @property
+    def mesh(self) -> Mesh: ...
+    @property
+    def stages(self) -> StageMap: ...
+    @property
+    def shards(self) -> tuple[ParamRow, ...]: ...
+
+
+def rank_params(plan: LaidOut, rank: int) -> Iterator[LocalParam]:
     """Every parameter a rank holds, chunk by chunk and in model order.
 
     Raises:

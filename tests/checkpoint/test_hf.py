@@ -8,12 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ridgeline.checkpoint.boxes import Box, whole
+from ridgeline.checkpoint.boxes import Box
 from ridgeline.checkpoint.io.convert import export_hf, import_hf
-from ridgeline.checkpoint.io.hf import hf_weights, open_hf
+from ridgeline.checkpoint.io.dist_source import checkpoint_weights
+from ridgeline.checkpoint.io.hf import hf_tensors, hf_weights
+from ridgeline.checkpoint.io.mapped import FileTensor
 from ridgeline.checkpoint.io.safetensors import Entry, write_safetensors
-from ridgeline.checkpoint.io.weights import checkpoint_weights
 from ridgeline.checkpoint.names import params_of
+from ridgeline.checkpoint.pieces import row_major
 from ridgeline.core.errors import CheckpointError
 from ridgeline.models.hf_config import model_from_hf, read_hf_config
 from tests.checkpoint.hf_models import CONFIGS, logits, logits_of, random_model
@@ -38,14 +40,18 @@ def model_of(folder: Path):
     return model_from_hf(read_hf_config(folder))
 
 
+def read(tensor: FileTensor) -> torch.Tensor:
+    return tensor.strided(0, tensor.shape, row_major(tensor.shape))
+
+
 def test_there_and_back(saved: Path, tmp_path: Path) -> None:
     """Imported and exported again, every tensor is what it was, and transformers gives the same logits."""
     import_hf(saved, tmp_path / "checkpoint")
     export_hf(tmp_path / "checkpoint", tmp_path / "out", dtype="fp32", max_file_bytes=100_000)
-    ours, theirs = open_hf(tmp_path / "out"), open_hf(saved)
+    ours, theirs = hf_tensors(tmp_path / "out"), hf_tensors(saved)
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
-        assert torch.equal(ours[name].read(whole(tensor.shape)), tensor.read(whole(tensor.shape))), name
+        assert torch.equal(read(ours[name]), read(tensor)), name
     assert torch.equal(logits_of(tmp_path / "out"), logits_of(saved))
 
 
@@ -157,7 +163,7 @@ def test_damage_is_named(llama: Path, tmp_path: Path, capfd: pytest.CaptureFixtu
 
     def fault(rule: str) -> None:
         with pytest.raises(CheckpointError, match=rule):
-            open_hf(llama)
+            hf_tensors(llama)
 
     file.write_bytes(good[:-10])
     fault("model.safetensors: is damaged or cut short: .*")

@@ -11,9 +11,10 @@ import attrs
 from ridgeline.apps.runtime.data.tokenizer import TextTokenizer, check_vocabulary, load_tokenizer
 from ridgeline.apps.runtime.engine import Cache, Engine, continued, open_engine
 from ridgeline.apps.runtime.next_token import Sampling
+from ridgeline.checkpoint.io.dist_source import checkpoint_weights
 from ridgeline.checkpoint.io.hf import hf_weights
 from ridgeline.checkpoint.io.recorded import find_checkpoint, open_record
-from ridgeline.checkpoint.io.weights import Weights, checkpoint_weights
+from ridgeline.checkpoint.io.weights import Weights
 from ridgeline.checkpoint.record import model_of
 from ridgeline.core.errors import DataError
 from ridgeline.core.model import ModelSpec

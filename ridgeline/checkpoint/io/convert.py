@@ -1,61 +1,226 @@
-"""From a checkpoint to a Hugging Face folder and back: memory holds one tensor at a time, and no ranks are needed."""
+"""From any format and layout to any other: Hugging Face folders, ``torch_dist`` and classic checkpoints.
 
-import json
-import math
+A conversion is planned whole before a byte is written. It writes into ``.tmp-NAME``, file by file, and gives the folder
+its name when all is on the disk. Killed, it goes on where it stood when it is started again; what stands under the
+final name is whole and carries its checksums.
+"""
+
+import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import time
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import BinaryIO
 
-import torch
+import attrs
 
-from ridgeline.checkpoint.boxes import Shape, cut, slices, whole
-from ridgeline.checkpoint.io.folders import whole_folder, write_file
-from ridgeline.checkpoint.io.hf import SAFETENSORS, hf_weights, open_hf
-from ridgeline.checkpoint.io.recorded import find_checkpoint, open_record, write_record
-from ridgeline.checkpoint.io.safetensors import Entry, write_safetensors
-from ridgeline.checkpoint.io.torch_dist import (
-    NOTHINGS,
-    TensorItem,
-    write_frame,
-    write_index,
-    write_items,
-    write_nothings,
+from ridgeline.checkpoint.classic import ClassicForm
+from ridgeline.checkpoint.io.destinations import (
+    FILE_BYTES,
+    Destination,
+    Dtype,
+    classic_destination,
+    dist_destination,
+    hf_destination,
+    tokenizer_files,
 )
-from ridgeline.checkpoint.io.weights import Weights, checkpoint_weights
-from ridgeline.checkpoint.names import extra_state_keys, params_of, stored, stored_box
-from ridgeline.checkpoint.published import copies_of, plan_files
-from ridgeline.checkpoint.record import Record, model_of
+from ridgeline.checkpoint.io.execute import CHUNK_BYTES, Progress, write_files
+from ridgeline.checkpoint.io.folders import disk_errors, publish_tree
+from ridgeline.checkpoint.io.manifest import (
+    JOURNAL,
+    Manifest,
+    WrittenFile,
+    begin_journal,
+    digest_of,
+    read_manifest,
+    write_manifest,
+)
+from ridgeline.checkpoint.io.open_source import open_source
+from ridgeline.checkpoint.io.safetensors import Stored
+from ridgeline.checkpoint.io.sources import Format, Opened
+from ridgeline.checkpoint.steps import WRITING
+from ridgeline.core.codec import dumps
 from ridgeline.core.errors import CheckpointError
+from ridgeline.core.frozen import frozen
+from ridgeline.core.layout import Layout
 from ridgeline.core.model import ModelSpec
-from ridgeline.models.hf_config import hf_config_of, model_from_hf, read_hf_config
-from ridgeline.models.hf_names import hf_sources
-from ridgeline.models.hf_source import Source, published_shapes, row_runs
 
-Dtype = Literal["bf16", "fp16", "fp32"]
-Progress = Callable[[int, int], None]
-"""Called with the bytes done and the bytes in all."""
+MAX_THREADS = 8
 
-DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
-    {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-)
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
+@frozen(kw_only=True)
+class Wanted:
+    """What a conversion is to give.
 
-FILE_BYTES = 5_000_000_000
-PIECE_BYTES = 1 << 28
+    Attributes:
+        format: Of the folder to be.
+        layout: Of the ranks that load it; only ``classic`` depends on it.
+        form: Names and packing of ``classic``.
+        dtype: Of the weights; None leaves each as it is. fp32 is read from the optimizer's copies where there are any.
+        tokenizer: Folder whose tokenizer is put beside Hugging Face weights, or its ``tokenizer.json``.
+        max_file_bytes: Size of a file of weights, where ranks do not decide it.
+    """
+
+    format: Format
+    layout: Layout = Layout()
+    form: ClassicForm = ClassicForm()
+    dtype: Dtype | None = None
+    tokenizer: str | None = None
+    max_file_bytes: int = FILE_BYTES
+
+
+@attrs.frozen(eq=False)
+class Conversion:
+    """A conversion, planned: what is read, and what will be written."""
+
+    opened: Opened
+    destination: Destination
+    wanted: Wanted
+    digest: str
+
+    @property
+    def threads(self) -> int:
+        """Files written at a time."""
+        return max(1, min(MAX_THREADS, len(os.sched_getaffinity(0)), len(self.destination.files)))
+
+    @property
+    def peak_bytes(self) -> int:
+        """Memory of the chunks, above what the process holds anyway; a single row may be larger."""
+        return self.threads * CHUNK_BYTES
+
+
+@attrs.frozen(kw_only=True)
+class Outcome:
+    """What a conversion did.
+
+    Attributes:
+        bytes: Written, of all tensors.
+        seconds: It took.
+        kept: Files that an earlier, interrupted conversion had written.
+        was_done: The folder stood already, by the same conversion.
+        dropped: Tensors of the source that the model has no use for.
+    """
+
+    bytes: int
+    seconds: float
+    kept: int = 0
+    was_done: bool = False
+    dropped: tuple[str, ...] = ()
+
+
+def plan_conversion(source: str | Path, wanted: Wanted, *, model: ModelSpec | None = None) -> Conversion:
+    """Plan a conversion: nothing is written.
+
+    Raises:
+        CheckpointError: The source cannot be read, or lacks a part.
+        PlanError: The layout does not fit the model.
+        SpecError: The model's family has no Hugging Face class.
+    """
+    opened = open_source(source, model=model, masters=wanted.dtype == "fp32")
+    if wanted.format != "classic" and wanted.layout != Layout():
+        rule = f"has no effect on format={wanted.format!r}, whose files any layout loads"
+        raise CheckpointError(f"layout: {rule}; leave it out, or use --format classic")
+    match wanted.format:
+        case "hf":
+            tokenizer = wanted.tokenizer or _own_tokenizer(opened)
+            destination = hf_destination(
+                opened, dtype=wanted.dtype, max_file_bytes=wanted.max_file_bytes, tokenizer=tokenizer
+            )
+        case "torch_dist":
+            destination = dist_destination(opened, dtype=wanted.dtype, max_file_bytes=wanted.max_file_bytes)
+        case "classic":
+            destination = classic_destination(opened, layout=wanted.layout, form=wanted.form, dtype=wanted.dtype)
+    digest = digest_of((attrs.asdict(wanted, recurse=False), dumps(opened.model)), opened.files)
+    return Conversion(opened, destination, wanted, digest)
+
+
+def convert(conversion: Conversion, out: str | Path, *, progress: Progress | None = None) -> Outcome:
+    """Carry out a conversion; ``out`` appears when it is whole.
+
+    Raises:
+        CheckpointError: ``out`` exists and is not of this conversion, the disk is full, or the source is damaged.
+            Nothing is left of it then; only if it is interrupted, what is whole is kept for the next start.
+    """
+    begin, final = time.monotonic(), Path(out)
+    destination = conversion.destination
+    if final.exists():
+        manifest = read_manifest(final) if final.is_dir() else None
+        if manifest is None or manifest.conversion != conversion.digest:
+            raise CheckpointError(f"folder={final}: exists; remove it or name another")
+        return Outcome(bytes=destination.bytes, seconds=0.0, was_done=True, dropped=manifest.dropped)
+    with disk_errors(final):
+        temporary = final.with_name(WRITING + final.name)
+        temporary.mkdir(parents=True, exist_ok=True)
+        try:
+            kept = begin_journal(temporary, conversion.digest)
+            _clear(temporary, kept)
+            names = {file.name for file in kept}
+            left = [file for file in destination.files if file.name not in names]
+            _check_room(temporary, final, sum(file.bytes for file in left))
+            written = write_files(
+                temporary,
+                left,
+                conversion.opened.tensors,
+                threads=conversion.threads,
+                progress=progress,
+                done=destination.bytes - sum(file.bytes for file in left),
+            )
+            by_name = {file.name: file for file in (*kept, *written)}
+            files = tuple(by_name[file.name] for file in destination.files)
+            opened = conversion.opened
+            write_manifest(temporary, Manifest(conversion.digest, str(opened.folder.resolve()), opened.dropped, files))
+            (temporary / JOURNAL).unlink()
+            destination.finish(temporary, files)
+            publish_tree(temporary, final)
+        except Exception:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    return Outcome(
+        bytes=destination.bytes,
+        seconds=time.monotonic() - begin,
+        kept=len(kept),
+        dropped=conversion.opened.dropped,
+    )
+
+
+def verify(folder: str | Path, *, progress: Progress | None = None) -> int:
+    """Read a converted folder again and compare every tensor with its checksum; the bytes compared.
+
+    Raises:
+        CheckpointError: There are no checksums, or tensors differ from theirs; all are named.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise CheckpointError(f"folder={folder}: holds no checksums; only what was converted does")
+    total = sum(file.bytes for file in manifest.files)
+    faults, done = [], 0
+    for file in manifest.files:
+        path = folder / file.name
+        size = path.stat().st_size if path.is_file() else None
+        if size != file.bytes:
+            faults.append(f"  {file.name}: holds {size} bytes, expected {file.bytes}")
+            continue
+        faults += [f"  {file.name}: {name}" for name in _differing(path, file)]
+        done += file.bytes
+        if progress:
+            progress(done, total)
+    if faults:
+        raise CheckpointError("\n".join((f"folder={folder}: is damaged:", *faults)))
+    return done
+
+
+def import_hf(
+    hf_folder: str | Path, out: str | Path, *, dtype: Dtype | None = None, progress: Progress | None = None
+) -> None:
+    """Write a Hugging Face folder as a checkpoint of weights, which any layout starts from.
+
+    Raises:
+        CheckpointError: As of ``plan_conversion`` and ``convert``.
+        SpecError: The config is none that is known.
+    """
+    convert(plan_conversion(hf_folder, Wanted(format="torch_dist", dtype=dtype)), out, progress=progress)
 
 
 def export_hf(
@@ -67,154 +232,49 @@ def export_hf(
     max_file_bytes: int = FILE_BYTES,
     progress: Progress | None = None,
 ) -> None:
-    """Write a saved step as a Hugging Face folder that transformers loads.
-
-    Args:
-        checkpoint: Folder of one saved step, or of a run: then its latest.
-        out: Folder to make; it appears when it is whole.
-        tokenizer: Folder whose tokenizer is put beside the weights, or its ``tokenizer.json``; by default the job's.
-        dtype: Of the weights; by default that of training. fp32 is read from the optimizer's copies.
-        max_file_bytes: Size of a file of weights.
-        progress: Told of every tensor.
+    """Write a saved step, or the latest of a run, as a Hugging Face folder that transformers loads.
 
     Raises:
-        CheckpointError: The checkpoint is damaged, ``out`` exists, or the disk is full.
+        CheckpointError: As of ``plan_conversion`` and ``convert``.
         SpecError: The model's family has no Hugging Face class.
     """
-    step = find_checkpoint(checkpoint)
-    record = open_record(step)
-    model = model_of(record)
-    config = hf_config_of(model)
-    name = dtype or (record.job.precision.params if record.job else "bf16")
-    weights = checkpoint_weights(step, model)
-    tokenizer = tokenizer or (record.job.data.tokenizer if record.job else None)
-    with whole_folder(Path(out)) as folder:
-        if tokenizer:
-            copy_tokenizer(tokenizer, folder)
-        config |= {"dtype": str(DTYPES[name]).removeprefix("torch."), **token_ids(folder)}
-        write_file(folder / "config.json", _json(config))
-        write_hf_weights(folder, model, weights, DTYPES[name], max_file_bytes=max_file_bytes, progress=progress)
+    chosen = None if tokenizer is None else str(tokenizer)
+    wanted = Wanted(format="hf", dtype=dtype, tokenizer=chosen, max_file_bytes=max_file_bytes)
+    convert(plan_conversion(checkpoint, wanted), out, progress=progress)
 
 
-def import_hf(
-    hf_folder: str | Path, out: str | Path, *, dtype: Dtype | None = None, progress: Progress | None = None
-) -> None:
-    """Write a Hugging Face folder as a checkpoint of weights, which any layout starts from.
-
-    Args:
-        hf_folder: Folder of a supported family, with its weights.
-        out: Folder to make; it appears when it is whole.
-        dtype: Of the weights; by default each tensor keeps its own.
-        progress: Told of every tensor.
-
-    Raises:
-        CheckpointError: The weights are damaged or do not fit the config, ``out`` exists, or the disk is full.
-        SpecError: The config is none that is known.
-    """
-    model = model_from_hf(read_hf_config(hf_folder), name=Path(hf_folder).resolve().name)
-    weights = hf_weights(hf_folder, model)
-    published, params = open_hf(hf_folder), params_of(model)
-    dtypes = {
-        fqn: DTYPES[dtype] if dtype else published[row_runs(source, params[fqn].shape[0])[0].tensor].dtype
-        for fqn, source in hf_sources(model).items()
-    }
-    with whole_folder(Path(out)) as folder:
-        written = write_items(folder / "__0_0.distcp", _items_of(model, weights, dtypes, progress))
-        write_index(folder, (*written, *write_nothings(folder / NOTHINGS, extra_state_keys(model))))
-        write_frame(folder, {"iteration": 0})
-        write_record(folder, Record(step=0, model=model))
+def _own_tokenizer(opened: Opened) -> str | Path | None:
+    """The tokenizer that weights came with: that of their job, or of their folder."""
+    if opened.record and opened.record.job and opened.record.job.data.tokenizer:
+        return opened.record.job.data.tokenizer
+    return opened.folder if tokenizer_files(opened.folder) else None
 
 
-def write_hf_weights(
-    folder: Path,
-    model: ModelSpec,
-    weights: Weights,
-    dtype: torch.dtype,
-    *,
-    max_file_bytes: int = FILE_BYTES,
-    progress: Progress | None = None,
-) -> None:
-    """Write a model's weights as safetensors, with an index if they take several files."""
-    shapes = {fqn: param.shape for fqn, param in params_of(model).items()}
-    made_of = [
-        (Entry(name, dtype, shape), fqn, source)
-        for fqn, source in hf_sources(model).items()
-        for name, shape in published_shapes(source, shapes[fqn]).items()
-    ]
-    total, done = sum(entry.bytes for entry, *_ in made_of), 0
-    files = plan_files([entry.bytes for entry, *_ in made_of], max_bytes=max_file_bytes)
-    for file in files:
-        rows = [made_of[index] for index in file.tensors]
-        tensors = (_published(entry, fqn, source, shapes[fqn], weights) for entry, fqn, source in rows)
-        write_safetensors(folder / file.name, [entry for entry, *_ in rows], tensors)
-        done += sum(entry.bytes for entry, *_ in rows)
-        if progress:
-            progress(done, total)
-    if len(files) > 1:
-        where = {made_of[index][0].name: file.name for file in files for index in file.tensors}
-        index = {"metadata": {"total_size": total}, "weight_map": where}
-        write_file(folder / f"{SAFETENSORS}.index.json", _json(index))
+def _check_room(temporary: Path, final: Path, needed: int) -> None:
+    free = shutil.disk_usage(temporary).free
+    if free < needed:
+        raise CheckpointError(
+            f"folder={final}: no room to write it: {needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free; "
+            "free some or write elsewhere"
+        )
 
 
-def copy_tokenizer(tokenizer: str | Path, folder: Path) -> None:
-    """Copy a tokenizer's files, from its folder or from beside its ``tokenizer.json``.
-
-    Raises:
-        CheckpointError: There is none.
-    """
-    path = Path(tokenizer)
-    source = path.parent if path.is_file() else path
-    found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
-    if not found:
-        raise CheckpointError(f"tokenizer={tokenizer}: holds none of {', '.join(TOKENIZER_FILES)}")
-    for file in found:
-        shutil.copyfile(file, folder / file.name)
+def _clear(temporary: Path, kept: Sequence[WrittenFile]) -> None:
+    """Remove what an interrupted conversion left unfinished."""
+    whole = {temporary / file.name for file in kept} | {temporary / JOURNAL}
+    for path in [path for path in temporary.rglob("*") if path.is_file() and path not in whole]:
+        path.unlink()
 
 
-def token_ids(folder: Path) -> dict[str, int]:
-    """What a config says of tokens, from the tokenizer in a folder: the ids that begin, end and pad a text."""
-    settings = _read_json(folder / "tokenizer_config.json")
-    known = {token["content"]: token["id"] for token in _read_json(folder / "tokenizer.json").get("added_tokens", ())}
-    ids = {}
-    for name in ("bos_token", "eos_token", "pad_token"):
-        token = settings.get(name)
-        content = token.get("content") if isinstance(token, dict) else token
-        if content in known:
-            ids[f"{name}_id"] = known[content]
-    return ids
+def _differing(path: Path, file: WrittenFile) -> list[str]:
+    with path.open("rb") as stream:
+        return [tensor.name for tensor in file.tensors if _checksum(stream, tensor) != tensor.crc32]
 
 
-def _published(entry: Entry, fqn: str, source: Source, shape: Shape, weights: Weights) -> torch.Tensor:
-    """One published tensor, gathered from the rows of ours."""
-    tensor = torch.empty(entry.shape, dtype=entry.dtype)
-    for copy in copies_of(source, shape, whole(shape)):
-        if copy.tensor == entry.name:
-            weights(fqn, copy.ours, tensor[slices(copy.published)])
-    return tensor
-
-
-def _items_of(
-    model: ModelSpec, weights: Weights, dtypes: Mapping[str, torch.dtype], progress: Progress | None
-) -> Iterator[TensorItem]:
-    """A model's weights as what a checkpoint stores, in pieces of whole rows."""
-    params = params_of(model)
-    total, done = sum(math.prod(param.shape) * dtypes[fqn].itemsize for fqn, param in params.items()), 0
-    for fqn, param in params.items():
-        place, row = stored(fqn, param), math.prod(param.shape[1:])
-        rows = max(1, PIECE_BYTES // (row * dtypes[fqn].itemsize))
-        for box in cut(whole(param.shape), rows * row):
-            data = torch.empty(box.shape, dtype=dtypes[fqn])
-            weights(fqn, box, data)
-            inner = stored_box(place, box)
-            yield TensorItem(place.key, place.shape, inner, data.view(inner.shape))
-            done += data.nbytes
-        if progress:
-            progress(done, total)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _json(value: object) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+def _checksum(stream: BinaryIO, tensor: Stored) -> int:
+    stream.seek(tensor.start)
+    checksum, left = 0, tensor.bytes
+    while left > 0 and (data := stream.read(min(left, CHUNK_BYTES))):
+        checksum = zlib.crc32(data, checksum)
+        left -= len(data)
+    return checksum

@@ -62,6 +62,15 @@ def publish(temporary: Path, final: Path) -> None:
         shutil.rmtree(replaced)
 
 
+def publish_tree(temporary: Path, final: Path) -> None:
+    """The same of a folder with folders in it, whose files are on the disk already, and of a name that is free."""
+    for path in sorted(temporary.rglob("*"), reverse=True):
+        flush(path)
+    flush(temporary)
+    temporary.rename(final)
+    flush(final.parent)
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder; if interrupted, none of that name is left that could pass for complete."""
     removed = folder.with_name(REMOVED + folder.name)

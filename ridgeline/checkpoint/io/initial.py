@@ -7,10 +7,14 @@ import torch
 
 from ridgeline.checkpoint.holdings import Holding, fragments_of
 from ridgeline.checkpoint.io.agreement import together
+from ridgeline.checkpoint.io.classic_source import is_classic
+from ridgeline.checkpoint.io.dist_source import checkpoint_weights
 from ridgeline.checkpoint.io.hf import hf_weights
-from ridgeline.checkpoint.io.recorded import find_checkpoint, open_record
+from ridgeline.checkpoint.io.open_source import open_source
+from ridgeline.checkpoint.io.recorded import find_checkpoint
+from ridgeline.checkpoint.io.sources import weights_in
 from ridgeline.checkpoint.io.state import held, masters
-from ridgeline.checkpoint.io.weights import Weights, checkpoint_weights
+from ridgeline.checkpoint.io.weights import Weights
 from ridgeline.core.job import Init
 from ridgeline.core.model import ModelSpec
 from ridgeline.models.program import RankProgram
@@ -34,9 +38,9 @@ def weights_of(init: Init, model: ModelSpec) -> Weights:
     if init.hf is not None:
         return hf_weights(init.hf, model)
     assert init.checkpoint is not None
-    step = find_checkpoint(init.checkpoint)
-    open_record(step)  # finds what is missing or cut short before anything is read
-    return checkpoint_weights(step, model)
+    if is_classic(Path(init.checkpoint)):
+        return weights_in(open_source(init.checkpoint, model=model))
+    return checkpoint_weights(find_checkpoint(init.checkpoint), model)
 
 
 def load_weights(program: RankProgram, chunks: Sequence[torch.nn.Module], weights: Weights) -> None:

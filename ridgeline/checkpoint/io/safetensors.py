@@ -1,24 +1,44 @@
-"""A safetensors file written tensor by tensor, none of them kept.
+"""The safetensors format: a header that is believed only where it is true, and files written chunk by chunk.
 
 Source:
     huggingface/safetensors, README, "Format": a length, a JSON header, then the data, gapless and aligned to 8 bytes.
 """
 
 import json
+import math
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any, BinaryIO
 
 import attrs
 import torch
 
 from ridgeline.checkpoint.boxes import Shape
+from ridgeline.checkpoint.io.mapped import FileTensor, map_file, tensor_at
 from ridgeline.checkpoint.io.tensor_zip import tensor_bytes
+from ridgeline.core.errors import CheckpointError
 
 DTYPES: Mapping[torch.dtype, str] = MappingProxyType(
-    {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+    {
+        torch.bfloat16: "BF16",
+        torch.float16: "F16",
+        torch.float32: "F32",
+        torch.float64: "F64",
+        torch.float8_e4m3fn: "F8_E4M3",
+        torch.float8_e5m2: "F8_E5M2",
+        torch.uint8: "U8",
+        torch.int8: "I8",
+        torch.int16: "I16",
+        torch.int32: "I32",
+        torch.int64: "I64",
+        torch.bool: "BOOL",
+    }
 )
+MAX_HEADER_BYTES = 100_000_000
+"""As the safetensors library has it."""
 
 
 @attrs.frozen
@@ -35,6 +55,39 @@ class Entry:
         return self.dtype.itemsize * torch.Size(self.shape).numel()
 
 
+@attrs.frozen
+class Stored:
+    """A tensor that was written.
+
+    Attributes:
+        name: Of it.
+        bytes: How many.
+        start: Where in its file they begin.
+        crc32: Of them.
+        span: Where the record around them begins and how long it is, in formats that have one.
+    """
+
+    name: str
+    bytes: int
+    start: int
+    crc32: int
+    span: tuple[int, int] | None = None
+
+
+def read_safetensors(path: Path, within: Path) -> dict[str, FileTensor]:
+    """The tensors of a file, by name; nothing of them is read yet.
+
+    Raises:
+        CheckpointError: The header lies: about its length, a dtype, a shape, or where data stands. Or the file is cut
+            short, or longer than its tensors.
+    """
+    mapped = map_file(path, within)
+    try:
+        return _tensors(mapped)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"file={path}: is damaged or cut short: {error}") from error
+
+
 def write_safetensors(path: Path, entries: Sequence[Entry], tensors: Iterable[torch.Tensor]) -> None:
     """Write a file and flush it to the disk.
 
@@ -44,14 +97,82 @@ def write_safetensors(path: Path, entries: Sequence[Entry], tensors: Iterable[to
         tensors: Contiguous CPU tensors; each is asked for when the one before is written.
     """
     with path.open("xb") as stream:
-        header = _header(entries)
-        stream.write(len(header).to_bytes(8, "little"))
-        stream.write(header)
-        for entry, tensor in zip(entries, tensors, strict=True):
-            assert (tensor.dtype, tuple(tensor.shape)) == (entry.dtype, entry.shape), entry
-            stream.write(tensor_bytes(tensor))
+        stream_safetensors(stream, entries, (_chunks(e, t) for e, t in zip(entries, tensors, strict=True)))
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def stream_safetensors(
+    stream: BinaryIO, entries: Sequence[Entry], tensors: Iterable[Iterable[memoryview]]
+) -> list[Stored]:
+    """Write a file whose tensors come in chunks, in the order of their entries."""
+    header = _header(entries)
+    stream.write(len(header).to_bytes(8, "little"))
+    stream.write(header)
+    written = []
+    for entry, chunks in zip(entries, tensors, strict=True):
+        start, checksum = stream.tell(), 0
+        for chunk in chunks:
+            checksum = zlib.crc32(chunk, checksum)
+            stream.write(chunk)
+        assert stream.tell() - start == entry.bytes, entry
+        written.append(Stored(entry.name, entry.bytes, start, checksum))
+    return written
+
+
+def _chunks(entry: Entry, tensor: torch.Tensor) -> tuple[memoryview]:
+    assert (tensor.dtype, tuple(tensor.shape)) == (entry.dtype, entry.shape), entry
+    return (tensor_bytes(tensor),)
+
+
+def _tensors(mapped: torch.Tensor) -> dict[str, FileTensor]:
+    size = mapped.numel()
+    length = int.from_bytes(bytes(mapped[:8].tolist()), "little")
+    if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+        raise ValueError(f"its header would be {length} bytes of {size}")
+    table = json.loads(tensor_bytes(mapped[8 : 8 + length]).tobytes())
+    if not isinstance(table, dict):
+        raise ValueError("its header is no JSON object")
+    begin, words = 8 + length, {word: dtype for dtype, word in DTYPES.items()}
+    tensors, spans = {}, []
+    for name, entry in table.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in words:
+            raise ValueError(f"{name} is of dtype {entry['dtype']}; known: {', '.join(words)}")
+        dtype, shape = words[entry["dtype"]], _shape(name, entry["shape"])
+        first, last = _span(name, entry["data_offsets"], dtype.itemsize * math.prod(shape), size - begin)
+        spans.append((first, last, name))
+        tensors[name] = tensor_at(mapped, start=begin + first, dtype=dtype, shape=shape)
+    _check_gapless(spans, size - begin)
+    return tensors
+
+
+def _shape(name: str, shape: Any) -> Shape:
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError(f"{name} is of shape {shape}")
+    return tuple(shape)
+
+
+def _span(name: str, offsets: Any, expected: int, available: int) -> tuple[int, int]:
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int for n in offsets):
+        raise ValueError(f"{name} lies at {offsets}")
+    first, last = offsets
+    if not 0 <= first <= last <= available:
+        raise ValueError(f"{name} would end at byte {last} of {available}")
+    if last - first != expected:
+        raise ValueError(f"{name} has {last - first} bytes, its shape and dtype need {expected}")
+    return first, last
+
+
+def _check_gapless(spans: list[tuple[int, int, str]], available: int) -> None:
+    end = 0
+    for first, last, name in sorted(spans):
+        if first != end:
+            raise ValueError(f"{name} begins at byte {first}, the one before ends at {end}")
+        end = last
+    if end != available:
+        raise ValueError(f"its tensors end at byte {end} of {available}")
 
 
 def _header(entries: Sequence[Entry]) -> bytes:

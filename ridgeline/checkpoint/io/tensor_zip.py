@@ -9,59 +9,57 @@ Source:
 """
 
 import io
+import math
 import pickle
 import struct
 import sys
 import zipfile
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any, BinaryIO
 
 import attrs
 import torch
 from torch._utils import _rebuild_tensor_v2
 
+from ridgeline.checkpoint.io.zip_stream import Place, Record, write_zip
+from ridgeline.checkpoint.pieces import row_major
 from ridgeline.core.errors import CheckpointError
 
-ALIGNMENT = 64
 MAX_BYTES = 1 << 31
 """Below this a zip needs none of its 64-bit records; a larger tensor is stored as several boxes."""
 
 _LOCAL = struct.Struct("<IHHHHHIIIHH")
-_ENTRY = struct.Struct("<IHHHHHHIIIHHHHHII")
-_END = struct.Struct("<IHHHHIIH")
-_PADDING = struct.Struct("<HH")
-_PADDING_ID = 0x4246  # "FB", as torch marks its own padding
 
 
 def write_tensor(stream: BinaryIO, tensor: torch.Tensor) -> None:
     """Append a contiguous CPU tensor of under ``MAX_BYTES`` to a stream; its data is aligned if the stream's end is."""
     assert tensor.is_contiguous()
-    assert tensor.nbytes < MAX_BYTES
-    records = (
-        ("archive/data.pkl", _pickled(tensor)),
-        ("archive/byteorder", sys.byteorder.encode()),
-        ("archive/data/0", tensor_bytes(tensor)),
-        ("archive/version", b"3\n"),
+    write_chunks(stream, dtype=tensor.dtype, shape=tuple(tensor.shape), chunks=(tensor_bytes(tensor),))
+
+
+def write_chunks(
+    stream: BinaryIO, *, dtype: torch.dtype, shape: tuple[int, ...], chunks: Iterable[memoryview]
+) -> Place:
+    """The same of a tensor whose bytes come in chunks; where those stand."""
+    size = dtype.itemsize * math.prod(shape)
+    assert size < MAX_BYTES
+    places = write_zip(
+        stream,
+        (
+            plain_record("archive/data.pkl", pickled(StoredTensor("0", dtype, shape))),
+            plain_record("archive/byteorder", sys.byteorder.encode()),
+            Record("archive/data/0", size, chunks),
+            plain_record("archive/version", b"3\n"),
+        ),
     )
-    position = 0
-    directory = bytearray()
-    for name, data in records:
-        size, checksum, encoded = len(data), zlib.crc32(data), name.encode()
-        padding = -(position + _LOCAL.size + len(encoded) + _PADDING.size) % ALIGNMENT
-        extra = _PADDING.pack(_PADDING_ID, padding) + b"Z" * padding
-        header = (
-            _LOCAL.pack(0x04034B50, 20, 0, 0, 0, 0, checksum, size, size, len(encoded), len(extra)) + encoded + extra
-        )
-        stream.write(header)
-        stream.write(data)
-        directory += _ENTRY.pack(
-            0x02014B50, 20, 20, 0, 0, 0, 0, checksum, size, size, len(encoded), 0, 0, 0, 0, 0, position
-        )
-        directory += encoded
-        position += len(header) + size
-    stream.write(directory)
-    stream.write(_END.pack(0x06054B50, 0, 0, len(records), len(records), len(directory), position, 0))
+    return places["archive/data/0"]
+
+
+def plain_record(name: str, data: bytes) -> Record:
+    """A record whose bytes are at hand."""
+    return Record(name, len(data), (data,))
 
 
 def find_tensor(
@@ -82,7 +80,7 @@ def find_tensor(
     """
     window = tensor_bytes(mapped[start : start + length])
     try:
-        with zipfile.ZipFile(_Window(window)) as archive:
+        with zipfile.ZipFile(Window(window)) as archive:
             data = next(info for info in archive.infolist() if info.filename.endswith("/data/0"))
     except (zipfile.BadZipFile, StopIteration, OSError, struct.error) as error:
         raise CheckpointError(f"no tensor stands at byte {start}: {error or 'it holds no data'}") from error
@@ -108,26 +106,28 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
 
 
-def _pickled(tensor: torch.Tensor) -> bytes:
+def pickled(value: Any) -> bytes:
+    """A value as ``torch.save`` pickles it, ``StoredTensor`` standing for tensors."""
     stream = io.BytesIO()
-    _TensorPickler(stream, protocol=2).dump(_Described(tensor))
+    _TensorPickler(stream, protocol=2).dump(value)
     return stream.getvalue()
 
 
 @attrs.frozen
-class _Described:
-    """Pickles as a tensor that alone fills its storage, whatever part of a larger one it is here."""
+class StoredTensor:
+    """Pickles as a contiguous tensor that alone fills the storage of this key, ``data/KEY`` of the zip."""
 
-    tensor: torch.Tensor
+    key: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        tensor, storage = self.tensor, _StorageOf(self.tensor)
-        return _rebuild_tensor_v2, (storage, 0, tuple(tensor.shape), tensor.stride(), False, OrderedDict())
+        return _rebuild_tensor_v2, (_StorageOf(self), 0, self.shape, row_major(self.shape), False, OrderedDict())
 
 
 @attrs.frozen
 class _StorageOf:
-    tensor: torch.Tensor
+    tensor: StoredTensor
 
 
 class _TensorPickler(pickle.Pickler):
@@ -136,11 +136,11 @@ class _TensorPickler(pickle.Pickler):
     def persistent_id(self, obj: Any) -> Any:
         if isinstance(obj, _StorageOf):
             kind = getattr(torch, torch.storage._dtype_to_storage_type_map()[obj.tensor.dtype])
-            return ("storage", kind, "0", "cpu", obj.tensor.numel())
+            return ("storage", kind, obj.tensor.key, "cpu", math.prod(obj.tensor.shape))
         return None
 
 
-class _Window(io.RawIOBase):
+class Window(io.RawIOBase):
     """A file over memory that is not copied until it is read."""
 
     def __init__(self, view: memoryview) -> None:

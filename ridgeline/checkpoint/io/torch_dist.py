@@ -260,7 +260,7 @@ def read_box(reader: Reader, key: str, box: Box, out: torch.Tensor) -> None:
     """
     for chunk in stored_tensor(reader, key).chunks:
         if shared := meeting(chunk.box, box):
-            source = _chunk_data(reader, key, chunk)[slices(within(shared, chunk.box))]
+            source = chunk_data(reader, key, chunk)[slices(within(shared, chunk.box))]
             out[slices(within(shared, box))].copy_(source)
 
 
@@ -367,7 +367,7 @@ def _boxes(parts: Iterable[Written]) -> list[Box]:
     return [part.box for part in parts if part.box is not None]
 
 
-def _chunk_data(reader: Reader, key: str, chunk: Chunk) -> torch.Tensor:
+def chunk_data(reader: Reader, key: str, chunk: Chunk) -> torch.Tensor:
     mapped = _mapped(reader, chunk.file, chunk.start + chunk.length)
     place = (chunk.file, chunk.start)
     try:

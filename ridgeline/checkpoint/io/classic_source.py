@@ -1,0 +1,209 @@
+"""Checkpoints in the classic per-rank layout, opened as buffers; their layout is read off their names and shapes."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ridgeline.checkpoint.classic import FILE, POINTER, ClassicForm, LaidOut, classic_holders, lay_out
+from ridgeline.checkpoint.io.mapped import FileTensor
+from ridgeline.checkpoint.io.sources import Opened
+from ridgeline.checkpoint.io.torch_file import read_torch_file
+from ridgeline.checkpoint.pieces import Holder
+from ridgeline.checkpoint.published import names_fault
+from ridgeline.checkpoint.record import RECORD, model_of, read_record
+from ridgeline.core.errors import CheckpointError, PlanError
+from ridgeline.core.layout import Layout
+from ridgeline.core.model import ModelSpec
+
+Files = Mapping[str, Mapping[str, FileTensor]]
+
+_RANK = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
+_LAYER = re.compile(r"model(\d*)/decoder\.layers\.(\d+)\.")
+
+
+def is_classic(folder: Path) -> bool:
+    """Whether a folder is of the classic layout: a run's, or one step's."""
+    return (folder / POINTER).is_file() or any(folder.glob(f"mp_rank_*/{FILE}"))
+
+
+def step_folder(folder: Path) -> Path:
+    """The folder of the step that a folder means.
+
+    Raises:
+        CheckpointError: What says so names none that is there.
+    """
+    if not (folder / POINTER).is_file():
+        return folder
+    step = (folder / POINTER).read_text().strip()
+    found = folder / (f"iter_{int(step):07d}" if step.isdigit() else step)
+    if not found.is_dir() or found.parent != folder:
+        raise CheckpointError(f"file={folder / POINTER}: names step {step!r}, and {found.name} is not there")
+    return found
+
+
+def open_classic(folder: Path, *, model: ModelSpec | None = None) -> Opened:
+    """The weights of a step.
+
+    Args:
+        folder: Of a run, or of one step.
+        model: Whose weights they are; by default what a record beside them says.
+
+    Raises:
+        CheckpointError: No model is named, a file is missing or damaged, or tensors fit the model in no layout.
+    """
+    record = None
+    if (folder / RECORD).is_file():
+        record = read_record((folder / RECORD).read_text(), source=str(folder / RECORD))
+    model = model or (model_of(record) if record else None)
+    if model is None:
+        raise CheckpointError(f"checkpoint={folder}: does not say whose weights it holds; name the model: --model")
+    step = step_folder(folder)
+    paths = sorted(step.glob(f"mp_rank_*/{FILE}"))
+    if not paths:
+        raise CheckpointError(f"checkpoint={step}: holds no mp_rank_*/{FILE}")
+    files = {f"{path.parent.name}/{FILE}": _tensors_of(path, step) for path in paths}
+    holders, unused = _fitting(step, model, files)
+    tensors = {
+        (holder.name, buffer.name): files[holder.name][buffer.name] for holder in holders for buffer in holder.buffers
+    }
+    return Opened("classic", folder, model, holders, tensors, dropped=unused, record=record, files=tuple(paths))
+
+
+def _tensors_of(path: Path, within: Path) -> dict[str, FileTensor]:
+    """A file's tensors by chunk and name; what is no tensor (an extra state) is left out."""
+    content = read_torch_file(path, within)
+    chunks = {key: value for key, value in content.items() if re.fullmatch(r"model\d*", str(key))}
+    if not chunks or not all(isinstance(value, dict) for value in chunks.values()):
+        raise CheckpointError(f"file={path}: holds no model")
+    return {
+        f"{chunk}/{name}": tensor
+        for chunk, state in chunks.items()
+        for name, tensor in state.items()
+        if isinstance(tensor, FileTensor)
+    }
+
+
+def _fitting(folder: Path, model: ModelSpec, files: Files) -> tuple[tuple[Holder, ...], tuple[str, ...]]:
+    """The holders of the layout that these files have, and the tensors that the model has no use for."""
+    faults = []
+    for laid, form, numbers in _layouts(folder, model, files):
+        try:
+            holders = classic_holders(laid, form, numbers=numbers)
+        except PlanError as error:
+            faults.append(str(error))
+            continue
+        fault, unused = _misfit(holders, files)
+        if not fault:
+            there = (h._replace(buffers=tuple(b for b in h.buffers if b.name in files[h.name])) for h in holders)
+            return tuple(there), unused
+        faults.append(fault)
+    told = min(faults, key=len) if faults else "  no layout has such folders"
+    raise CheckpointError(f"checkpoint={folder}: does not hold the weights of model={model.name!r}:\n{told}")
+
+
+def _misfit(holders: tuple[Holder, ...], files: Files) -> tuple[str, tuple[str, ...]]:
+    names = {holder.name for holder in holders}
+    if missing := sorted(names - files.keys()):
+        return f"  {missing[0]}: is missing", ()
+    if foreign := sorted(files.keys() - names):
+        return f"  {foreign[0]}: no rank of this layout writes it", ()
+    faults, unused = [], []
+    for holder in holders:
+        found = files[holder.name]
+        expected = [(buffer.name, buffer.shape) for buffer in holder.buffers]
+        # A tied head is left out by some writers; it is the embedding again.
+        optional = [name for name, _ in expected if name.endswith("/output_layer.weight") and name not in found]
+        unused += [f"{holder.name}: {name}" for name in found if _says_nothing(name)]
+        there = ((name, tensor.shape) for name, tensor in found.items() if not _says_nothing(name))
+        if fault := names_fault(there, (e for e in expected if e[0] not in optional), ()):
+            faults.append("\n".join(f"  {holder.name}:{line}" for line in fault.splitlines()))
+    return "\n".join(faults), tuple(unused)
+
+
+def _says_nothing(name: str) -> bool:
+    return name.endswith(("rotary_pos_emb.inv_freq", "_extra_state"))
+
+
+def _layouts(
+    folder: Path, model: ModelSpec, files: Files
+) -> Iterator[tuple[LaidOut, ClassicForm, dict[tuple[int, int], tuple[int, ...]]]]:
+    """Every layout that has folders of these names, with the numbers that the layers have in them."""
+    parts = [_RANK.fullmatch(name.split("/")[0]) for name in files]
+    if None in parts:
+        raise CheckpointError(f"checkpoint={folder}: has a folder that is no rank's among mp_rank_*")
+    places = [tuple(int(part) for part in found.groups() if part is not None) for found in parts if found]
+    depth = max(map(len, places))
+    tp = 1 + max(place[0] for place in places)
+    second = 1 + max((place[1] for place in places if len(place) > 1), default=0)
+    third = 1 + max((place[2] for place in places if len(place) > 2), default=0)
+    options = [(second, third)] if depth == 3 else [(second, 1), (1, second)]
+    forms = _forms(files)
+    embeddings = (
+        tensor.shape[0]
+        for tensors in files.values()
+        for name, tensor in tensors.items()
+        if name.endswith("/embedding.word_embeddings.weight")
+    )
+    rows = next(embeddings, 1)
+    for pp, ep in options:
+        numbers, vpp = _numbers(files, pp, depth)
+        for form in forms:
+            for etp in dict.fromkeys((1, tp)):
+                all_ep = ep * tp if form.tp_extend_ep else ep
+                for placement in ("loop", "v") if vpp == 2 else ("loop",):
+                    layout = _layout(tp, pp, vpp, all_ep, etp, numbers=numbers, placement=placement, rows=rows)
+                    try:
+                        yield lay_out(model, layout), form, numbers
+                    except (PlanError, ValueError):
+                        continue
+
+
+def _layout(
+    tp: int,
+    pp: int,
+    vpp: int,
+    ep: int,
+    etp: int,
+    *,
+    numbers: Mapping[tuple[int, int], tuple[int, ...]],
+    placement: str,
+    rows: int,
+) -> Layout:
+    """A layout whose stages hold as many layers as were found, and whose tp ranks so many rows of the vocabulary."""
+    if placement == "v":
+        order = [(rank, 0) for rank in range(pp)] + [(rank, 1) for rank in reversed(range(pp))]
+    else:
+        order = [(rank, chunk) for chunk in range(vpp) for rank in range(pp)]
+    stages = tuple(len(numbers.get(place, ())) for place in order)
+    fields: dict[str, Any] = {"stages": stages} if pp * vpp > 1 else {}
+    fields |= {"schedule": "dualpipev"} if placement == "v" else {"vpp": vpp}
+    return Layout(tp=tp, pp=pp, ep=ep, etp=etp, vocab_multiple=rows, **fields)
+
+
+def _numbers(files: Files, pp: int, depth: int) -> tuple[dict[tuple[int, int], tuple[int, ...]], int]:
+    """The numbers of the layers of each (pp_rank, chunk), and how many chunks a rank has."""
+    seen: dict[tuple[int, int], set[int]] = {}
+    chunks = 1
+    for name, tensors in files.items():
+        found = _RANK.fullmatch(name.split("/")[0])
+        assert found is not None
+        pp_rank = int(found[2]) if pp > 1 and depth > 1 else 0
+        for tensor in tensors:
+            if layer := _LAYER.match(tensor):
+                chunk = int(layer[1] or 0)
+                chunks = max(chunks, chunk + 1)
+                seen.setdefault((pp_rank, chunk), set()).add(int(layer[2]))
+    numbers = {
+        (rank, chunk): tuple(sorted(seen.get((rank, chunk), ()))) for rank in range(pp) for chunk in range(chunks)
+    }
+    return numbers, chunks
+
+
+def _forms(files: Files) -> list[ClassicForm]:
+    """The forms that names like these have."""
+    names = {name for tensors in files.values() for name in tensors}
+    te = any(name.endswith(".layer_norm_weight") for name in names)
+    grouped = any(re.search(r"\.experts\.(weight1|linear_fc1\.weight\d+)$", name) for name in names)
+    impl, experts = "te" if te else "local", "grouped" if grouped else "sequential"
+    return [ClassicForm(impl=impl, experts=experts, tp_extend_ep=extend) for extend in (False, True)]

@@ -1,0 +1,258 @@
+"""The files of each format: what is in them, how they are written, and what stands beside them when all are."""
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, BinaryIO, Literal, TypeAlias
+
+import attrs
+import torch
+
+from ridgeline.checkpoint.boxes import Box, cut, whole
+from ridgeline.checkpoint.classic import POINTER, VERSION, ClassicForm, classic_arguments, classic_holders, lay_out
+from ridgeline.checkpoint.io.execute import OutFile
+from ridgeline.checkpoint.io.folders import write_file
+from ridgeline.checkpoint.io.hf import SAFETENSORS
+from ridgeline.checkpoint.io.manifest import WrittenFile
+from ridgeline.checkpoint.io.recorded import write_record
+from ridgeline.checkpoint.io.safetensors import Entry, Stored, stream_safetensors
+from ridgeline.checkpoint.io.sources import Opened
+from ridgeline.checkpoint.io.tensor_zip import write_chunks
+from ridgeline.checkpoint.io.torch_dist import NOTHINGS, Written, write_frame, write_index, write_nothings
+from ridgeline.checkpoint.io.torch_file import stored as stand_ins
+from ridgeline.checkpoint.io.torch_file import stream_torch_file
+from ridgeline.checkpoint.names import extra_state_keys, params_of, stored
+from ridgeline.checkpoint.pieces import Buffer, Holder, Piece, row_major
+from ridgeline.checkpoint.published import plan_files, published_buffers
+from ridgeline.checkpoint.record import RECORD, Record, record_text
+from ridgeline.checkpoint.reshard import Fill, reshard
+from ridgeline.core.errors import CheckpointError
+from ridgeline.core.layout import Layout
+from ridgeline.core.model import ModelSpec
+from ridgeline.models.hf_config import hf_config_of
+
+Dtype: TypeAlias = Literal["bf16", "fp16", "fp32"]
+
+DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
+    {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+)
+FILE_BYTES = 5_000_000_000
+PIECE_BYTES = 1 << 28
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+
+
+@attrs.frozen(eq=False)
+class Destination:
+    """A folder to be.
+
+    Attributes:
+        files: Of weights.
+        finish: Writes what stands beside them, given the folder and what was written.
+    """
+
+    files: tuple[OutFile, ...]
+    finish: Callable[[Path, Sequence[WrittenFile]], None] = attrs.field(repr=False)
+
+    @property
+    def bytes(self) -> int:
+        """Of all tensors."""
+        return sum(file.bytes for file in self.files)
+
+    @property
+    def copies(self) -> int:
+        """Slice copies in all."""
+        return sum(len(fill.copies) for file in self.files for fill in file.fills)
+
+
+def hf_destination(
+    opened: Opened, *, dtype: Dtype | None, max_file_bytes: int, tokenizer: str | Path | None
+) -> Destination:
+    """A Hugging Face folder that transformers loads.
+
+    Raises:
+        SpecError: The model's family has no Hugging Face class.
+        CheckpointError: The source lacks a part.
+    """
+    config = hf_config_of(opened.model)
+    holder = Holder("hf", published_buffers(opened.model))
+    planned = _planned(opened, (holder,), dtype)["hf"]
+    groups = plan_files([entry.bytes for entry, _ in planned], max_bytes=max_file_bytes)
+    files = tuple(_out(group.name, [planned[index] for index in group.tensors], _write_hf) for group in groups)
+    sizes = {}
+    for entry, _ in planned:
+        sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.bytes
+    commonest = max(sizes, key=lambda dtype: sizes[dtype])
+
+    def finish(folder: Path, written: Sequence[WrittenFile]) -> None:
+        if tokenizer:
+            copy_tokenizer(tokenizer, folder)
+        filled = config | {"dtype": str(commonest).removeprefix("torch."), **token_ids(folder)}
+        write_file(folder / "config.json", _json(filled))
+        if len(files) > 1:
+            where = {entry.name: file.name for file in files for entry in file.entries}
+            total = sum(file.bytes for file in files)
+            index = {"metadata": {"total_size": total}, "weight_map": where}
+            write_file(folder / f"{SAFETENSORS}.index.json", _json(index))
+
+    return Destination(files, finish)
+
+
+def dist_destination(opened: Opened, *, dtype: Dtype | None, max_file_bytes: int) -> Destination:
+    """A checkpoint of weights in Megatron-core's ``torch_dist`` format, which any layout starts from.
+
+    Raises:
+        CheckpointError: The source lacks a part.
+    """
+    boxes = {f"{key}{box}": (key, shape, box) for key, shape, box in _dist_boxes(opened.model)}
+    buffers = (
+        Buffer(name, box.shape, (Piece(key, box, 0, row_major(box.shape)),)) for name, (key, _, box) in boxes.items()
+    )
+    planned = _planned(opened, (Holder("dist", tuple(buffers)),), dtype)["dist"]
+    groups = plan_files([entry.bytes for entry, _ in planned], max_bytes=max_file_bytes)
+    files = tuple(
+        _out(f"__0_{number}.distcp", [planned[index] for index in group.tensors], _write_dist)
+        for number, group in enumerate(groups)
+    )
+    dtypes = {entry.name: entry.dtype for entry, _ in planned}
+
+    def finish(folder: Path, written: Sequence[WrittenFile]) -> None:
+        parts = [
+            Written(boxes[t.name][0], file.name, *t.span, dtypes[t.name], *boxes[t.name][1:])
+            for file in written
+            for t in file.tensors
+            if t.span
+        ]
+        write_index(folder, (*parts, *write_nothings(folder / NOTHINGS, extra_state_keys(opened.model))))
+        write_frame(folder, {"iteration": 0})
+        write_record(folder, Record(step=0, model=opened.model))
+
+    return Destination(files, finish)
+
+
+def classic_destination(opened: Opened, *, layout: Layout, form: ClassicForm, dtype: Dtype | None) -> Destination:
+    """A checkpoint in the classic per-rank layout.
+
+    Raises:
+        PlanError: The layout does not fit the model.
+        CheckpointError: The source lacks a part.
+    """
+    laid = lay_out(opened.model, layout)
+    holders = classic_holders(laid, form)
+    planned = _planned(opened, holders, dtype)
+    arguments = classic_arguments(opened.model, laid)
+
+    def write(stream: BinaryIO, entries: Sequence[Entry], chunks: Iterator[Iterator[memoryview]]) -> list[Stored]:
+        frame: dict[str, Any] = {
+            "args": argparse.Namespace(**arguments),
+            "checkpoint_version": VERSION,
+            "iteration": 1,
+        }
+        for stand_in, entry in zip(stand_ins(entries), entries, strict=True):
+            chunk, _, name = entry.name.partition("/")
+            frame.setdefault(chunk, {})[name] = stand_in
+        return stream_torch_file(stream, frame, entries, chunks)
+
+    files = tuple(_out(f"iter_0000001/{holder.name}", planned[holder.name], write) for holder in holders)
+
+    def finish(folder: Path, written: Sequence[WrittenFile]) -> None:
+        write_file(folder / RECORD, record_text(Record(step=0, model=opened.model)).encode())
+        write_file(folder / POINTER, b"1")
+
+    return Destination(files, finish)
+
+
+def copy_tokenizer(tokenizer: str | Path, folder: Path) -> None:
+    """Copy a tokenizer's files, from its folder or from beside its ``tokenizer.json``.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    path = Path(tokenizer)
+    source = path.parent if path.is_file() else path
+    found = tokenizer_files(source)
+    if not found:
+        raise CheckpointError(f"tokenizer={tokenizer}: holds none of {', '.join(TOKENIZER_FILES)}")
+    for file in found:
+        shutil.copyfile(file, folder / file.name)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a tokenizer in a folder."""
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+
+
+def token_ids(folder: Path) -> dict[str, int]:
+    """What a config says of tokens, from the tokenizer in a folder: the ids that begin, end and pad a text."""
+    settings = _read_json(folder / "tokenizer_config.json")
+    known = {token["content"]: token["id"] for token in _read_json(folder / "tokenizer.json").get("added_tokens", ())}
+    ids = {}
+    for name in ("bos_token", "eos_token", "pad_token"):
+        token = settings.get(name)
+        content = token.get("content") if isinstance(token, dict) else token
+        if content in known:
+            ids[f"{name}_id"] = known[content]
+    return ids
+
+
+def _planned(opened: Opened, holders: Iterable[Holder], dtype: Dtype | None) -> dict[str, list[tuple[Entry, Fill]]]:
+    """How every buffer is filled, by holder; without a dtype each keeps that of its source."""
+    planned: dict[str, list[tuple[Entry, Fill]]] = {}
+    for fill in reshard(opened.holders, holders).fills:
+        first = fill.copies[0]
+        kept = opened.tensors[first.holder, first.buffer].dtype
+        entry = Entry(fill.buffer.name, DTYPES[dtype] if dtype else kept, fill.buffer.shape)
+        planned.setdefault(fill.holder, []).append((entry, fill))
+    return planned
+
+
+def _out(name: str, planned: Sequence[tuple[Entry, Fill]], write: Any) -> OutFile:
+    return OutFile(name, tuple(entry for entry, _ in planned), tuple(fill for _, fill in planned), write)
+
+
+def _write_hf(stream: BinaryIO, entries: Sequence[Entry], chunks: Iterator[Iterator[memoryview]]) -> list[Stored]:
+    return stream_safetensors(stream, entries, chunks)
+
+
+def _write_dist(stream: BinaryIO, entries: Sequence[Entry], chunks: Iterator[Iterator[memoryview]]) -> list[Stored]:
+    written = []
+    for entry, parts in zip(entries, chunks, strict=True):
+        start = stream.tell()
+        place = write_chunks(stream, dtype=entry.dtype, shape=entry.shape, chunks=parts)
+        written.append(Stored(entry.name, entry.bytes, *place, span=(start, stream.tell() - start)))
+    return written
+
+
+def _dist_boxes(model: ModelSpec) -> Iterator[tuple[str, tuple[int, ...], Box]]:
+    """The boxes in which each stored tensor is written: an expert's tensor, and pieces of whole rows of all others."""
+    for fqn, param in params_of(model).items():
+        place = stored(fqn, param)
+        rows, row = param.shape[0], 4 * whole(param.shape[1:]).elements
+        for box in cut(whole(param.shape), max(1, min(rows, PIECE_BYTES // row)) * row // 4):
+            yield place.key, place.shape, box if place.expert is None else _in_stack(box, place.expert)
+
+
+def _in_stack(box: Box, expert: int) -> Box:
+    return Box((expert, *box.offset), (1, *box.shape))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

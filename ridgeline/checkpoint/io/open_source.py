@@ -1,0 +1,36 @@
+"""A folder of weights, whatever its format."""
+
+from pathlib import Path
+
+from ridgeline.checkpoint.io.classic_source import is_classic, open_classic, step_folder
+from ridgeline.checkpoint.io.dist_source import open_dist
+from ridgeline.checkpoint.io.hf import open_hf
+from ridgeline.checkpoint.io.recorded import find_checkpoint
+from ridgeline.checkpoint.io.sources import Opened
+from ridgeline.checkpoint.io.torch_dist import INDEX
+from ridgeline.core.errors import CheckpointError
+from ridgeline.core.model import ModelSpec
+from ridgeline.models.hf_config import model_from_hf, read_hf_config
+
+
+def open_source(source: str | Path, *, model: ModelSpec | None = None, masters: bool = False) -> Opened:
+    """Open a folder of weights, whatever its format.
+
+    Args:
+        source: A Hugging Face folder, a run of Ridgeline or one step of it, or a checkpoint of Megatron-LM.
+        model: Whose weights they are, where the folder does not say so.
+        masters: Read the optimizer's fp32 copies where there are any.
+
+    Raises:
+        CheckpointError: It is none of these, is damaged, or does not hold the weights of its model.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        raise CheckpointError(f"source={source}: is no folder")
+    if (folder / "config.json").is_file():
+        return open_hf(folder, model or model_from_hf(read_hf_config(folder), name=folder.resolve().name))
+    if is_classic(folder):
+        step = step_folder(folder)
+        return open_dist(step, model=model) if (step / INDEX).is_file() else open_classic(folder, model=model)
+    step = folder if (folder / INDEX).is_file() else find_checkpoint(folder)
+    return open_dist(step, model=model, masters=masters)
