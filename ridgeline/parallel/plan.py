@@ -14,7 +14,7 @@ from ridgeline.core.frozen import frozen
 from ridgeline.core.job import Job
 from ridgeline.core.model import Attention
 from ridgeline.kernels.select import Choice, select
-from ridgeline.kernels.table import KERNELS
+from ridgeline.kernels.table import LAYER_OPS
 from ridgeline.parallel.check import job_problems, mesh_of, no_effect, stages_of
 from ridgeline.parallel.collectives import Collective, plan_collectives
 from ridgeline.parallel.held import plan_held
@@ -131,9 +131,13 @@ def kernels_of(job: Job) -> tuple[Choice, ...]:
         LoweringError: An op has no kernel there.
     """
     mixers = [run.block.mixer for run in job.model.blocks if isinstance(run.block.mixer, Attention)]
-    traits = {"head_dim": max(mixer.head_dim for mixer in mixers), "hidden": job.model.hidden}
+    traits = {
+        "head_dim": max(mixer.head_dim for mixer in mixers),
+        "heads": max(mixer.heads for mixer in mixers) // job.layout.tp,
+        "hidden": job.model.hidden,
+    }
     device, dtype = job.cluster.chip.device, DTYPES[job.precision.params]
-    return tuple(select(op, device=device, dtype=dtype, traits=traits) for op in KERNELS)
+    return tuple(select(op, device=device, dtype=dtype, traits=traits) for op in LAYER_OPS)
 
 
 def _warnings(job: Job, mesh: Mesh, memory: Sequence[RankMemory], kernels: Sequence[Choice]) -> Iterator[str]:
@@ -153,9 +157,9 @@ def _warnings(job: Job, mesh: Mesh, memory: Sequence[RankMemory], kernels: Seque
     pads = padded_vocab(model.vocab_size, layout) - model.vocab_size
     if pads:
         yield f"the vocabulary of {model.vocab_size} is padded by {pads} rows, to a multiple of tp*vocab_multiple"
-    plain = [choice.op for choice in kernels if choice.kernel == "torch"]
-    if cluster.chip.device == "npu" and plain:
-        yield f"{', '.join(plain)}: no npu kernel yet, plain torch will run; memory and time are those of fused kernels"
+    for choice in kernels:
+        if choice.passed_over:
+            yield f"{choice}; memory and time are those of fused kernels"
     if job.memory.distributed_optimizer and mesh.dp * mesh.cp == 1:
         yield "memory.distributed_optimizer has no effect with dp*cp=1"
 
