@@ -9,6 +9,7 @@ import attrs
 import pytest
 
 from ridgeline.core.errors import LoweringError, SpecError
+from ridgeline.core.job import Dpo, FullRecompute, Lora, Memory, Precision
 from ridgeline.core.model import Attention, Block, Mlp, Moe, Repeat
 from ridgeline.models.megatron import check_lowerable
 from ridgeline.models.program import DataSlice, lower
@@ -87,6 +88,26 @@ def test_what_cannot_be_lowered_is_named_at_once():
         "model.blocks.mixer.head_dim=[6, 10]: Megatron-core has one for all layers; use one value",
         "model.blocks.feed_forward.topk=[2, 3]: Megatron-core has one for all layers; use one value",
     ]
+
+
+def test_memory_that_nothing_runs_yet_is_refused_by_name():
+    """What a plan counts and the runtime cannot do, each field once."""
+    recompute = FullRecompute(method="block", per="rank", modules=("activation",))
+    job = attrs.evolve(
+        job_of(MODELS["dense"]),
+        precision=Precision(params="fp16", grads="fp16"),
+        memory=Memory(recompute=recompute, swap_optimizer=True, loss="copied"),
+        objective=Dpo(),
+        adapter=Lora(),
+    )
+    with pytest.raises(LoweringError) as caught:
+        check_lowerable(job)
+    lines = str(caught.value).splitlines()
+    assert [line.split("=")[0].split(":")[0] for line in lines] == [
+        *("precision.params", "precision.grads", "memory.swap_optimizer", "memory.loss", "objective.kind", "adapter"),
+        *("memory.recompute", "memory.recompute.modules", "memory.recompute.modules"),
+    ]
+    assert lines[0] == "precision.params='fp16': is planned only, nothing runs it yet; use 'bf16' or 'fp32'"
 
 
 def test_window_and_rope_may_differ_from_layer_to_layer():

@@ -11,6 +11,7 @@ from ridgeline.core.job import (
     ConstantLr,
     FullRecompute,
     LinearLr,
+    Lora,
     Memory,
     Optimizer,
     SelectiveRecompute,
@@ -92,6 +93,32 @@ SPARSE_BLOCK = MOE.blocks[0].block
         (
             job_of(dense_model(layers=6), layout__noop_layers=(1, 1)),
             ["layout.noop_layers=(1, 1): names a position twice"],
+        ),
+        (
+            job_of(DENSE, memory__swap_optimizer=True, memory__distributed_optimizer=False),
+            ["memory.swap_optimizer=True: needs the distributed optimizer, whose shards it moves"],
+        ),
+        (
+            job_of(DENSE, memory__swap_optimizer=True, precision__masters="low_bits", precision__moments="bf16"),
+            [
+                "memory.swap_optimizer=True: moves masters, which precision.masters='low_bits' does not have",
+                "memory.swap_optimizer=True: moves fp32 states, not precision.moments='bf16'",
+            ],
+        ),
+        (
+            job_of(DENSE, memory__swap_attention=True, adapter=Lora(), memory__recompute=FullRecompute()),
+            [
+                "memory.swap_attention=True: cannot follow layers with adapters",
+                "memory.swap_attention=True: has nothing to move when whole layers are recomputed",
+            ],
+        ),
+        (
+            job_of(DENSE, layout__pp=2, memory__recompute=FullRecompute(method="block", stage_layers=(1, 1, 1))),
+            ["memory.recompute.stage_layers=(1, 1, 1): must be a count >= 0 for each of pp*vpp=2 stages"],
+        ),
+        (
+            job_of(MOE, adapter=Lora(), comm__moe_dispatcher="allgather"),
+            ["adapter='lora': of experts need tokens sent to them one by one"],
         ),
         (job_of(DENSE, layout__vpp=2), ["layout.vpp=2: needs pp > 1"]),
         (
