@@ -12,7 +12,7 @@ import attrs
 from ridgeline.core.errors import PlanError
 from ridgeline.core.frozen import frozen
 from ridgeline.core.job import Job
-from ridgeline.core.model import Attention
+from ridgeline.core.model import Attention, LatentAttention, ModelSpec, Moe
 from ridgeline.kernels.select import Choice, select
 from ridgeline.kernels.table import LAYER_OPS
 from ridgeline.parallel.check import job_problems, mesh_of, no_effect, stages_of
@@ -124,18 +124,23 @@ def schedule_of(job: Job, times: StageTimes) -> Schedule:
     return plan_schedule(layout.schedule_name, pipeline)
 
 
+def _head_shapes(model: ModelSpec) -> Iterator[tuple[int, int]]:
+    """How many heads attention has, and their dims; a single one of one for a model without attention."""
+    yield 1, 1
+    for run in model.blocks:
+        match run.block.mixer:
+            case Attention(heads=heads, head_dim=head_dim) | LatentAttention(heads=heads, qk_head_dim=head_dim):
+                yield heads, head_dim
+
+
 def kernels_of(job: Job) -> tuple[Choice, ...]:
     """The kernel of every op of a job, on its cluster's device and in its dtype.
 
     Raises:
         LoweringError: An op has no kernel there.
     """
-    mixers = [run.block.mixer for run in job.model.blocks if isinstance(run.block.mixer, Attention)]
-    traits = {
-        "head_dim": max(mixer.head_dim for mixer in mixers),
-        "heads": max(mixer.heads for mixer in mixers) // job.layout.tp,
-        "hidden": job.model.hidden,
-    }
+    heads, head_dim = map(max, zip(*_head_shapes(job.model), strict=True))
+    traits = {"head_dim": head_dim, "heads": heads // job.layout.tp, "hidden": job.model.hidden}
     device, dtype = job.cluster.chip.device, DTYPES[job.precision.params]
     return tuple(select(op, device=device, dtype=dtype, traits=traits) for op in LAYER_OPS)
 
@@ -191,7 +196,7 @@ def _assumptions(job: Job) -> Iterator[str]:
     yield (
         f"memory errs high: the allocator's peak is expected within {BAND[0]:+.0%} .. {BAND[1]:+.0%} of allocated_bytes"
     )
-    if any(run.block.feed_forward.kind == "moe" for run in job.model.blocks):
+    if any(isinstance(run.block.feed_forward, Moe) for run in job.model.blocks):
         yield "experts get equal shares of the tokens; a hot expert takes longer and more memory"
     if job.batch.packing == "eod_reset":
         yield "attention is counted as over whole samples; packed documents cost less"
