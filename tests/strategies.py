@@ -18,7 +18,18 @@ from ridgeline.core.cluster import Cluster
 from ridgeline.core.fields import union_members
 from ridgeline.core.job import Comm, Data, Dpo, FullRecompute, Init, Job, Lora, Optimizer, Precision
 from ridgeline.core.layout import Layout
-from ridgeline.core.model import Attention, Block, Mlp, ModelSpec, Moe, Repeat
+from ridgeline.core.model import (
+    Attention,
+    Block,
+    GatedDeltaNet,
+    LatentAttention,
+    LongRope,
+    Mamba2,
+    Mlp,
+    ModelSpec,
+    Moe,
+    Repeat,
+)
 
 BIG_INT = 2**63 - 1
 """The largest integer that JSON and TOML readers agree on."""
@@ -53,8 +64,10 @@ def clusters() -> st.SearchStrategy[Cluster]:
 def attention_models(*, max_layers: int = 4) -> st.SearchStrategy[ModelSpec]:
     """Small models of the kind that can be planned and trained: attention with an Mlp or a Moe."""
     attention = specs(Attention, head_dim=st.sampled_from((2, 4, 8)), window=st.none())
-    feed_forward = specs(Mlp, ffn_hidden=st.integers(1, 32)) | specs(Moe, ffn_hidden=st.integers(1, 32))
-    block = specs(Block, mixer=attention, feed_forward=feed_forward)
+    feed_forward = specs(Mlp, ffn_hidden=st.integers(1, 32)) | specs(
+        Moe, ffn_hidden=st.integers(1, 32), zero_experts=st.just(0)
+    )
+    block = specs(Block, mixer=attention, feed_forward=feed_forward, shortcut=st.none())
     blocks = st.lists(specs(Repeat, block=block, count=st.integers(1, max_layers)), min_size=1, max_size=2)
     return specs(ModelSpec, blocks=blocks, vocab_size=st.integers(1, 64), hidden=st.integers(1, 64), mtp=st.just(0))
 
@@ -90,7 +103,7 @@ AWKWARD_TEXT = (
 
 
 def _floats(
-    *, minimum: float | None = None, above: float | None = None, maximum: float | None = None
+    *, minimum: float | None = None, above: float | None = None, maximum: float | None = None, quiet: bool = False
 ) -> st.SearchStrategy[float | int]:
     low = above if above is not None else minimum
     floats = st.floats(low, maximum, exclude_min=above is not None, allow_nan=False, allow_infinity=False)
@@ -106,10 +119,28 @@ def _heads() -> dict[str, Any]:
     }
 
 
+def _experts() -> dict[str, Any]:
+    return {
+        "experts": st.sampled_from((4, 8)),
+        "topk": st.integers(1, 4),
+        "groups": st.sampled_from((2, 4)),
+        "group_topk": st.integers(1, 2),
+        "shared_ffn": st.integers(1, 64),
+        "capacity_factor": st.floats(0.5, 2.0),
+    }
+
+
 RULES: Mapping[type[Any], Callable[[], dict[str, Any]]] = MappingProxyType(
     {
         Attention: _heads,
-        Moe: lambda: {"experts": st.integers(4, 8), "topk": st.integers(1, 4)},
+        LatentAttention: lambda: {"q_lora_rank": st.integers(1, BIG_INT)},
+        GatedDeltaNet: lambda: {"key_heads": st.integers(1, 4), "value_heads": st.sampled_from((12, 24))},
+        Mamba2: lambda: {"heads": st.sampled_from((12, 24)), "groups": st.integers(1, 4)},
+        Moe: _experts,
+        Block: lambda: {"feed_forward": _any(Mlp) | _any(Moe)},
+        LongRope: lambda: {
+            name: st.tuples(st.floats(1, 9), st.floats(1, 9)) for name in ("short_factors", "long_factors")
+        },
         ModelSpec: lambda: {"blocks": st.lists(_any(Repeat), min_size=1, max_size=3)},
         Precision: lambda: {"grads": st.just("fp32"), "masters": st.just("fp32"), "moments": st.just("fp32")},
         FullRecompute: lambda: {"per": st.just("stage"), "stage_layers": st.none(), "modules": st.just(())},

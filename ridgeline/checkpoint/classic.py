@@ -28,7 +28,7 @@ from ridgeline.core.fields import check_spec
 from ridgeline.core.frozen import frozen
 from ridgeline.core.job import Batch, Job
 from ridgeline.core.layout import Layout
-from ridgeline.core.model import GatedDeltaNet, ModelSpec
+from ridgeline.core.model import Attention, LatentAttention, ModelSpec
 from ridgeline.parallel.check import job_problems, mesh_of, stages_of
 from ridgeline.parallel.clusters import cluster_preset
 from ridgeline.parallel.mesh import Mesh, expert_coords, rank_coords
@@ -248,7 +248,9 @@ def classic_arguments(model: ModelSpec, laid: LaidOut) -> dict[str, object]:
     return {
         "num_layers": model.num_layers + len(layout.noop_layers),
         "hidden_size": model.hidden,
-        "num_attention_heads": next((mixer.heads for mixer in mixers if not isinstance(mixer, GatedDeltaNet)), 0),
+        "num_attention_heads": next(
+            (mixer.heads for mixer in mixers if isinstance(mixer, (Attention, LatentAttention))), 0
+        ),
         "max_position_embeddings": model.max_position,
         "add_position_embedding": True,
         "vocab_size": model.vocab_size,

@@ -1,8 +1,8 @@
 """Specs to plain data and back: JSON, TOML and YAML with an exact round trip, and a digest of what a spec says.
 
 ``structure`` reads plain data into a spec and reports every fault at once, each with its path. A member of a union
-carries ``kind``. A field that may be None is None by default and left out when it is (TOML has no null). msgspec parses
-text only.
+carries ``kind``. A field that may be None is None by default and left out when it is (TOML has no null), a trait at its
+default too. msgspec parses text only.
 """
 
 import os
@@ -30,6 +30,7 @@ def unstructure(spec: Any) -> Plain:
             field.name: _plain(value)
             for field in attrs.fields(type(spec))
             if (value := getattr(spec, field.name)) is not None
+            and not ("quiet" in field.metadata and value == field.default)
         },
     }
 

@@ -44,6 +44,16 @@ def real(
     return attrs.field(default=default, converter=_to_float, metadata=metadata)
 
 
+def trait(
+    default: Any, *, above: float | None = None, minimum: float | None = None, maximum: float | None = None
+) -> Any:
+    """A field that few specs set, left out of their text at its default, so that text outlives new traits."""
+    bounds = {"above": above, "minimum": minimum, "maximum": maximum, "quiet": True}
+    metadata = {name: bound for name, bound in bounds.items() if bound is not None}
+    number = isinstance(default, float) or above is not None
+    return attrs.field(default=default, converter=_to_float if number else None, metadata=metadata)
+
+
 def many(default: Any = ()) -> Any:
     """A tuple field that takes any list or tuple."""
     return attrs.field(default=default, converter=_to_tuple)

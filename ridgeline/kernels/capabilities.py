@@ -30,6 +30,25 @@ class Capabilities:
     counts_memory: bool
 
 
+@attrs.frozen(kw_only=True)
+class Software:
+    """What stands between torch and an npu; None is what a machine does not say.
+
+    Attributes:
+        torch_npu: Its version, "2.13.0".
+        cann: The version of CANN, "8.5.0".
+        chip: As the driver names it, "Ascend910B2".
+    """
+
+    torch_npu: str | None = None
+    cann: str | None = None
+    chip: str | None = None
+
+
+ASSUMED = Software(torch_npu="2.13.0", cann="8.5.0", chip="Ascend910B2")
+"""What a plan counts on where nobody has looked; `ridgeline.kernels.npu.probe` looks when a run starts."""
+
+
 CAPABILITIES: MappingProxyType[str, Capabilities] = MappingProxyType(
     {
         "cpu": Capabilities(

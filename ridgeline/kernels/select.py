@@ -7,7 +7,7 @@ from typing import Literal
 import attrs
 
 from ridgeline.core.errors import LoweringError, nearest
-from ridgeline.kernels.capabilities import CAPABILITIES, DeviceName
+from ridgeline.kernels.capabilities import ASSUMED, CAPABILITIES, DeviceName, Software
 from ridgeline.kernels.table import KERNELS, Kernel
 
 Policy = Literal["auto", "strict"]
@@ -33,7 +33,7 @@ class Choice:
         op: What is computed.
         kernel: Name of the kernel, one of the op's.
         reason: Why this one.
-        passed_over: Those that were preferred but cannot, in the table's order.
+        passed_over: Those of the device that were preferred but cannot, in the table's order.
     """
 
     op: str
@@ -53,6 +53,7 @@ def select(
     dtype: str,
     traits: Mapping[str, int] = NO_TRAITS,
     policy: Policy = "auto",
+    software: Software = ASSUMED,
     table: Mapping[str, tuple[Kernel, ...]] = KERNELS,
 ) -> Choice:
     """Choose the first kernel of an op that can do the call.
@@ -63,6 +64,7 @@ def select(
         dtype: Of its inputs, torch's name: "bfloat16".
         traits: Sizes of the call that kernels may limit, by name: ``{"head_dim": 128}``.
         policy: "auto" takes what works, if need be plain torch; "strict" only what was written for the device.
+        software: What the device's machine has installed.
         table: Kernels of each op, preferred ones first.
 
     Raises:
@@ -75,8 +77,8 @@ def select(
     if op not in table:
         raise LoweringError(f"op={op!r}: unknown; {nearest(op, table)}")
     passed: list[Passed] = []
-    for kernel in table[op]:
-        why = _obstacle(kernel, device, dtype, traits, policy)
+    for kernel in (kernel for kernel in table[op] if device in kernel.devices):
+        why = _obstacle(kernel, device, dtype, traits, policy, software)
         if not why:
             reason = f"the first that runs on {device} in {dtype}"
             return Choice(op=op, kernel=kernel.name, reason=reason, passed_over=tuple(passed))
@@ -91,14 +93,17 @@ def kernel_of(choice: Choice, *, table: Mapping[str, tuple[Kernel, ...]] = KERNE
     return next(kernel for kernel in table[choice.op] if kernel.name == choice.kernel)
 
 
-def _obstacle(kernel: Kernel, device: DeviceName, dtype: str, traits: Mapping[str, int], policy: Policy) -> str:
+def _obstacle(
+    kernel: Kernel, device: DeviceName, dtype: str, traits: Mapping[str, int], policy: Policy, software: Software
+) -> str:
     """Why a kernel cannot do a call; nothing if it can."""
-    if device not in kernel.devices:
-        return "device"
     if dtype not in kernel.dtypes or dtype not in CAPABILITIES[device].dtypes:
         return "dtype"
     if policy == "strict" and device in kernel.fallback_on:
         return "policy='strict'"
+    missing = next(filter(None, (need.rule(software) for need in kernel.needs)), "")
+    if missing:
+        return missing
     # A limit on a trait that the caller did not state cannot be known to hold.
     rules = [
         limit.rule(traits[limit.trait]) if limit.trait in traits else f"{limit.trait} not given"

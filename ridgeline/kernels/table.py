@@ -3,17 +3,6 @@
 A row is data. Its function is an import string, so that a planner reads the table without loading torch. Rows of an op
 stand in the order of preference; the last one is plain torch and is what the op means. All kernels of an op are called
 alike, as its reference's docstring says.
-
-A kernel for the npu is a module in ``ridgeline/kernels/npu/`` and a row before the reference's::
-
-    Kernel(
-        op="rms_norm",
-        name="npu_rms_norm",
-        function="ridgeline.kernels.npu.rms_norm:rms_norm",
-        devices=("npu",),
-        dtypes=("bfloat16", "float16", "float32"),
-        limits=(Limit(trait="hidden", maximum=65535),),
-    )
 """
 
 from collections.abc import Mapping
@@ -21,16 +10,22 @@ from types import MappingProxyType
 
 import attrs
 
-from ridgeline.kernels.capabilities import DEVICE_NAMES, DeviceName
+from ridgeline.core.errors import one_of
+from ridgeline.kernels.capabilities import DEVICE_NAMES, DeviceName, Software
 
 
 @attrs.frozen(kw_only=True)
 class Limit:
-    """What a kernel asks of one trait of its call, such as ``head_dim``; None asks nothing."""
+    """What a kernel asks of one trait of its call, such as ``head_dim``; None asks nothing.
+
+    A trait that is a yes or a no is 1 or 0.
+    """
 
     trait: str
+    minimum: int | None = None
     maximum: int | None = None
     multiple_of: int | None = None
+    among: tuple[int, ...] | None = None
 
     def rule(self, value: int) -> str:
         """The rule that a value breaks, or nothing.
@@ -39,11 +34,55 @@ class Limit:
             >>> Limit(trait="head_dim", maximum=768, multiple_of=2).rule(769)
             'head_dim=769: must be <= 768'
         """
+        if self.minimum is not None and value < self.minimum:
+            return f"{self.trait}={value}: must be >= {self.minimum}"
         if self.maximum is not None and value > self.maximum:
             return f"{self.trait}={value}: must be <= {self.maximum}"
         if self.multiple_of is not None and value % self.multiple_of:
             return f"{self.trait}={value}: must be a multiple of {self.multiple_of}"
+        if self.among is not None and value not in self.among:
+            return f"{self.trait}={value}: {one_of(self.among)}"
         return ""
+
+
+@attrs.frozen(kw_only=True)
+class Need:
+    """What a kernel asks of the software on its machine.
+
+    Attributes:
+        field: One of `Software`.
+        at_least: A version; None asks for none.
+        prefix: What the value begins with; None asks nothing.
+    """
+
+    field: str
+    at_least: str | None = None
+    prefix: str | None = None
+
+    def rule(self, software: Software) -> str:
+        """The rule that the software breaks, or nothing.
+
+        Example:
+            >>> need = Need(field="cann", at_least="8.5")
+            >>> need.rule(Software(cann="8.10.0")), need.rule(Software())
+            ('', 'cann=None: must be >= 8.5')
+        """
+        value = getattr(software, self.field)
+        if self.prefix is not None and not (value or "").startswith(self.prefix):
+            return f"{self.field}={value}: must be {self.prefix}*"
+        if self.at_least is not None and (value is None or _numbers(value) < _numbers(self.at_least)):
+            return f"{self.field}={value}: must be >= {self.at_least}"
+        return ""
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: 8.5.0 of "8.5.0.RC1"."""
+    numbers = []
+    for part in version.split("."):
+        if not part.isdigit():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)
 
 
 @attrs.frozen(kw_only=True)
@@ -57,6 +96,7 @@ class Kernel:
         devices: Where it runs.
         dtypes: Of its inputs, torch's names.
         limits: On traits of the call.
+        needs: On the software of the machine.
         fallback_on: Devices for which it was not written; policy "strict" passes it over there.
     """
 
@@ -66,25 +106,145 @@ class Kernel:
     devices: tuple[DeviceName, ...]
     dtypes: tuple[str, ...]
     limits: tuple[Limit, ...] = ()
+    needs: tuple[Need, ...] = ()
     fallback_on: tuple[DeviceName, ...] = ()
 
 
-def _reference(op: str) -> Kernel:
+def _reference(op: str, *, module: str | None = None, fallback_on: tuple[DeviceName, ...] = ("npu",)) -> Kernel:
     return Kernel(
         op=op,
         name="torch",
-        function=f"ridgeline.kernels.reference.{op}:{op}",
+        function=f"ridgeline.kernels.reference.{module or op}:{op}",
         devices=DEVICE_NAMES,
         dtypes=("float32", "bfloat16", "float16", "float64"),
-        fallback_on=("npu",),
+        fallback_on=fallback_on,
     )
 
 
+_HALF = ("bfloat16", "float16")
+_HALF_OR_SINGLE = (*_HALF, "float32")
+_TORCH_NPU = Need(field="torch_npu", at_least="2.13")
+
+
+def _npu(
+    op: str,
+    name: str,
+    *limits: Limit,
+    module: str | None = None,
+    dtypes: tuple[str, ...] = _HALF_OR_SINGLE,
+    needs: tuple[Need, ...] = (),
+) -> Kernel:
+    return Kernel(
+        op=op,
+        name=name,
+        function=f"ridgeline.kernels.npu.{module or op}:{op}",
+        devices=("npu",),
+        dtypes=dtypes,
+        limits=limits,
+        needs=(_TORCH_NPU, *needs),
+    )
+
+
+def _both(op: str, name: str, *limits: Limit, module: str | None = None, **row: object) -> tuple[Kernel, ...]:
+    """An op with a kernel of torch_npu, and its reference."""
+    return _npu(op, name, *limits, module=module, **row), _reference(op, module=module)  # pyright: ignore[reportArgumentType]  as `_npu`
+
+
+def _torch_everywhere(op: str) -> tuple[Kernel, ...]:
+    """An op whose torch calls are kernels on an npu too."""
+    return (_reference(op, fallback_on=()),)
+
+
+_HEADS = (Limit(trait="head_dim", maximum=768), Limit(trait="heads", maximum=256))
+_NO_SOFTCAP, _NO_SINKS = Limit(trait="softcap", maximum=0), Limit(trait="sinks", maximum=0)
+_SINKS_SINCE = Need(field="cann", at_least="8.5")
+_ROWS = (Limit(trait="topk", maximum=512), Limit(trait="rows", maximum=2**24 - 2))
+_FUSED_COLLECTIVE = (
+    Limit(trait="tp", among=(2, 4, 8)),
+    Limit(trait="in_features", minimum=256, maximum=65534),
+    Limit(trait="out_features", minimum=256, maximum=65534),
+)
+_ATLAS_A2 = (Need(field="chip", prefix="Ascend910B"),)
+
 KERNELS: Mapping[str, tuple[Kernel, ...]] = MappingProxyType(
     {
-        "attention": (_reference("attention"),),
-        "rms_norm": (_reference("rms_norm"),),
-        "rope": (_reference("rope"),),
-        "swiglu": (_reference("swiglu"),),
+        "adamw": _both("adamw", "npu_apply_adam_w", dtypes=("float32",)),
+        "add_rms_norm": _both("add_rms_norm", "npu_add_rms_norm"),
+        "attention": _both("attention", "npu_fusion_attention", *_HEADS),
+        "causal_conv1d": _torch_everywhere("causal_conv1d"),
+        "clamped_swiglu": _both("clamped_swiglu", "npu_clipped_swiglu"),
+        "cross_entropy": _both("cross_entropy", "npu_cross_entropy_loss", Limit(trait="tokens", maximum=200_000)),
+        "flash_attention": (
+            _npu("flash_attention", "npu_fusion_attention", *_HEADS, _NO_SOFTCAP, needs=(_SINKS_SINCE,)),
+            _npu("flash_attention", "npu_fusion_attention_no_sinks", *_HEADS, _NO_SOFTCAP, _NO_SINKS),
+            _reference("flash_attention"),
+        ),
+        "gated_delta_rule": (_reference("gated_delta_rule"),),
+        "gather_matmul": _both(
+            "gather_matmul", "npu_all_gather_base_mm", *_FUSED_COLLECTIVE, module="collective_matmul", needs=_ATLAS_A2
+        ),
+        "geglu": _both("geglu", "npu_geglu"),
+        "grouped_matmul": _both(
+            "grouped_matmul",
+            "npu_grouped_matmul",
+            Limit(trait="in_features", maximum=65535),
+            Limit(trait="out_features", maximum=65535),
+        ),
+        "layer_norm": _torch_everywhere("layer_norm"),
+        "lightning_indexer": _both(
+            "lightning_indexer",
+            "npu_lightning_indexer",
+            Limit(trait="head_dim", among=(128,)),
+            Limit(trait="topk", maximum=8192),
+            dtypes=_HALF,
+        ),
+        "linear_cross_entropy": (_reference("linear_cross_entropy", module="cross_entropy"),),
+        "mamba2_scan": (_reference("mamba2_scan"),),
+        "masked_softmax": _both(
+            "masked_softmax",
+            "npu_scaled_masked_softmax",
+            Limit(trait="queries", minimum=32, maximum=4096, multiple_of=32),
+            Limit(trait="keys", minimum=32, maximum=4096, multiple_of=32),
+        ),
+        "matmul_add": _both("matmul_add", "mm_add"),
+        "matmul_reduce": _both(
+            "matmul_reduce", "npu_mm_all_reduce_base", *_FUSED_COLLECTIVE, module="collective_matmul", needs=_ATLAS_A2
+        ),
+        "matmul_scatter": _both(
+            "matmul_scatter",
+            "npu_mm_reduce_scatter_base",
+            *_FUSED_COLLECTIVE,
+            module="collective_matmul",
+            needs=_ATLAS_A2,
+        ),
+        "nf4_matmul": (_reference("nf4_matmul", module="nf4"),),
+        "permute": _both("permute", "npu_moe_token_permute", *_ROWS),
+        "permute_by_map": _both("permute_by_map", "npu_moe_token_permute_with_routing_map", *_ROWS, module="permute"),
+        "rms_norm": _both("rms_norm", "npu_rms_norm"),
+        "rope": _both("rope", "npu_rotary_mul", Limit(trait="head_dim", maximum=894, multiple_of=2)),
+        "router_topk": _both(
+            "router_topk",
+            "npu_moe_gating_top_k",
+            Limit(trait="experts", maximum=2048),
+            Limit(trait="topk", maximum=1024),
+        ),
+        "sparse_attention": _both(
+            "sparse_attention",
+            "npu_sparse_flash_attention",
+            Limit(trait="latent", among=(512,)),
+            Limit(trait="rope_head_dim", among=(64,)),
+            dtypes=_HALF,
+        ),
+        "sparsemixer": (_reference("sparsemixer"),),
+        "squared_relu": _torch_everywhere("squared_relu"),
+        "swiglu": _both("swiglu", "npu_swiglu"),
+        "unpermute": _both("unpermute", "npu_moe_token_unpermute", *_ROWS, module="permute"),
+        "unpermute_by_map": _both(
+            "unpermute_by_map", "npu_moe_token_unpermute_with_routing_map", *_ROWS, module="permute"
+        ),
+        "vocab_parallel_cross_entropy": (_reference("vocab_parallel_cross_entropy", module="cross_entropy"),),
     }
 )
+
+LAYER_OPS = ("attention", "rms_norm", "rope", "swiglu")
+"""What the layers of a model call, and so what a plan chooses kernels for."""

@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+import attrs
 
 from ridgeline.core.errors import LoweringError
 from ridgeline.core.job import FullRecompute, Job, SelectiveRecompute
-from ridgeline.core.model import Attention, Mlp, Moe
+from ridgeline.core.model import Attention, Mlp, ModelSpec, Moe
 from ridgeline.kernels.capabilities import capabilities_of
 from ridgeline.parallel.stages import StageMap, megatron_layout
 
@@ -166,8 +168,13 @@ def _faults(job: Job) -> Iterator[str]:
     if job.model.mtp:
         yield f"model.mtp={job.model.mtp}: multi-token prediction has no lowering yet; use 0"
     blocks = job.model.layers()
-    for kind in dict.fromkeys(block.mixer.kind for block in blocks if not isinstance(block.mixer, Attention)):
-        yield f"model.blocks.mixer={kind!r}: has no lowering yet; use kind='attention'"
+    for block in dict.fromkeys(blocks):
+        if not isinstance(block.mixer, Attention):
+            kind = block.mixer.kind if block.mixer else None
+            yield f"model.blocks.mixer={kind!r}: has no lowering yet; use kind='attention'"
+        if block.feed_forward is None:
+            yield "model.blocks.feed_forward=None: has no lowering yet; use kind='mlp'"
+    yield from dict.fromkeys(_unbuilt(job.model))
     for kind, (place, *names) in UNIFORM.items():
         parts = [part for block in blocks if isinstance(part := getattr(block, place), kind)]
         for name in names:
@@ -190,6 +197,35 @@ def _recompute_faults(job: Job) -> Iterator[str]:
             modules = ()
     if "activation" in modules:
         yield "memory.recompute.modules='activation': is planned only, nothing runs it yet; use 'mlp' or 'moe'"
+
+
+def _unbuilt(model: ModelSpec) -> Iterator[str]:
+    """Traits that the runtime's modules do not know."""
+    yield from _traits(model, "model")
+    for run in model.blocks:
+        yield from _traits(run.block, "model.blocks")
+        for place in ("mixer", "feed_forward"):
+            part = getattr(run.block, place)
+            if isinstance(part, (Attention, Mlp, Moe)):
+                yield from _traits(part, f"model.blocks.{place}")
+                if isinstance(part, (Mlp, Moe)) and part.activation != "swiglu":
+                    rule = "has no lowering yet; use 'swiglu'"
+                    yield f"model.blocks.{place}.activation={part.activation!r}: {rule}"
+        rope = run.block.mixer.rope if isinstance(run.block.mixer, Attention) else None
+        if rope is not None:
+            yield from _traits(rope, "model.blocks.mixer.rope")
+            if rope.scaling is not None and rope.scaling.kind == "longrope":
+                yield "model.blocks.mixer.rope.scaling.kind='longrope': has no lowering yet; use another"
+            elif rope.scaling is not None:
+                yield from _traits(rope.scaling, "model.blocks.mixer.rope.scaling")
+
+
+def _traits(spec: Any, path: str) -> Iterator[str]:
+    for field in attrs.fields(type(spec)):
+        value = getattr(spec, field.name)
+        if "quiet" in field.metadata and value != field.default:
+            shown = getattr(value, "kind", value)
+            yield f"{path}.{field.name}={shown!r}: has no lowering yet; leave it at {field.default!r}"
 
 
 def _feed_forward_fields(job: Job) -> Fields:

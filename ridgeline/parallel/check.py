@@ -14,7 +14,7 @@ from math import gcd
 
 from ridgeline.core.errors import PlanError, Problem, SpecError, divisors, one_of
 from ridgeline.core.job import ConstantLr, FullRecompute, Job, SelectiveRecompute, WsdLr
-from ridgeline.core.model import Attention, Mlp, Moe
+from ridgeline.core.model import Attention, Block, GatedDeltaNet, LatentAttention, Mamba2, Mlp, Moe
 from ridgeline.parallel.mesh import Mesh
 from ridgeline.parallel.stages import StageMap, plan_stages, stage_problems
 
@@ -91,12 +91,9 @@ def _tensor_parallel(job: Job) -> Iterator[Problem]:
     sizes: dict[str, int] = {}
     kv_heads: set[int] = set()
     for run in job.model.blocks:
-        mixer, feed_forward = run.block.mixer, run.block.feed_forward
-        if isinstance(mixer, Attention):
-            sizes[f"heads={mixer.heads}"] = mixer.heads
-            kv_heads.add(mixer.kv_heads)
-        if isinstance(feed_forward, Mlp):
-            sizes[f"ffn_hidden={feed_forward.ffn_hidden}"] = feed_forward.ffn_hidden
+        sizes.update(_split_over_tp(run.block))
+        if isinstance(run.block.mixer, Attention):
+            kv_heads.add(run.block.mixer.kv_heads)
     fitting = [
         tp
         for tp in divisors(gcd(*sizes.values()) if sizes else 1)
@@ -111,6 +108,22 @@ def _tensor_parallel(job: Job) -> Iterator[Problem]:
             yield Problem("layout.tp", layout.tp, rule, one_of(fitting))
     if layout.sp and layout.tp == 1:
         yield Problem("layout.sp", True, "needs tp > 1, since it splits the sequence over tp", "set layout.sp to false")
+
+
+def _split_over_tp(block: Block) -> Iterator[tuple[str, int]]:
+    """What of a block tp ranks share out evenly, each with the field that says so."""
+    match block.mixer:
+        case Attention(heads=heads) | LatentAttention(heads=heads):
+            yield f"heads={heads}", heads
+        case GatedDeltaNet(key_heads=heads):
+            yield f"key_heads={heads}", heads
+        case Mamba2(groups=groups):
+            yield f"groups={groups}", groups
+    match block.feed_forward:
+        case Mlp(ffn_hidden=width):
+            yield f"ffn_hidden={width}", width
+        case Moe(shared_ffn=int(width)):
+            yield f"shared_ffn={width}", width
 
 
 def _expert_parallel(job: Job) -> Iterator[Problem]:
@@ -141,13 +154,20 @@ def _context_parallel(job: Job) -> Iterator[Problem]:
     if layout.cp == 1:
         return
     for mixer in dict.fromkeys(run.block.mixer for run in job.model.blocks):
-        if not isinstance(mixer, Attention):
+        if isinstance(mixer, (GatedDeltaNet, Mamba2)):
+            heads = mixer.groups if isinstance(mixer, Mamba2) else mixer.key_heads
+            if heads % (layout.tp * layout.cp):
+                rule = f"tp*cp={layout.tp * layout.cp} must divide the {heads} heads a scan shares out"
+                yield Problem("layout.cp", layout.cp, rule, "use a smaller cp")
+            continue
+        if mixer is None:
             continue
         if layout.cp_algorithm == "ulysses" and mixer.heads % (layout.tp * layout.cp):
             rule = f"tp*cp={layout.tp * layout.cp} must divide heads={mixer.heads} under ulysses"
             yield Problem("layout.cp", layout.cp, rule, "use a smaller cp or layout.cp_algorithm='ring'")
-        if layout.cp_algorithm == "ring" and mixer.window is not None and mixer.window < seq_len:
-            rule = f"cannot follow a window={mixer.window} shorter than seq_len={seq_len}"
+        window = mixer.window if isinstance(mixer, Attention) else None
+        if layout.cp_algorithm == "ring" and window is not None and window < seq_len:
+            rule = f"cannot follow a window={window} shorter than seq_len={seq_len}"
             yield Problem("layout.cp_algorithm", "ring", rule, "use 'ulysses' or 'kv_allgather'")
 
 
@@ -337,13 +357,24 @@ def _comm(job: Job) -> Iterator[Problem]:
         yield Problem("comm.tp_overlap", job.comm.tp_overlap, rule, "set layout.sp to true, or use 'none'")
 
 
-def _plannable(job: Job) -> Iterator[Problem]:
-    for mixer in dict.fromkeys(run.block.mixer for run in job.model.blocks):
-        if not isinstance(mixer, Attention):
-            rule = "has no parameter table yet, so it can be neither planned nor trained"
-            yield Problem("model.blocks.mixer", mixer.kind, rule, f"use kind={Attention.kind!r}")
-    if job.model.mtp:
-        yield Problem("model.mtp", job.model.mtp, "multi-token prediction cannot be planned yet", "use 0")
+def _neighbours(job: Job) -> Iterator[Problem]:
+    """What reaches from one layer to the next stays within a stage."""
+    if any(_stages(job)):
+        return
+    blocks = job.model.layers()
+    for layers in stages_of(job).layers:
+        own = [blocks[layer] for layer in layers]
+        for index, block in enumerate(own):
+            if isinstance(block.mixer, Attention) and block.mixer.shares_kv and not _made_below(own[:index]):
+                rule = f"layer {layers[index]} has no layer below it on its stage whose keys and values it could share"
+                yield Problem("model.blocks.mixer.shares_kv", True, rule, "set layout.stages to other counts")
+        if own and own[-1].shortcut is not None:
+            rule = f"the experts beside layer {layers[-1]} join after the next layer, which is not on its stage"
+            yield Problem("model.blocks.shortcut", own[-1].shortcut.kind, rule, "set layout.stages to other counts")
+
+
+def _made_below(blocks: list[Block]) -> bool:
+    return any(isinstance(block.mixer, Attention) and not block.mixer.shares_kv for block in blocks)
 
 
 def no_effect(job: Job) -> Iterator[str]:
@@ -359,7 +390,7 @@ def no_effect(job: Job) -> Iterator[str]:
     if job.adapter and job.precision.masters == "low_bits":
         yield "precision.masters='low_bits' saves next to nothing: only adapters have masters"
     if isinstance(recompute, SelectiveRecompute):
-        kinds = {run.block.feed_forward.kind for run in job.model.blocks}
+        kinds = {part.kind for run in job.model.blocks for part in (run.block.feed_forward, run.block.shortcut) if part}
         for module in recompute.modules:
             if module in ("mlp", "moe") and module not in kinds:
                 yield f"memory.recompute.modules: {module!r} has no effect, since no layer holds one"
@@ -386,6 +417,6 @@ RULES: tuple[Rule, ...] = (
     _adapters,
     _learning_rate,
     _comm,
-    _plannable,
+    _neighbours,
 )
 NEEDS_DP: frozenset[Rule] = frozenset((_mesh, _batch, _microbatches))

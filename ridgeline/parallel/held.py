@@ -21,7 +21,10 @@ WIDTHS: Mapping[str, int] = MappingProxyType({"bf16": 2, "fp16": 2, "fp32": 4})
 
 PARAM_ALIGNMENT = 64  # elements, of each parameter's start in a buffer of the distributed optimizer
 BUCKET_ALIGNMENT = 128  # elements, of the buffer's end, and a whole number for each rank
-SHARED_OVER_TP = ("norm", "router", "out_bias", "down_bias")  # under sp each tp rank sees its own tokens only
+SHARED_OVER_TP = frozenset(
+    ("norm", "norm_bias", "router", "router_bias", "out_bias", "down_bias", "replicated", "positions")
+)
+"""Under sp each tp rank sees its own tokens only, so that the gradients of these are sums over tp."""
 
 
 class Held(NamedTuple):
@@ -71,10 +74,12 @@ def _held(job: Job, mesh: Mesh, stages: StageMap, shards: tuple[ParamRow, ...], 
     buffers = {"dense": 0, "tied": 0, "expert": 0}
     largest = frozen = 0
     for row, layers in stage_rows(shards, stages, stage):
+        if not row.param.trains:
+            continue
         size, role = prod(local_shape(row.shard, mesh)), row.param.role
         copies = layers * max(1, row.param.experts // mesh.ep)
         kind = "expert" if row.param.experts else "dense"
-        tied = role == "embedding" and job.model.tied_embeddings and not stages.ends_meet
+        tied = role == "embedding" and job.model.shares_embedding and not stages.ends_meet
         replicated = size if mesh.tp > 1 and (role == "head_norm" or (job.layout.sp and role in SHARED_OVER_TP)) else 0
         frozen += size * width * copies * has_reference
         if adapter:

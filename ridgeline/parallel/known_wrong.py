@@ -123,10 +123,12 @@ RULES: tuple[KnownWrong, ...] = (
     KnownWrong(
         name="latent-attention-tp",
         reference=f"{MEGATRON}/issues/1699, {MEGATRON}/pull/6839",
-        applies=lambda job: _has_mixer(job, LatentAttention) and job.layout.tp > 1,
-        action="refuse",
-        path="layout.tp",
-        sentence="gradients of latent attention's down-projection are wrong by up to 1 % when tp>1; use 1",
+        applies=lambda job: _has_mixer(job, LatentAttention) and job.layout.tp > 1 and not job.layout.sp,
+        action="repair",
+        path="layout.sp",
+        sentence="without sp, gradients of latent attention's down-projections are wrong by up to 1 %; set to true, "
+        "with them whole on every tp rank",
+        repair=_sequence_parallel,
     ),
     KnownWrong(
         name="tied-mtp-pp-tp",

@@ -12,9 +12,9 @@ import attrs
 from ridgeline.core.errors import PlanError
 from ridgeline.core.frozen import frozen
 from ridgeline.core.job import Job
-from ridgeline.core.model import Attention
+from ridgeline.core.model import Attention, LatentAttention, ModelSpec, Moe
 from ridgeline.kernels.select import Choice, select
-from ridgeline.kernels.table import KERNELS
+from ridgeline.kernels.table import LAYER_OPS
 from ridgeline.parallel.check import job_problems, mesh_of, no_effect, stages_of
 from ridgeline.parallel.collectives import Collective, plan_collectives
 from ridgeline.parallel.held import plan_held
@@ -124,16 +124,25 @@ def schedule_of(job: Job, times: StageTimes) -> Schedule:
     return plan_schedule(layout.schedule_name, pipeline)
 
 
+def _head_shapes(model: ModelSpec) -> Iterator[tuple[int, int]]:
+    """How many heads attention has, and their dims; a single one of one for a model without attention."""
+    yield 1, 1
+    for run in model.blocks:
+        match run.block.mixer:
+            case Attention(heads=heads, head_dim=head_dim) | LatentAttention(heads=heads, qk_head_dim=head_dim):
+                yield heads, head_dim
+
+
 def kernels_of(job: Job) -> tuple[Choice, ...]:
     """The kernel of every op of a job, on its cluster's device and in its dtype.
 
     Raises:
         LoweringError: An op has no kernel there.
     """
-    mixers = [run.block.mixer for run in job.model.blocks if isinstance(run.block.mixer, Attention)]
-    traits = {"head_dim": max(mixer.head_dim for mixer in mixers), "hidden": job.model.hidden}
+    heads, head_dim = map(max, zip(*_head_shapes(job.model), strict=True))
+    traits = {"head_dim": head_dim, "heads": heads // job.layout.tp, "hidden": job.model.hidden}
     device, dtype = job.cluster.chip.device, DTYPES[job.precision.params]
-    return tuple(select(op, device=device, dtype=dtype, traits=traits) for op in KERNELS)
+    return tuple(select(op, device=device, dtype=dtype, traits=traits) for op in LAYER_OPS)
 
 
 def _warnings(job: Job, mesh: Mesh, memory: Sequence[RankMemory], kernels: Sequence[Choice]) -> Iterator[str]:
@@ -153,9 +162,9 @@ def _warnings(job: Job, mesh: Mesh, memory: Sequence[RankMemory], kernels: Seque
     pads = padded_vocab(model.vocab_size, layout) - model.vocab_size
     if pads:
         yield f"the vocabulary of {model.vocab_size} is padded by {pads} rows, to a multiple of tp*vocab_multiple"
-    plain = [choice.op for choice in kernels if choice.kernel == "torch"]
-    if cluster.chip.device == "npu" and plain:
-        yield f"{', '.join(plain)}: no npu kernel yet, plain torch will run; memory and time are those of fused kernels"
+    for choice in kernels:
+        if choice.passed_over:
+            yield f"{choice}; memory and time are those of fused kernels"
     if job.memory.distributed_optimizer and mesh.dp * mesh.cp == 1:
         yield "memory.distributed_optimizer has no effect with dp*cp=1"
 
@@ -187,7 +196,7 @@ def _assumptions(job: Job) -> Iterator[str]:
     yield (
         f"memory errs high: the allocator's peak is expected within {BAND[0]:+.0%} .. {BAND[1]:+.0%} of allocated_bytes"
     )
-    if any(run.block.feed_forward.kind == "moe" for run in job.model.blocks):
+    if any(isinstance(run.block.feed_forward, Moe) for run in job.model.blocks):
         yield "experts get equal shares of the tokens; a hot expert takes longer and more memory"
     if job.batch.packing == "eod_reset":
         yield "attention is counted as over whole samples; packed documents cost less"

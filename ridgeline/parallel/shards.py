@@ -1,11 +1,14 @@
 """Shards: which part of every parameter a rank owns, and under which name Megatron-core keeps it there.
 
     role                                 dim split          over
-    embedding, head                      0 (vocabulary)     tp, after padding
+    embedding, head, head_bias           0 (vocabulary)     tp, after padding
     qkv, qkv_bias                        0 (by kv head)     tp
+    column, per_head                     0 (by head)        tp
+    fused, conv, conv_bias               0, each part       tp
     gate_up, gate_up_bias                0, each half       tp, an expert's over etp
+    up, up_bias                          0                  tp, an expert's over etp
     out, down                            1                  tp, an expert's over etp
-    norm, head_norm, router, out_bias, down_bias            kept whole
+    all others                           kept whole
 
 Experts are owned whole, ``experts/ep`` consecutive ones a rank, before etp splits them.
 
@@ -16,7 +19,7 @@ Source:
 
 import math
 from collections.abc import Iterator
-from itertools import product
+from itertools import accumulate, product
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import attrs
@@ -24,7 +27,7 @@ import attrs
 from ridgeline.core.frozen import frozen
 from ridgeline.core.layout import Layout
 from ridgeline.core.model import ModelSpec
-from ridgeline.core.params import Param, Role, block_params, fqn_of, model_params
+from ridgeline.core.params import Param, block_params, fqn_of, outer_params
 from ridgeline.parallel.mesh import ExpertCoords, Mesh, expert_coords, rank_coords
 from ridgeline.parallel.stages import StageMap
 
@@ -33,11 +36,19 @@ OUTPUT = "output_layer.weight"
 
 
 class Split(NamedTuple):
-    """A dim cut evenly over an axis; each of ``blocks`` equal parts is cut on its own (2: gate and up)."""
+    """A dim cut evenly over an axis.
+
+    Each of ``blocks`` equal parts is cut on its own (2: gate and up), or each of ``parts`` of these sizes.
+    """
 
     dim: int
     axis: Literal["tp", "etp"]
     blocks: int = 1
+    parts: tuple[int, ...] = ()
+
+    def sizes(self, size: int) -> tuple[int, ...]:
+        """The parts of a dim of this size."""
+        return self.parts or (size // self.blocks,) * self.blocks
 
 
 @frozen
@@ -99,31 +110,29 @@ def shard_of(param: Param, layout: Layout) -> Shard:
     """
     axis = "etp" if param.experts else "tp"
     match param.role:
-        case "embedding" | "head":
+        case "embedding" | "head" | "head_bias":
             return Shard((padded_vocab(param.shape[0], layout), *param.shape[1:]), (Split(0, "tp"),))
-        case "qkv" | "qkv_bias":
-            return Shard(param.shape, (Split(0, "tp"),))
+        case "qkv" | "qkv_bias" | "column" | "per_head" | "fused" | "conv" | "conv_bias":
+            return Shard(param.shape, (Split(0, "tp", parts=param.parts),))
         case "gate_up" | "gate_up_bias":
             return Shard(param.shape, (Split(0, axis, blocks=2),))
+        case "up" | "up_bias":
+            return Shard(param.shape, (Split(0, axis),))
         case "out" | "down":
             return Shard(param.shape, (Split(1, axis),))
-        case "norm" | "head_norm" | "router" | "out_bias" | "down_bias":
+        case _:
             return Shard(param.shape)
 
 
 def plan_shards(model: ModelSpec, layout: Layout) -> tuple[ParamRow, ...]:
-    """Every parameter of a model and how it lies on the mesh, in model order, equal layers in one row.
-
-    Raises:
-        PlanError: A block's mixer has no parameter table yet.
-    """
-    outside = [ParamRow(None, param, shard_of(param, layout)) for param in _outside_layers(model)]
-    rows, first = [], 0
+    """Every parameter of a model and how it lies on the mesh, in model order, equal layers in one row."""
+    outside = [ParamRow(None, param, shard_of(param, layout)) for param in outer_params(model)]
+    rows, first = [row for row in outside if row.param.place != "last"], 0
     for run in model.blocks:
         layers = range(first, first + run.count)
-        rows += [ParamRow(layers, param, shard_of(param, layout)) for param in block_params(run.block, model.hidden)]
+        rows += [ParamRow(layers, param, shard_of(param, layout)) for param in block_params(run.block, model)]
         first = layers.stop
-    return (outside[0], *rows, *outside[1:])
+    return (*rows, *(row for row in outside if row.param.place == "last"))
 
 
 def local_shape(shard: Shard, degrees: Mesh | Layout) -> tuple[int, ...]:
@@ -152,10 +161,10 @@ def slices_of(shard: Shard, rank: int, mesh: Mesh) -> tuple[Box, ...]:
     intervals: list[tuple[tuple[int, int], ...]] = [((0, size),) for size in shard.global_shape]
     for split in shard.splits:
         place = dense.tp_rank if split.axis == "tp" else expert.etp_rank
-        block = shard.global_shape[split.dim] // split.blocks
-        part = block // getattr(mesh, split.axis)
-        starts = [b * block + place * part for b in range(split.blocks)]
-        intervals[split.dim] = tuple((start, start + part) for start in starts)
+        sizes, degree = split.sizes(shard.global_shape[split.dim]), getattr(mesh, split.axis)
+        begins = accumulate(sizes, initial=0)
+        parts = [(begin + place * (size // degree), size // degree) for begin, size in zip(begins, sizes, strict=False)]
+        intervals[split.dim] = tuple((start, start + size) for start, size in parts)
     return tuple(product(*intervals))
 
 
@@ -171,24 +180,27 @@ def experts_of(experts: int, coords: ExpertCoords, degrees: Mesh | Layout) -> ra
 
 
 def stage_rows(shards: tuple[ParamRow, ...], stages: StageMap, stage: int) -> Iterator[tuple[ParamRow, int]]:
-    """The rows a stage holds, each with how many of its layers lie there; a tied head's copy of the embedding too."""
+    """The rows a stage holds, each with how many of its layers lie there; a shared embedding's copy too."""
     layers = stages.layers[stage]
     for row in shards:
         if row.layers is None:
-            copies = int(row.param.role in outside_roles(shards, stages, stage))
+            copies = int(holds_outer(row.param, stages, stage))
         else:
             copies = min(row.layers.stop, layers[-1] + 1) - max(row.layers.start, layers[0]) if layers else 0
         if copies > 0:
             yield row, copies
 
 
-def outside_roles(shards: tuple[ParamRow, ...], stages: StageMap, stage: int) -> tuple[Role, ...]:
-    """Roles of the parameters outside of the layers that a stage holds; a tied head is an embedding."""
-    first: tuple[Role, ...] = ("embedding",) if stage == 0 else ()
-    if stage < stages.num_stages - 1:
-        return first
-    tied = all(row.param.role != "head" for row in shards)
-    return (*first, "norm", *(() if tied and stages.ends_meet else ("embedding",) if tied else ("head",)))
+def holds_outer(param: Param, stages: StageMap, stage: int) -> bool:
+    """Whether a stage holds a parameter that lies outside of the layers.
+
+    A rank that owns both ends of the model holds a shared embedding once, with the first stage.
+    """
+    if stage == 0 and param.place in ("first", "both"):
+        return True
+    return stage == stages.num_stages - 1 and (
+        param.place == "last" or (param.place == "both" and not (stage == 0 or stages.ends_meet))
+    )
 
 
 class LaidOut(Protocol):
@@ -209,48 +221,36 @@ def rank_params(plan: LaidOut, rank: int) -> Iterator[LocalParam]:
         SpecError: ``rank`` lies outside the mesh.
     """
     pp_rank, experts = rank_coords(rank, plan.mesh).pp_rank, expert_coords(rank, plan.mesh)
-    outside = {row.param.role: row for row in plan.shards if row.layers is None}
+    tied = all(row.param.role != "head" for row in plan.shards)
     for chunk, stage in enumerate(plan.stages.owned_by(pp_rank)):
         layers = plan.stages.layers[stage]
         place = {"chunk": chunk, "first_layer": min(layers, default=0), "mesh": plan.mesh}
-        roles = outside_roles(plan.shards, plan.stages, stage)
-        if stage == 0:
-            yield _local(outside["embedding"], None, **place)
+        outside = [row for row in plan.shards if row.layers is None and holds_outer(row.param, plan.stages, stage)]
+        before = [row for row in outside if stage == 0 and row.param.place != "last"]
+        for row in before:
+            yield from _locals(row, None, experts, **place)
         for layer in layers:
             for row in plan.shards:
                 if row.layers is not None and layer in row.layers:
-                    owned = experts_of(row.param.experts, experts, plan.mesh) if row.param.experts else (None,)
-                    for expert in owned:
-                        yield _local(row, layer, expert=expert, first_expert=owned[0], **place)
-        for role in roles[1:] if stage == 0 else roles:
-            held = _local(outside[role], None, **place)
-            yield attrs.evolve(held, name=OUTPUT) if role == "embedding" else held
+                    yield from _locals(row, layer, experts, **place)
+        for row in sorted((row for row in outside if row not in before), key=lambda row: row.param.role == "embedding"):
+            for held in _locals(row, None, experts, **place):
+                yield attrs.evolve(held, name=OUTPUT) if tied and row.param.role == "embedding" else held
 
 
-def _local(
-    row: ParamRow,
-    layer: int | None,
-    *,
-    chunk: int,
-    first_layer: int,
-    mesh: Mesh,
-    expert: int | None = None,
-    first_expert: int | None = None,
-) -> LocalParam:
-    own_layer = None if layer is None else layer - first_layer
-    own_expert = None if expert is None or first_expert is None else expert - first_expert
-    return LocalParam(
-        chunk=chunk,
-        name=fqn_of(own_layer, row.param, expert=own_expert),
-        fqn=fqn_of(layer, row.param, expert=expert),
-        param=row.param,
-        shard=row.shard,
-        local_shape=local_shape(row.shard, mesh),
-        expert=expert,
-    )
-
-
-def _outside_layers(model: ModelSpec) -> Iterator[Param]:
-    """The parameters before and after the layers."""
-    without_layers = attrs.evolve(model, blocks=(attrs.evolve(model.blocks[0], count=1),))
-    return (param for layer, param in model_params(without_layers) if layer is None)
+def _locals(
+    row: ParamRow, layer: int | None, coords: ExpertCoords, *, chunk: int, first_layer: int, mesh: Mesh
+) -> Iterator[LocalParam]:
+    """A row's tensors on one rank: one, or one for each of its experts."""
+    owned = experts_of(row.param.experts, coords, mesh) if row.param.experts else (None,)
+    for own_expert, expert in enumerate(owned):
+        own_layer = None if layer is None else layer - first_layer
+        yield LocalParam(
+            chunk=chunk,
+            name=fqn_of(own_layer, row.param, expert=own_expert),
+            fqn=fqn_of(layer, row.param, expert=expert),
+            param=row.param,
+            shard=row.shard,
+            local_shape=local_shape(row.shard, mesh),
+            expert=expert,
+        )

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ridgeline.core.job import FullRecompute, Job, SelectiveRecompute
 from ridgeline.core.model import Block
-from ridgeline.parallel.ops import Op, Sizes, block_ops, deferred, embedding_ops, head_ops, kept, sizes_of
+from ridgeline.parallel.ops import Op, Sizes, block_ops, deferred, embedding_ops, head_ops, kept, mtp_ops, sizes_of
 from ridgeline.parallel.stages import StageMap
 
 SWAPPED = frozenset(("input_layernorm", "linear_qkv", "rope", "attention", "linear_proj", "pre_mlp_layernorm"))
@@ -18,7 +18,7 @@ class Run(NamedTuple):
 
     Attributes:
         ops: Of one layer, or of the embedding or the head.
-        layers: How many; 1 for the embedding or the head.
+        layers: How many; of the head one for each prediction of a token.
         parts: Parts of each layer that are recomputed.
         group: Layers recomputed together from one saved input; 0 where layers are not recomputed as a whole.
         swaps: Whether what attention saves waits on the host.
@@ -36,7 +36,7 @@ class Run(NamedTuple):
 
 
 class StageWork(NamedTuple):
-    """One stage: the embedding (on the first), its layers, the head and loss (on the last)."""
+    """One stage: the embedding (on the first), its layers, multi-token prediction, head and loss (on the last)."""
 
     before: tuple[Run, ...]
     layers: tuple[Run, ...]
@@ -57,7 +57,7 @@ def stage_work(job: Job, stages: StageMap) -> tuple[StageWork, ...]:
         StageWork(
             before=(Run(embedding_ops(sizes)),) if stage == 0 else (),
             layers=layers,
-            after=(Run(head_ops(sizes)),) if stage == last else (),
+            after=(*_mtp_runs(job, sizes), Run(head_ops(sizes), 1 + job.model.mtp)) if stage == last else (),
         )
         for stage, layers in enumerate(_stage_runs(job, stages, ops))
     )
@@ -93,6 +93,16 @@ def _swapped_bytes(run: Run) -> int:
 def deferred_bytes(run: Run, sizes: Sizes) -> int:
     """What a split backward of a run keeps of one microbatch until its weight gradients, recomputed or not."""
     return run.layers * deferred(run.ops, sizes.width)
+
+
+def _mtp_runs(job: Job, sizes: Sizes) -> Iterator[Run]:
+    """Layers of multi-token prediction; Megatron-core recomputes them whole under the uniform method only."""
+    if not job.model.mtp:
+        return
+    recompute = job.memory.recompute
+    whole = isinstance(recompute, FullRecompute) and recompute.method == "uniform"
+    parts = recompute.modules if isinstance(recompute, SelectiveRecompute) else ()
+    yield Run(mtp_ops(job.model.blocks[-1].block, sizes), job.model.mtp, parts, group=int(whole))
 
 
 def _stage_runs(job: Job, stages: StageMap, ops: dict[Block, tuple[Op, ...]]) -> Iterator[tuple[Run, ...]]:

@@ -4,15 +4,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ridgeline.core.errors import PlanError
 from ridgeline.core.flops import (
     attended_positions,
-    attention_flops_per_token,
     forward_flops_per_token,
     matmul_params,
+    mixer_flops_per_token,
     training_flops_per_token,
 )
-from ridgeline.core.model import Attention, Block, LatentAttention, Mlp, ModelSpec, Moe, Repeat
+from ridgeline.core.model import Attention, Block, Mlp, ModelSpec, Moe, Repeat
 from ridgeline.core.params import model_params, num_active_params
 
 
@@ -77,22 +76,10 @@ def test_causal_positions_are_those_a_mask_leaves(seq_len, window):
 
 def test_full_attention_ignores_the_mask():
     windowed = Attention(heads=2, kv_heads=2, head_dim=4, window=8)
-    assert attention_flops_per_token(windowed, 64, "full") == 4 * 64 * 2 * 4
+    assert mixer_flops_per_token(windowed, 64, "full") == 4 * 64 * 2 * 4
 
 
 def test_training_is_three_forwards():
     assert training_flops_per_token(LLAMA2_7B, 10, attention="full") == 3 * forward_flops_per_token(
         LLAMA2_7B, 10, attention="full"
     )
-
-
-def test_a_mixer_without_a_count_is_refused_by_name():
-    latent = LatentAttention(heads=4, kv_lora_rank=8, nope_head_dim=8, rope_head_dim=4, v_head_dim=8)
-    spec = ModelSpec(
-        vocab_size=8,
-        hidden=8,
-        max_position=8,
-        blocks=(Repeat(block=Block(mixer=latent, feed_forward=Mlp(ffn_hidden=8)), count=1),),
-    )
-    with pytest.raises(PlanError, match="mixer='latent_attention': has no FLOP count yet"):
-        matmul_params(spec)

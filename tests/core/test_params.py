@@ -5,8 +5,7 @@ import math
 import pytest
 from hypothesis import given, settings
 
-from ridgeline.core.errors import PlanError
-from ridgeline.core.model import Attention, Block, GatedDeltaNet, Mlp, ModelSpec, Moe, Repeat
+from ridgeline.core.model import Attention, Block, Mlp, ModelSpec, Moe, Repeat
 from ridgeline.core.params import fqn_of, model_params, num_active_params, num_params
 from tests.strategies import attention_models
 
@@ -66,12 +65,3 @@ def test_a_token_meets_no_more_than_there_is(model):
     all_chosen = all(moe.topk == moe.experts for moe in moes)
     assert (num_active_params(model) == num_params(model)) == all_chosen
     assert num_active_params(model) <= num_params(model)
-
-
-def test_a_mixer_without_a_table_is_refused_by_name():
-    """A spec may exist before its parameters can be planned; the plan says so."""
-    mixer = GatedDeltaNet(key_heads=1, value_heads=1, key_head_dim=2, value_head_dim=2)
-    blocks = (Repeat(block=Block(mixer=mixer, feed_forward=Mlp(ffn_hidden=4)), count=1),)
-    model = ModelSpec(vocab_size=8, hidden=4, max_position=8, blocks=blocks)
-    with pytest.raises(PlanError, match=r"model\.blocks\.mixer='gated_delta_net': has no parameter table yet"):
-        num_params(model)

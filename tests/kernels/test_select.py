@@ -5,12 +5,13 @@ import subprocess
 import sys
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ridgeline.core.errors import LoweringError, SpecError
-from ridgeline.kernels.capabilities import CAPABILITIES, capabilities_of
+from ridgeline.kernels.capabilities import ASSUMED, CAPABILITIES, Software, capabilities_of
 from ridgeline.kernels.select import Choice, Passed, kernel_of, select
 from ridgeline.kernels.table import KERNELS, Kernel, Limit
 
@@ -22,7 +23,7 @@ FUSED = Kernel(
     dtypes=("bfloat16", "float16"),
     limits=(Limit(trait="hidden", maximum=8192),),
 )
-TABLE = {"rms_norm": (FUSED, *KERNELS["rms_norm"])}
+TABLE = {"rms_norm": (FUSED, KERNELS["rms_norm"][-1])}
 
 
 def test_the_first_that_can_is_taken() -> None:
@@ -35,7 +36,6 @@ def test_the_first_that_can_is_taken() -> None:
 @pytest.mark.parametrize(
     ("call", "why"),
     [
-        ({"device": "cpu", "dtype": "bfloat16", "traits": {"hidden": 4096}}, "device"),
         ({"device": "npu", "dtype": "float32", "traits": {"hidden": 4096}}, "dtype"),
         ({"device": "npu", "dtype": "bfloat16", "traits": {"hidden": 9000}}, "hidden=9000: must be <= 8192"),
         ({"device": "npu", "dtype": "bfloat16"}, "hidden not given"),
@@ -60,10 +60,48 @@ def test_strict_takes_no_fallback() -> None:
     assert select("rms_norm", device="cpu", dtype="float32", policy="strict", table=TABLE).kernel == "torch"
 
 
+@pytest.mark.parametrize(
+    ("software", "why"),
+    [
+        (Software(torch_npu="2.13.0", cann="8.2.RC1"), "cann=8.2.RC1: must be >= 8.5"),
+        (Software(torch_npu="2.13.0"), "cann=None: must be >= 8.5"),
+        (Software(torch_npu="2.7.1", cann="8.10.0"), "torch_npu=2.7.1: must be >= 2.13"),
+    ],
+)
+def test_old_software_is_passed_over(software: Software, why: str) -> None:
+    """A kernel that the installed software lacks is passed over with what it needs, or refused under 'strict'."""
+    traits = {"head_dim": 64, "heads": 8, "softcap": 0, "sinks": 1}
+    call: dict[str, Any] = {"device": "npu", "dtype": "bfloat16", "traits": traits}
+    assert select("flash_attention", **call).kernel == "npu_fusion_attention"
+    choice = select("flash_attention", software=software, **call)
+    assert choice.kernel == "torch"
+    assert choice.passed_over[0] == Passed(kernel="npu_fusion_attention", why=why)
+    with pytest.raises(LoweringError, match=re.escape(f"npu_fusion_attention ({why})")):
+        select("flash_attention", software=software, policy="strict", **call)
+
+
+def test_chips_that_a_kernel_is_for() -> None:
+    """Fused collectives are for the Atlas A2, whose chips are named Ascend910B."""
+    traits = {"tp": 4, "in_features": 1024, "out_features": 1024}
+    call: dict[str, Any] = {"device": "npu", "dtype": "bfloat16", "traits": traits}
+    assert select("gather_matmul", **call).kernel == "npu_all_gather_base_mm"
+    choice = select("gather_matmul", software=attrs.evolve(ASSUMED, chip="Ascend910_9391"), **call)
+    assert choice.passed_over == (
+        Passed(kernel="npu_all_gather_base_mm", why="chip=Ascend910_9391: must be Ascend910B*"),
+    )
+
+
+def test_what_another_device_has_is_not_passed_over() -> None:
+    """On a CPU plain torch is the kernel, not what is left: no other is named, and 'strict' takes it."""
+    choice = select("rms_norm", device="cpu", dtype="float32", policy="strict")
+    assert (choice.kernel, choice.passed_over) == ("torch", ())
+
+
 def test_what_no_kernel_can() -> None:
     """A dtype the device lacks, and an op that does not exist, are errors that name the value."""
     with pytest.raises(
-        LoweringError, match=r"op='rope' has no kernel on device='npu' for dtype=float64; .*torch \(dtype\)"
+        LoweringError,
+        match=r"op='rope' has no kernel on device='npu' for dtype=float64; .*npu_rotary_mul \(dtype\), torch \(dtype\)",
     ):
         select("rope", device="npu", dtype="float64")
     with pytest.raises(LoweringError, match=r"op='rmsnorm': unknown; did you mean 'rms_norm'\?"):

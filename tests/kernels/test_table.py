@@ -44,3 +44,5 @@ def test_limits() -> None:
     assert limit.rule(768) == ""
     assert limit.rule(784) == "head_dim=784: must be <= 768"
     assert limit.rule(40) == "head_dim=40: must be a multiple of 16"
+    among = Limit(trait="tp", minimum=2, among=(2, 4, 8))
+    assert [among.rule(value) for value in (1, 2, 3)] == ["tp=1: must be >= 2", "", "tp=3: use 2, 4 or 8"]

@@ -9,6 +9,7 @@ import attrs
 import pytest
 
 from ridgeline.core.errors import LoweringError, SpecError
+from ridgeline.core.job import Dpo, FullRecompute, Lora, Memory, Precision
 from ridgeline.core.model import Attention, Block, Mlp, Moe, Repeat
 from ridgeline.models.megatron import check_lowerable
 from ridgeline.models.program import DataSlice, lower
@@ -78,15 +79,36 @@ def test_what_cannot_be_lowered_is_named_at_once():
     wider = attrs.evolve(block, mixer=attrs.evolve(block.mixer, head_dim=6, window=4))
     experts = attrs.evolve(block, feed_forward=attrs.evolve(MOE, topk=3))
     blocks = tuple(Repeat(block=b, count=1) for b in (block, wider, experts, attrs.evolve(experts, feed_forward=MOE)))
-    model = attrs.evolve(MODELS["mixed"], blocks=blocks, mtp=1)
+    model = attrs.evolve(MODELS["mixed"], blocks=blocks, mtp=1, norm="layer")
     with pytest.raises(LoweringError) as caught:
         check_lowerable(job_of(model, layout__cp=2))
     assert str(caught.value).splitlines() == [
         "layout.cp=2: the runtime's attention sees its own part of the sequence only; use 1",
         "model.mtp=1: multi-token prediction has no lowering yet; use 0",
+        "model.norm='layer': has no lowering yet; leave it at 'rms'",
         "model.blocks.mixer.head_dim=[6, 10]: Megatron-core has one for all layers; use one value",
         "model.blocks.feed_forward.topk=[2, 3]: Megatron-core has one for all layers; use one value",
     ]
+
+
+def test_memory_that_nothing_runs_yet_is_refused_by_name():
+    """What a plan counts and the runtime cannot do, each field once."""
+    recompute = FullRecompute(method="block", per="rank", modules=("activation",))
+    job = attrs.evolve(
+        job_of(MODELS["dense"]),
+        precision=Precision(params="fp16", grads="fp16"),
+        memory=Memory(recompute=recompute, swap_optimizer=True, loss="copied"),
+        objective=Dpo(),
+        adapter=Lora(),
+    )
+    with pytest.raises(LoweringError) as caught:
+        check_lowerable(job)
+    lines = str(caught.value).splitlines()
+    assert [line.split("=")[0].split(":")[0] for line in lines] == [
+        *("precision.params", "precision.grads", "memory.swap_optimizer", "memory.loss", "objective.kind", "adapter"),
+        *("memory.recompute", "memory.recompute.modules", "memory.recompute.modules"),
+    ]
+    assert lines[0] == "precision.params='fp16': is planned only, nothing runs it yet; use 'bf16' or 'fp32'"
 
 
 def test_window_and_rope_may_differ_from_layer_to_layer():

@@ -2,6 +2,7 @@
 
 import random
 
+import attrs
 import pytest
 
 from ridgeline.core.errors import PlanError
@@ -11,6 +12,7 @@ from ridgeline.core.job import (
     ConstantLr,
     FullRecompute,
     LinearLr,
+    Lora,
     Memory,
     Optimizer,
     SelectiveRecompute,
@@ -92,6 +94,32 @@ SPARSE_BLOCK = MOE.blocks[0].block
         (
             job_of(dense_model(layers=6), layout__noop_layers=(1, 1)),
             ["layout.noop_layers=(1, 1): names a position twice"],
+        ),
+        (
+            job_of(DENSE, memory__swap_optimizer=True, memory__distributed_optimizer=False),
+            ["memory.swap_optimizer=True: needs the distributed optimizer, whose shards it moves"],
+        ),
+        (
+            job_of(DENSE, memory__swap_optimizer=True, precision__masters="low_bits", precision__moments="bf16"),
+            [
+                "memory.swap_optimizer=True: moves masters, which precision.masters='low_bits' does not have",
+                "memory.swap_optimizer=True: moves fp32 states, not precision.moments='bf16'",
+            ],
+        ),
+        (
+            job_of(DENSE, memory__swap_attention=True, adapter=Lora(), memory__recompute=FullRecompute()),
+            [
+                "memory.swap_attention=True: cannot follow layers with adapters",
+                "memory.swap_attention=True: has nothing to move when whole layers are recomputed",
+            ],
+        ),
+        (
+            job_of(DENSE, layout__pp=2, memory__recompute=FullRecompute(method="block", stage_layers=(1, 1, 1))),
+            ["memory.recompute.stage_layers=(1, 1, 1): must be a count >= 0 for each of pp*vpp=2 stages"],
+        ),
+        (
+            job_of(MOE, adapter=Lora(), comm__moe_dispatcher="allgather"),
+            ["adapter='lora': of experts need tokens sent to them one by one"],
         ),
         (job_of(DENSE, layout__vpp=2), ["layout.vpp=2: needs pp > 1"]),
         (
@@ -208,11 +236,38 @@ SPARSE_BLOCK = MOE.blocks[0].block
                             block__mixer=GatedDeltaNet(key_heads=2, value_heads=2, key_head_dim=8, value_head_dim=8),
                         ),
                     ),
-                )
+                ),
+                layout__tp=4,
+                layout__sp=True,
             ),
-            ["model.blocks.mixer='gated_delta_net': has no parameter table yet"],
+            ["layout.tp=4: must divide key_heads=2; use 1 or 2"],
         ),
-        (job_of(changed(DENSE, mtp=1)), ["model.mtp=1: multi-token prediction cannot be planned yet; use 0"]),
+        (
+            job_of(
+                attrs.evolve(
+                    DENSE,
+                    blocks=tuple(
+                        attrs.evolve(
+                            DENSE.blocks[0], count=1, block=changed(DENSE.blocks[0].block, mixer__shares_kv=shared)
+                        )
+                        for shared in (False, True, False, True)
+                    ),
+                ),
+                layout__pp=2,
+                layout__stages=(1, 3),
+            ),
+            ["model.blocks.mixer.shares_kv=True: layer 1 has no layer below it on its stage"],
+        ),
+        (
+            job_of(
+                changed(DENSE, blocks=(changed(DENSE.blocks[0], block__shortcut=MOE.blocks[0].block.feed_forward),)),
+                layout__pp=8,
+            ),
+            [
+                f"model.blocks.shortcut='moe': the experts beside layer {layer} join after the next layer"
+                for layer in range(8)
+            ],
+        ),
     ],
 )
 def test_a_broken_rule_names_path_value_rule_and_way_out(job, lines):

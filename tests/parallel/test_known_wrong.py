@@ -70,6 +70,7 @@ def test_a_repair_is_told_exactly_when_something_changed(job):
     [
         (job_of(DENSE, layout__pp=2, layout__vpp=2, comm__p2p="batched"), "comm.p2p", "batched", "overlapped"),
         (job_of(GDN, layout__tp=2), "layout.sp", False, True),
+        (job_of(MLA, layout__tp=2), "layout.sp", False, True),
         (job_of(DENSE, layout__cp=2, batch__packing="eod_reset"), "objective.per_token", False, True),
     ],
 )
@@ -91,7 +92,6 @@ def test_batched_p2p_is_left_alone_where_neighbours_are_told_apart():
 @pytest.mark.parametrize(
     ("job", "text"),
     [
-        (job_of(MLA, layout__tp=2), "layout.tp=2: gradients of latent attention"),
         (job_of(TIED_MTP, layout__tp=2, layout__pp=2), "model.mtp=1: with tied embeddings"),
         (job_of(TIED_MTP, layout__cp=2), "layout.cp=2: the multi-token-prediction loss"),
     ],

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ridgeline.core.job import Batch, FullRecompute, Job, Memory, Precision, SelectiveRecompute
+from ridgeline.core.job import Batch, FullRecompute, Job, Memory, Precision, Pretraining, SelectiveRecompute
 from ridgeline.core.layout import Layout
 from ridgeline.models.zoo import model_preset
 from ridgeline.parallel.clusters import cluster_preset
-from ridgeline.parallel.ops import sizes_of
+from ridgeline.parallel.ops import head_ops, kept, sizes_of
 from ridgeline.parallel.plan import plan
 from ridgeline.parallel.shards import rank_params
 from ridgeline.parallel.simulate import peak_in_flight
@@ -194,6 +194,49 @@ def test_the_peak_holds_what_the_schedule_has_in_flight(layout):
         parts = rank.static_bytes + rank.activations_bytes + rank.work_bytes + rank.buffers_bytes
         assert rank.allocated_bytes == parts
         assert rank.total_bytes >= rank.allocated_bytes + 7
+
+
+@given(chunk=st.sampled_from([16, 64, 128, 4096]), tp=st.sampled_from([1, 2]))
+@settings(deadline=None)
+def test_a_loss_in_chunks_holds_one_chunk_of_logits(chunk, tp):
+    """It keeps no softmax, and takes as much more as its chunk is longer; a chunk of all tokens changes nothing."""
+    whole, parts = (
+        job_of(DENSE, world_size=tp, layout__tp=tp, **SIZES, memory__loss_chunk=size) for size in (None, chunk)
+    )
+    loss_of_whole, loss_of_parts = (head_ops(sizes_of(job))[-1] for job in (whole, parts))
+    tokens, vocab = 256, 512 // tp
+    if chunk >= tokens:
+        assert loss_of_parts == loss_of_whole
+        return
+    assert kept((loss_of_whole,), ()) - kept((loss_of_parts,), ()) == tokens * vocab * 4
+    assert loss_of_parts.forward_work_bytes == chunk * vocab * (2 + 4)
+
+
+@given(balance=st.floats(1.0, 8.0))
+@settings(deadline=None)
+def test_a_hot_rank_holds_more(balance):
+    """What experts keep grows with the tokens of the busiest rank, and nothing else does."""
+    even, hot = (job_of(MOE, world_size=2, layout__ep=2, **SIZES, memory__moe_balance=size) for size in (1.0, balance))
+    kept_by = [{saved.name: saved.size_bytes for op in layer_ops(job) for saved in op.saved} for job in (even, hot)]
+    for name, size in kept_by[0].items():
+        expected = size * balance if name.startswith("expert") else size
+        assert kept_by[1][name] == pytest.approx(expected, rel=1e-2)
+
+
+def layer_ops(job):
+    return stage_work(job, plan(job).stages)[0].layers[0].ops
+
+
+def test_plain_attention_keeps_every_weight():
+    """Korthikanti et al., arXiv 2205.05198: with dropout 5 bytes a pair of positions and head, without 2 in half."""
+    plain = job_of(DENSE, world_size=1, **SIZES, memory__attention="plain")
+    dropped = job_of(DENSE, world_size=1, **SIZES, memory__attention="plain", objective=Pretraining(dropout=0.1))
+    pairs = 2 * 8 * 128 * 128  # samples, heads, positions twice
+    sizes = [
+        sum(saved.size_bytes for op in layer_ops(job) for saved in op.saved if saved.dropped_by == "core_attn")
+        for job in (plain, dropped)
+    ]
+    assert sizes == [2 * pairs, 5 * pairs]
 
 
 def test_a_job_too_large_says_which_rank_and_what_to_do():

@@ -14,7 +14,7 @@ from ridgeline.core.layout import Layout
 from ridgeline.models.zoo import model_preset
 from ridgeline.parallel.clusters import cluster_preset
 from ridgeline.parallel.plan import plan, plan_data
-from tests.parallel.examples import DENSE, MOE, dense_model, job_of
+from tests.parallel.examples import DENSE, MOE, changed, dense_model, job_of
 
 SEVEN_B = Job(
     model=model_preset("qwen2.5-7b"),
@@ -57,7 +57,7 @@ def test_faults_of_every_kind_come_in_one_error():
         (job_of(DENSE, layout__pp=8, batch__gbs=4), "num_microbatches=4 is below pp=8"),
         (job_of(DENSE, layout__tp=8, batch__gbs=4), "memory.distributed_optimizer has no effect with dp*cp=1"),
         (job_of(DENSE, layout__tp=8, batch__gbs=4, cluster__devices_per_node=4, cluster__nodes=2), "layout.tp=8 spans"),
-        (SEVEN_B, "no npu kernel yet"),
+        (changed(SEVEN_B, model=dense_model(head_dim=1024, max_position=4096)), "head_dim=1024: must be <= 768"),
     ],
 )
 def test_a_warning_is_given_where_it_is_due(job, warning):

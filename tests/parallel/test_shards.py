@@ -31,15 +31,18 @@ def elements(box):
     return product(*(range(start, stop) for start, stop in box))
 
 
-roles = st.sampled_from(["embedding", "qkv", "qkv_bias", "gate_up", "gate_up_bias", "out", "down", "norm", "router"])
+ROLES = "embedding qkv qkv_bias gate_up gate_up_bias out down norm router up column fused conv replicated per_head"
+roles = st.sampled_from(ROLES.split())
+VECTORS = ("qkv_bias", "gate_up_bias", "norm", "per_head")
+PARTS = {"fused": (4, 8, 4), "conv": (8, 8)}
 
 
 @given(roles, st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]), st.booleans())
 @settings(deadline=None)
 def test_boxes_over_the_axis_cover_each_element_once(role, tp, etp, expert):
-    vector = role in ("qkv_bias", "gate_up_bias", "norm")
-    shape = (16,) if vector else (16, 8)
-    param = Param("weight", shape, role, experts=2 if expert and role in ("gate_up", "down") else 0)
+    shape = (16,) if role in VECTORS else (16, 8)
+    experts = 2 if expert and role in ("gate_up", "up", "down") else 0
+    param = Param("weight", shape, role, experts=experts, parts=PARTS.get(role, ()))
     mesh = Mesh(tp=tp, etp=etp, dp=4 // tp if tp < 4 else 1)
     shard = shard_of(param, Layout(tp=tp, etp=etp))
     owners = Counter(
@@ -53,7 +56,7 @@ def test_boxes_over_the_axis_cover_each_element_once(role, tp, etp, expert):
 @given(roles, st.sampled_from([1, 2, 4]))
 @settings(deadline=None)
 def test_boxes_make_up_the_local_shape(role, tp):
-    param = Param("weight", (16,) if role in ("qkv_bias", "gate_up_bias", "norm") else (16, 8), role)
+    param = Param("weight", (16,) if role in VECTORS else (16, 8), role, parts=PARTS.get(role, ()))
     mesh = Mesh(tp=tp)
     shard = shard_of(param, Layout(tp=tp))
     for rank in range(tp):

@@ -37,6 +37,7 @@ def decoder_spec(model: ModelSpec, layers: tuple[int, ...], kernels: Kernels) ->
 def layer_spec(block: Block, kernels: Kernels) -> ModuleSpec:
     """One block as a layer of Megatron-core."""
     assert isinstance(block.mixer, Attention)  # lowering refuses all others
+    assert block.feed_forward is not None
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(

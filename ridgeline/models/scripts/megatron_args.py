@@ -40,7 +40,7 @@ def _faults(job: Job) -> Iterator[str]:
         yield f"model.blocks.mixer={len(mixers)} kinds: the flags say one for all layers; use one"
     for mixer in sorted(mixers, key=repr):
         if not isinstance(mixer, (Attention, LatentAttention)):
-            yield f"model.blocks.mixer={mixer.kind!r}: no flag says it; use kind='attention'"
+            yield f"model.blocks.mixer={mixer.kind if mixer else None!r}: no flag says it; use kind='attention'"
         elif (scaling := mixer.rope.scaling) is not None:
             if not isinstance(scaling, (LinearRope, Llama3Rope, YarnRope)):
                 yield f"model.blocks.mixer.rope.scaling={scaling.kind!r}: no flag says it; use linear, llama3 or yarn"
@@ -168,7 +168,8 @@ def _frequency_flags(scaling: Llama3Rope | YarnRope) -> Iterator[tuple[object, .
 def _feed_forward_flags(job: Job) -> Iterator[tuple[object, ...]]:
     parts = [block.feed_forward for block in job.model.layers()]
     moe = next((part for part in parts if isinstance(part, Moe)), None)
-    yield "ffn-hidden-size", next((part.ffn_hidden for part in parts if isinstance(part, Mlp)), parts[0].ffn_hidden)
+    widths = [part.ffn_hidden for part in parts if isinstance(part, Mlp)] or [moe.ffn_hidden for moe in (moe,) if moe]
+    yield from (("ffn-hidden-size", width) for width in widths[:1])
     yield "moe-token-dispatcher-type", job.comm.moe_dispatcher
     if moe is None:
         return

@@ -11,7 +11,20 @@ Source:
 
 from ridgeline.parallel.ops.block import block_ops
 from ridgeline.parallel.ops.ends import embedding_ops, head_ops
+from ridgeline.parallel.ops.mtp import mtp_ops
 from ridgeline.parallel.ops.sizes import Sizes, sizes_of
 from ridgeline.parallel.ops.words import Comm, Op, Saved, deferred, kept
 
-__all__ = ["Comm", "Op", "Saved", "Sizes", "block_ops", "deferred", "embedding_ops", "head_ops", "kept", "sizes_of"]
+__all__ = [
+    "Comm",
+    "Op",
+    "Saved",
+    "Sizes",
+    "block_ops",
+    "deferred",
+    "embedding_ops",
+    "head_ops",
+    "kept",
+    "mtp_ops",
+    "sizes_of",
+]

@@ -1,31 +1,37 @@
-"""A dense feed-forward."""
+"""A dense feed-forward, and the shared experts of a sparse one."""
 
-from ridgeline.core.model import Mlp
+from ridgeline.core.model import Mlp, Moe, is_gated
 from ridgeline.parallel.ops.sizes import Sizes
 from ridgeline.parallel.ops.stream import column_comms, dropped, row_comms, whole
 from ridgeline.parallel.ops.words import Op, Saved
 
 
 def mlp_ops(mlp: Mlp, sizes: Sizes) -> tuple[Op, ...]:
+    """From the layer's normed input to its output before the residual.
+
+    An activation without a gate saves its input too, but for a ReLU, whose output tells its slope.
+    """
     tokens, width, ffn = sizes.tokens, sizes.width, mlp.ffn_hidden // sizes.tp
     stream = sizes.own_tokens * sizes.hidden * width
     activation = tokens * ffn * width
     weight = sizes.hidden * ffn * width
+    rows = 2 if is_gated(mlp.activation) else 1
+    before = () if mlp.activation == "relu" else (Saved("gate_up", rows * activation, "mlp"),)
     return (
         Op(
             "linear_fc1",
             "mlp",
-            gemms=((tokens, sizes.hidden, 2 * ffn),),
+            gemms=((tokens, sizes.hidden, rows * ffn),),
             saved=(Saved("mlp_input", stream, "layernorm", for_weight=True),),
             comms=tuple(column_comms(sizes)),
-            backward_work_bytes=2 * weight + whole(sizes) + stream,
+            backward_work_bytes=rows * weight + whole(sizes) + stream,
         ),
         Op(
-            "swiglu",
+            mlp.activation,
             "mlp",
-            moved_bytes=3 * activation,
-            saved=(Saved("gate_up", 2 * activation, "mlp"),),
-            backward_work_bytes=3 * activation,
+            moved_bytes=(rows + 1) * activation,
+            saved=before,
+            backward_work_bytes=(rows + 1) * activation,
         ),
         Op(
             "linear_fc2",
@@ -37,3 +43,23 @@ def mlp_ops(mlp: Mlp, sizes: Sizes) -> tuple[Op, ...]:
             backward_work_bytes=whole(sizes) + activation + weight,
         ),
     )
+
+
+def shared_expert_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
+    """The experts that every token meets: an MLP whose input the router keeps already."""
+    if moe.shared_ffn is None:
+        return ()
+    own, width = sizes.own_tokens, sizes.width
+    ops = []
+    for op in mlp_ops(Mlp(ffn_hidden=moe.shared_ffn, activation=moe.activation), sizes):
+        saved = tuple(
+            one._replace(name=f"shared_{one.name}", dropped_by=f"{one.dropped_by} moe shared_experts")
+            for one in op.saved
+            if one.name != "mlp_input"
+        )
+        ops.append(op._replace(name=f"shared_{op.name}", part="moe", saved=saved))
+    if moe.shared_gate:
+        output = own * sizes.hidden * width
+        saved = (Saved("shared_output", output, "moe"), Saved("shared_gate", own * width, "moe"))
+        ops.append(Op("shared_gate", "moe", gemms=((own, sizes.hidden, 1),), moved_bytes=2 * output, saved=saved))
+    return tuple(ops)

@@ -1,17 +1,20 @@
 """Routed experts: the router, the tokens' way to the experts and back, the experts."""
 
-from ridgeline.core.model import Moe
+from ridgeline.core.model import Moe, is_gated
+from ridgeline.parallel.ops.mlp import shared_expert_ops
 from ridgeline.parallel.ops.sizes import Sizes
 from ridgeline.parallel.ops.words import Comm, Op, Saved
 
 
 def moe_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
+    """From the layer's normed input to its output before the residual, shared experts last."""
     tokens, width, ffn = sizes.own_tokens, sizes.width, moe.ffn_hidden // sizes.etp
     stream = tokens * sizes.hidden * width
-    scores = tokens * moe.experts * 4  # the router works in fp32
+    choices = moe.experts + moe.zero_experts
+    scores = tokens * choices * 4  # the router works in fp32
+    columns = 2 if is_gated(moe.activation) else 1
     local_experts = moe.experts // sizes.ep
-    balance = sizes.moe_balance if sizes.ep > 1 else 1.0
-    rows = int(tokens * moe.topk * sizes.etp * balance)  # of this rank's experts; in balance, their equal share
+    rows = _rows(moe, sizes)
     dispatched = rows * sizes.hidden * width
     activation = rows * ffn * width
     weight = sizes.hidden * ffn * width
@@ -22,13 +25,12 @@ def moe_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
         Op(
             "router",
             "moe",
-            gemms=((tokens, sizes.hidden, moe.experts),),
+            gemms=((tokens, sizes.hidden, choices),),
             moved_bytes=6 * scores,
             saved=(
                 Saved("mlp_input", stream, "layernorm", for_weight=True),
-                # logits, and the scattered weights; the auxiliary loss keeps a softmax of all scores
-                Saved("router_scores", (3 if moe.aux_loss else 2) * scores, "moe"),
-                Saved("routing_map", tokens * moe.experts + tokens * moe.topk * 16, "moe"),
+                Saved("router_scores", _score_copies(moe) * scores, "moe"),
+                Saved("routing_map", tokens * choices + tokens * moe.topk * 16, "moe"),
             ),
             comms=tuple(aux),
             forward_work_bytes=2 * scores,
@@ -46,21 +48,21 @@ def moe_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
         Op(
             "expert_fc1",
             "moe",
-            gemms=((each, sizes.hidden, 2 * ffn),),
+            gemms=((each, sizes.hidden, columns * ffn),),
             gemm_repeats=local_experts,
             saved=(Saved("expert_input", dispatched, "moe dispatch", for_weight=True),),
-            backward_work_bytes=2 * dispatched + 2 * weight,
+            backward_work_bytes=2 * dispatched + columns * weight,
         ),
         Op(
-            "expert_swiglu",
+            f"expert_{moe.activation}",
             "moe",
-            moved_bytes=3 * activation + 2 * activation,
-            # SwiGLU's input and, since the tokens' weights multiply it, its output; then the product
+            moved_bytes=(columns + 1) * activation + 2 * activation,
+            # the activation's input and, since the tokens' weights multiply it, its output; then the product
             saved=(
-                Saved("expert_gate_up", 2 * activation, "moe"),
+                Saved("expert_gate_up", columns * activation, "moe"),
                 Saved("expert_activation", activation, "moe activation"),
             ),
-            backward_work_bytes=(3 * activation + rows * ffn * 4) // local_experts,
+            backward_work_bytes=((columns + 1) * activation + rows * ffn * 4) // local_experts,
         ),
         Op(
             "expert_fc2",
@@ -83,7 +85,25 @@ def moe_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
             forward_work_bytes=2 * dispatched,
             backward_work_bytes=2 * dispatched,
         ),
+        *shared_expert_ops(moe, sizes),
     )
+
+
+def _rows(moe: Moe, sizes: Sizes) -> int:
+    """Tokens that this rank's experts work on; in balance, their equal share."""
+    balance = sizes.moe_balance if sizes.ep > 1 else 1.0
+    if moe.capacity_factor is not None:
+        balance = moe.capacity_factor if moe.pad_to_capacity else min(balance, moe.capacity_factor)
+    share = moe.experts / (moe.experts + moe.zero_experts)
+    return int(sizes.own_tokens * moe.topk * share * sizes.etp * balance)
+
+
+def _score_copies(moe: Moe) -> int:
+    """Tensors of a score for every choice that the router keeps: logits or scores, and the scattered weights.
+
+    The auxiliary loss keeps a softmax of all scores; of sigmoids, them and what they are divided into.
+    """
+    return 2 + (0 if not moe.aux_loss else 2 if moe.score == "sigmoid" else 1)
 
 
 def _dispatcher_comms(moe: Moe, sizes: Sizes) -> tuple[tuple[Comm, ...], tuple[Comm, ...]]:
@@ -106,7 +126,7 @@ def _dispatcher_comms(moe: Moe, sizes: Sizes) -> tuple[tuple[Comm, ...], tuple[C
             Comm("F", "reduce_scatter", "etp-ep", combined),
             Comm("B", "all_gather", "etp-ep", combined),
         )
-    rows = tokens * moe.topk
+    rows = int(tokens * moe.topk * moe.experts / (moe.experts + moe.zero_experts))
     dispatch = [Comm("F", "all_gather", "etp-ep", group * moe.experts * 8)]
     combine = []
     if sizes.ep > 1:

@@ -7,6 +7,7 @@ stream this rank holds (``tokens/tp`` under sp, else all).
 from typing import NamedTuple
 
 from ridgeline.core.job import Dpo, Job, SelectiveRecompute
+from ridgeline.core.model import Norm
 from ridgeline.parallel.shards import padded_vocab
 
 
@@ -17,6 +18,7 @@ class Sizes(NamedTuple):
     own_tokens: int
     seq_len: int
     hidden: int
+    norm: Norm
     vocab: int
     width: int
     tp: int
@@ -48,6 +50,7 @@ def sizes_of(job: Job) -> Sizes:
         own_tokens=tokens // layout.tp if layout.sp else tokens,
         seq_len=job.batch.seq_len,
         hidden=job.model.hidden,
+        norm=job.model.norm,
         vocab=padded_vocab(job.model.vocab_size, layout),
         width=4 if job.precision.params == "fp32" else 2,
         tp=layout.tp,

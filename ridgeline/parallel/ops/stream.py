@@ -12,12 +12,13 @@ def whole(sizes: Sizes) -> int:
 
 
 def norm(name: str, saves: str, sizes: Sizes) -> Op:
+    """A norm of the stream: it saves its input and fp32 statistics, a LayerNorm two a token."""
     stream = sizes.own_tokens * sizes.hidden * sizes.width
     return Op(
         name,
         part="layernorm" if name != "final_layernorm" else "",
         moved_bytes=2 * stream,
-        saved=(Saved(saves, stream), Saved("rstd", sizes.own_tokens * 4)),
+        saved=(Saved(saves, stream), Saved("rstd", sizes.own_tokens * (8 if sizes.norm == "layer" else 4))),
     )
 
 
@@ -31,9 +32,12 @@ def add(name: str, sizes: Sizes) -> Op:
     return Op(name, moved_bytes=3 * stream, forward_work_bytes=stream)
 
 
-def column_comms(sizes: Sizes) -> Iterator[Comm]:
-    """Around a linear that splits its output; its backward's run beside its two products."""
-    whole = sizes.tokens * sizes.hidden * sizes.width
+def column_comms(sizes: Sizes, *, features: int = 0) -> Iterator[Comm]:
+    """Around a linear that splits its output; its backward's run beside its two products.
+
+    Its input has ``features``, by default the stream's.
+    """
+    whole = sizes.tokens * (features or sizes.hidden) * sizes.width
     if sizes.tp > 1 and sizes.sp:
         yield Comm("F", "all_gather", "tp", whole)
         yield Comm("B", "all_gather", "tp", whole, beside=True)

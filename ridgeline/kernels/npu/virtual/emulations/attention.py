@@ -216,6 +216,8 @@ def _forward(call: _Call, query: Tensor, key: Tensor, value: Tensor) -> tuple[Te
     seed = int(torch.randint(2**31, ())) if call.keep_prob < 1 else 0
     rows = zip(queries, keys, values, outs, _statistics(maxima, call), _statistics(sums, call), strict=True)
     for index, (q, k, v, o, maximum, total) in enumerate(rows):
+        if not q.shape[1]:
+            continue
         scores = _scores(call, q.double(), _spread(k, call), index, len(queries))
         top = scores.amax(-1, keepdim=True)
         if call.sink is not None:

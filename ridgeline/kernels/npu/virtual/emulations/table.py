@@ -14,6 +14,7 @@ from ridgeline.kernels.npu.virtual.emulations import (
     norms,
     optimizers,
     sparse,
+    torch_ops,
 )
 
 EMULATIONS: Mapping[str, Callable[..., Any]] = MappingProxyType(
@@ -28,6 +29,7 @@ EMULATIONS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "npu::npu_fusion_attention_grad": attention.fusion_attention_grad,
         "npu::npu_fusion_attention_grad_v2": attention.fusion_attention_grad_v2,
         "npu::npu_fusion_attention_v2": attention.fusion_attention_v2,
+        "npu::npu_gather_backward": torch_ops.gather_backward,
         "npu::npu_geglu": activations.geglu,
         "npu::npu_geglu_grad": activations.geglu_grad,
         "npu::npu_grouped_matmul": matmuls.grouped_matmul,

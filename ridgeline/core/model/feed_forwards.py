@@ -1,0 +1,96 @@
+"""What works on each position alone: an MLP, or routed experts."""
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal, TypeAlias
+
+from ridgeline.core.errors import Problem, divisors, one_of
+from ridgeline.core.fields import at_least, check_spec, real, trait
+from ridgeline.core.frozen import frozen
+
+Activation: TypeAlias = Literal[
+    "swiglu", "geglu", "geglu_tanh", "shifted_swiglu", "gelu", "gelu_tanh", "relu", "squared_relu"
+]
+"""Gated ones take a gate and an up-projection of the same width: ``act(gate) * up``; ``shifted_swiglu`` is
+``gate * sigmoid(1.702 * gate) * (up + 1)``. ``tanh`` names the approximation of GELU."""
+
+
+def is_gated(activation: Activation) -> bool:
+    """Whether an activation takes a gate beside the up-projection."""
+    return activation.endswith("glu") or activation == "geglu_tanh"
+
+
+@frozen(kw_only=True)
+class Mlp:
+    """``down(activation(gate(x), up(x)))``, without a gate ``down(activation(up(x)))``.
+
+    ``ffn_hidden`` is the width of gate and of up. ``limit`` clamps them: the gate from above, ``up`` on both sides.
+    """
+
+    kind: ClassVar[str] = "mlp"
+    ffn_hidden: int = at_least(1)
+    activation: Activation = "swiglu"
+    bias: bool = False
+    limit: float | None = trait(None, above=0.0)
+    __attrs_post_init__ = check_spec
+
+
+@frozen(kw_only=True)
+class Moe:
+    """``experts`` MLPs of width ``ffn_hidden``, ``topk`` of them for each token.
+
+    Attributes:
+        normalize_topk: The weights of the chosen experts sum to 1, then times ``topk_scale``.
+        aux_loss: Coefficient of the load balancing loss, over a microbatch or (``aux_per_sequence``) each sequence.
+        device_aux_loss, comm_aux_loss: Of DeepSeek-V2's losses over groups of experts.
+        z_loss: Coefficient of the router's z-loss.
+        score: What makes scores of the router's logits.
+        groups, group_topk: Experts lie in ``groups``; a token chooses among the best ``group_topk`` of them, whose
+            score is their ``max`` or the sum of their ``top2``.
+        expert_bias: A bias on each expert's score for choosing only, moved by load instead of a gradient.
+        router_bias, bias: Of the router, and of the experts' products.
+        shared_ffn: Width of the experts that every token meets, all together; ``shared_gate`` puts a sigmoid on them.
+        zero_experts: Further choices of the router that give back the token as it is.
+        capacity_factor: Tokens beyond this times an equal share are dropped, or (``pad_to_capacity``) made up to it.
+    """
+
+    kind: ClassVar[str] = "moe"
+    experts: int = at_least(1)
+    topk: int = at_least(1)
+    ffn_hidden: int = at_least(1)
+    normalize_topk: bool = True
+    topk_scale: float = trait(1.0, above=0.0)
+    aux_loss: float = real(0.0, minimum=0.0)
+    aux_per_sequence: bool = trait(False)
+    device_aux_loss: float = trait(0.0, minimum=0.0)
+    comm_aux_loss: float = trait(0.0, minimum=0.0)
+    z_loss: float = real(0.0, minimum=0.0)
+    score: Literal["softmax", "sigmoid", "sparsemixer"] = trait("softmax")
+    groups: int = trait(1, minimum=1)
+    group_topk: int = trait(1, minimum=1)
+    group_score: Literal["max", "top2"] = trait("top2")
+    expert_bias: bool = trait(False)
+    router_bias: bool = trait(False)
+    bias: bool = trait(False)
+    shared_ffn: int | None = trait(None, minimum=1)
+    shared_gate: bool = trait(False)
+    zero_experts: int = trait(0, minimum=0)
+    activation: Activation = "swiglu"
+    limit: float | None = trait(None, above=0.0)
+    capacity_factor: float | None = trait(None, above=0.0)
+    pad_to_capacity: bool = trait(False)
+    __attrs_post_init__ = check_spec
+
+    def _problems(self) -> Iterator[Problem]:
+        if self.topk > self.experts + self.zero_experts:
+            yield Problem("topk", self.topk, f"must be <= experts={self.experts}")
+        if self.experts % self.groups:
+            yield Problem("groups", self.groups, f"must divide experts={self.experts}", one_of(divisors(self.experts)))
+        elif self.group_topk > self.groups:
+            yield Problem("group_topk", self.group_topk, f"must be <= groups={self.groups}")
+        if self.shared_gate and self.shared_ffn is None:
+            yield Problem("shared_gate", True, "needs shared experts to gate", "set shared_ffn")
+        if self.pad_to_capacity and self.capacity_factor is None:
+            yield Problem("pad_to_capacity", True, "needs a capacity", "set capacity_factor")
+
+
+FeedForward: TypeAlias = Mlp | Moe

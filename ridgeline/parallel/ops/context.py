@@ -1,0 +1,36 @@
+"""How queries, keys and values travel when cp splits the sequence."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ridgeline.parallel.ops.sizes import Sizes
+from ridgeline.parallel.ops.words import Comm
+
+
+class Spread(NamedTuple):
+    """Bytes of what one rank holds of queries, keys and values, and key-value heads of the whole layer."""
+
+    q: int
+    k: int
+    v: int
+    kv_heads: int
+    context: int = 0
+
+
+def context_comms(spread: Spread, sizes: Sizes) -> Iterator[Comm]:
+    """The collectives of attention over a sequence that cp ranks share."""
+    if sizes.cp == 1:
+        return
+    kv, context = spread.k + spread.v, spread.context or spread.q
+    if sizes.cp_algorithm == "ring":
+        yield Comm("F", "p2p", "cp", kv, repeats=sizes.cp - 1, beside=True)
+        yield Comm("B", "p2p", "cp", 2 * kv, repeats=sizes.cp - 1, beside=True)
+    elif sizes.cp_algorithm == "kv_allgather":
+        yield Comm("F", "all_gather", "cp", kv * sizes.cp)
+        yield Comm("B", "all_gather", "cp", kv * sizes.cp)
+        yield Comm("B", "reduce_scatter", "cp", kv * sizes.cp)
+    else:
+        repeated = spread.kv_heads // sizes.tp < sizes.cp  # too few kv heads are repeated first
+        for phase in ("F", "B"):
+            for size in (spread.q, context, *((spread.q, context) if repeated else (spread.k, spread.v))):
+                yield Comm(phase, "all_to_all", "cp", size)
