@@ -117,20 +117,20 @@ def _memory(plan: Plan) -> Iterator[Event]:
     for rank in plan.memory:
         always = rank.static_bytes + rank.buffers_bytes
         starts, ends = plan.timeline.start_us[rank.pp_rank], plan.timeline.end_us[rank.pp_rank]
-        between = always
+        between = 0.0
         levels: list[tuple[float, int]] = []
         pairs = plan.schedule.pairs_of(rank.pp_rank)
         each = moments(plan.schedule.ranks[rank.pp_rank], live, pairs=pairs)
         for moment, start, end in zip(each, starts, ends, strict=True):
             before = moment.held - (live[moment.action.stage].kept if moment.action.kind == "F" else 0)
-            if levels:
-                levels.append((between, always + before))
+            levels.append((between, always + before))
             levels.append((start, always + moment.held + moment.work))
             between = end
         levels.append((between, always))
         if rank.peak_at == "update":
             update_us = dict(plan.time.parts)["update"]
-            levels += [(plan.time.step_us - update_us, rank.allocated_bytes), (plan.time.step_us, always)]
+            levels.append((plan.time.step_us - update_us, rank.allocated_bytes))
+        levels.append((plan.time.step_us, always))
         yield from (_counter("allocated, GiB", rank.pp_rank, at, size / GIB) for at, size in levels)
 
 
@@ -145,7 +145,8 @@ def _slice(name: str, category: str, pid: int, tid: int, start: float, end: floa
 
 
 def _counter(name: str, pid: int, at: float, value: float) -> Event:
-    return {"name": name, "ph": "C", "pid": pid, "tid": COMPUTE, "ts": _us(at), "args": {"GiB": round(value, 6)}}
+    place = {"pid": pid, "tid": COMPUTE, "ts": _us(at)}
+    return {"name": name, "cat": "memory", "ph": "C", **place, "args": {"GiB": round(value, 6)}}
 
 
 def _meta(name: str, pid: int, tid: int = COMPUTE, /, **about: Any) -> Event:
