@@ -20,11 +20,10 @@ from typing import Any, TypeAlias
 from msgspec.json import encode
 
 from ridgeline.parallel.actions import KINDS, Action
-from ridgeline.parallel.activations import moments, stage_live
 from ridgeline.parallel.dataflow import flow_of
 from ridgeline.parallel.mesh import group_of, rank_coords
+from ridgeline.parallel.over_time import memory_over_time
 from ridgeline.parallel.plan import Plan
-from ridgeline.parallel.work import stage_work
 
 GIB = 2**30
 COMPUTE, STEP_END, SENDS = 0, 1, 10
@@ -112,26 +111,16 @@ def _step_end(plan: Plan) -> Iterator[Event]:
 
 
 def _memory(plan: Plan) -> Iterator[Event]:
-    """Allocated memory: at its worst within each action, and what is left between two."""
-    live = stage_live(plan.job, stage_work(plan.job, plan.stages))
-    for rank in plan.memory:
-        always = rank.static_bytes + rank.buffers_bytes
-        starts, ends = plan.timeline.start_us[rank.pp_rank], plan.timeline.end_us[rank.pp_rank]
-        between = 0.0
-        levels: list[tuple[float, int]] = []
-        pairs = plan.schedule.pairs_of(rank.pp_rank)
-        each = moments(plan.schedule.ranks[rank.pp_rank], live, pairs=pairs)
-        for moment, start, end in zip(each, starts, ends, strict=True):
-            before = moment.held - (live[moment.action.stage].kept if moment.action.kind == "F" else 0)
-            levels.append((between, always + before))
-            levels.append((start, always + moment.held + moment.work))
-            between = end
-        levels.append((between, always))
-        if rank.peak_at == "update":
-            update_us = dict(plan.time.parts)["update"]
-            levels.append((plan.time.step_us - update_us, rank.allocated_bytes))
-        levels.append((plan.time.step_us, always))
-        yield from (_counter("allocated, GiB", rank.pp_rank, at, size / GIB) for at, size in levels)
+    """Allocated memory: at its worst within each action and the update, and what is left after each."""
+    update_us = dict(plan.time.parts).get("update", 0.0)
+    for pp_rank in range(plan.mesh.pp):
+        points = memory_over_time(plan, pp_rank)
+        starts = (*plan.timeline.start_us[pp_rank], plan.time.step_us - update_us)
+        ends = (*plan.timeline.end_us[pp_rank], plan.time.step_us)
+        levels = [(0.0, points[0].total_bytes - points[0].activations - points[0].work)]
+        for point, start, end in zip(points, starts, ends, strict=True):
+            levels += [(start, point.total_bytes), (end, point.after_bytes)]
+        yield from (_counter("allocated, GiB", pp_rank, at, size / GIB) for at, size in levels)
 
 
 def _us(time: float) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from xml.etree.ElementTree import Element
 
 from ridgeline.apps.html.nodes import label, legend, line, node, number, picture, table
+from ridgeline.apps.html.over_time import over_time
 from ridgeline.apps.html.scale import ticks
 from ridgeline.apps.report import GIB, MEMORY_COLUMNS, stages_text
 from ridgeline.parallel.memory import RankMemory
@@ -24,6 +25,7 @@ def memory_section(plan: Plan) -> Element:
         legend((name, name) for name in held),
         _bars(plan, held),
         _table(plan),
+        *over_time(plan),
     )
 
 

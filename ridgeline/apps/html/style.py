@@ -34,7 +34,7 @@ svg .grid { stroke: var(--rule); stroke-width: .75; } svg .axis { stroke: var(--
 svg .capacity { stroke: var(--alarm); stroke-dasharray: 5 4; stroke-width: 1.5; }
 svg .roof { fill: none; stroke: var(--ink); stroke-width: 1.75; }
 svg .leader { stroke: var(--grey); stroke-width: .75; } svg circle { stroke: var(--paper); stroke-width: 1; }
-.fill-params, .fill-F, .fill-time, .fill-intra, .fill-gemm { background: #0072B2; fill: #0072B2; }
+.fill-params, .fill-always, .fill-F, .fill-time, .fill-intra, .fill-gemm { background: #0072B2; fill: #0072B2; }
 .fill-grads { background: #56B4E9; fill: #56B4E9; }
 .fill-optimizer, .fill-I { background: #CC79A7; fill: #CC79A7; }
 .fill-activations, .fill-B, .fill-attention { background: #E69F00; fill: #E69F00; }

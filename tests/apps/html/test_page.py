@@ -122,6 +122,16 @@ def test_bars_are_as_long_as_their_bytes(planned, page):
         assert share == pytest.approx(rank.total_bytes / rank.capacity_bytes, rel=1e-3)
 
 
+def test_memory_over_time_peaks_with_the_plan(planned, page):
+    """The highest point of the drawing is to what is always there as the plan's peak is."""
+    rank = planned.peak
+    (path,), (always,) = page.all("path", class_="fill-activations"), page.all("rect", class_="fill-always")
+    heights = [float(y) for y in re.findall(r"V([\d.]+)", path["attrs"]["d"])]
+    floor = heights[-1]
+    ratio = (floor - min(heights)) / float(always["attrs"]["height"])
+    assert ratio == pytest.approx(rank.allocated_bytes / (rank.static_bytes + rank.buffers_bytes), rel=5e-3)
+
+
 def test_the_command_writes_the_page(tmp_path, capsys):
     """With the trace too, if asked; of an impossible job nothing is written; one kind of output at a time."""
     html, trace = tmp_path / "plan.html", tmp_path / "step.json"
