@@ -23,6 +23,7 @@ VERBS = (
     ("compare", "Compare two jobs' plans: fields, memory and time."),
     ("import", "Read a MindSpeed-LLM or Megatron-LM launch script into a job file."),
     ("export", "Write a job as the arguments of a Megatron-LM launch."),
+    ("schedules", "Compare the pipeline schedules, or print and draw one."),
     ("models", "List the published models known by name, or show one."),
     ("convert", "Convert weights between formats and layouts: Hugging Face, torch_dist, a file for each rank."),
     ("generate", "Continue a text with a trained model."),

@@ -8,6 +8,9 @@ from ridgeline.core.frozen import frozen
 Placement = Literal["loop", "v"]
 """Which pipeline rank owns which stage: in a loop rank s % pp owns stage s; in a V every other chunk runs backwards."""
 
+INTERLEAVED = ("interleaved_1f1b", "zb_vpp")
+"""Schedules of ``vpp`` > 1 chunks a rank."""
+
 V_SHAPED = ("zb_v", "dualpipe_v", "dualpipe_v_split")
 """Schedules of two chunks a rank in a V, so that the first rank owns both ends of the model."""
 

@@ -14,6 +14,7 @@ from math import gcd
 
 from ridgeline.core.errors import PlanError, Problem, SpecError, divisors, one_of
 from ridgeline.core.job import ConstantLr, FullRecompute, Job, SelectiveRecompute, WsdLr
+from ridgeline.core.layout import INTERLEAVED, V_SHAPED
 from ridgeline.core.model import Attention, Block, GatedDeltaNet, LatentAttention, Mamba2, Mlp, Moe
 from ridgeline.parallel.mesh import Mesh
 from ridgeline.parallel.stages import StageMap, plan_stages, stage_problems
@@ -207,8 +208,6 @@ def _stages(job: Job) -> Iterator[Problem]:
     )
 
 
-ONE_CHUNK = ("1f1b", "gpipe", "zb_h1", "zb_2p", "seq1f1b")
-INTERLEAVED = ("interleaved_1f1b", "zb_vpp")
 DUALPIPE = ("dualpipe_v", "dualpipe_v_split")
 
 
@@ -216,7 +215,7 @@ def _schedule(job: Job) -> Iterator[Problem]:
     layout, name = job.layout, job.layout.schedule_name
     if layout.vpp > 1 and layout.pp == 1:
         yield Problem("layout.vpp", layout.vpp, "needs pp > 1, since chunks alternate between ranks", "use 1")
-    elif layout.vpp > 1 and name in ONE_CHUNK:
+    elif layout.vpp > 1 and name not in INTERLEAVED and name not in V_SHAPED:
         rule = f"runs one chunk a rank, not vpp={layout.vpp}"
         yield Problem("layout.schedule", name, rule, "use 'interleaved_1f1b' or leave it out")
     elif layout.vpp == 1 and name in INTERLEAVED:

@@ -34,12 +34,12 @@ def dualpipe_v(*, pp: int, num_microbatches: int, split_cooldown: bool = False) 
         0: 0F0 0F1 0F2 3F0 3I0 3W0 3F1 0F3+3B1 3F2+0B0 3B2 3F3+0B1 3B3 0B2 0B3
         1: 1F0 2F0 1F1 2F1 1F2 2B0 2F2+1B0 1F3+2B1 2F3+1B1 2B2 1B2 2B3 1B3
     """
+    name = "dualpipe_v_split" if split_cooldown else "dualpipe_v"
     if num_microbatches < FEWEST * pp:
-        rule = f"dualpipe_v needs at least {FEWEST}*pp={FEWEST * pp}"
+        rule = f"{name} needs at least {FEWEST}*pp={FEWEST * pp}"
         raise PlanError(Problem("num_microbatches", num_microbatches, rule, "raise batch.gbs or lower batch.mbs"))
     rows = [tuple(_words(pp, pp_rank, num_microbatches, split_cooldown)) for pp_rank in range(pp)]
     ranks, pairs = zip(*(_numbered(words, pp, pp_rank) for pp_rank, words in enumerate(rows)), strict=True)
-    name = "dualpipe_v_split" if split_cooldown else "dualpipe_v"
     return Schedule(name=name, vpp=2, num_microbatches=num_microbatches, ranks=ranks, pairs=pairs)
 
 

@@ -1,6 +1,8 @@
 """Where weight gradients go: into the waits of an order of forwards and input gradients, on a clock."""
 
+from collections import deque
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import attrs
 
@@ -34,61 +36,79 @@ def fill_waits(
     Raises:
         PlanError: The order holds more than ``limit`` whatever its weight gradients do, or deadlocks.
     """
-    times = stage_us or {kind: [1.0] * schedule.num_stages for kind in "FIW"}
+    times = stage_us or dict.fromkeys("FIW", [1.0] * schedule.num_stages)
+    order = _order_of(schedule, times)
     hops = hop_times(p2p_us, schedule)
-    flow = flow_of(schedule)
-    tried = [_filled(schedule, flow, limit, times, hops, patience) for patience in PATIENCE]
-    _, ranks = min(tried, key=lambda one: one[0])
+    _, chosen = min((_filled(schedule, order, limit, hops, patience) for patience in PATIENCE), key=lambda one: one[0])
+    actions, weights = order.actions, order.weights
+    ranks = tuple(tuple(actions[n] if n >= 0 else weights[~n] for n in numbers) for numbers in chosen)
     return attrs.evolve(schedule, ranks=ranks)
 
 
-def _filled(
-    schedule: Schedule,
-    flow: Flow,
-    limit: int,
-    stage_us: Mapping[str, Sequence[float]],
-    hops: Sequence[float],
-    patience: float,
-) -> tuple[float, tuple[tuple[Action, ...], ...]]:
-    """When the last rank is done, and what each runs."""
-    weight_us, input_us, forward_us = stage_us["W"], stage_us["I"], stage_us["F"]
-    actions = [action for row in schedule.ranks for action in row]
-    chosen: list[list[Action]] = [[] for _ in schedule.ranks]
-    waiting: list[list[Action]] = [[] for _ in schedule.ranks]
-    filled, held = [0] * schedule.pp, [0] * schedule.pp
+class _Order(NamedTuple):
+    """Forwards and input gradients, numbered as in ``flow``.
 
-    def fill(rank: int, clock: float) -> float:
-        weight = waiting[rank][filled[rank]]
-        filled[rank] += 1
-        held[rank] -= 1
-        chosen[rank].append(weight)
-        return clock + weight_us[weight.stage]
+    Attributes:
+        forward: Whether each is a forward.
+        us: The time of each.
+        weights: The weight gradient that each makes due, of a forward with no meaning.
+        weight_us: Its time.
+    """
+
+    flow: Flow
+    actions: list[Action]
+    forward: list[bool]
+    us: list[float]
+    weights: list[Action]
+    weight_us: list[float]
+
+
+def _order_of(schedule: Schedule, stage_us: Mapping[str, Sequence[float]]) -> _Order:
+    actions = [action for row in schedule.ranks for action in row]
+    return _Order(
+        flow=flow_of(schedule),
+        actions=actions,
+        forward=[kind == "F" for _, kind, _ in actions],
+        us=[stage_us[kind][stage] for stage, kind, _ in actions],
+        weights=[Action(stage, "W", microbatch) for stage, _, microbatch in actions],
+        weight_us=[stage_us["W"][stage] for stage, _, _ in actions],
+    )
+
+
+def _filled(
+    schedule: Schedule, order: _Order, limit: int, hops: Sequence[float], patience: float
+) -> tuple[float, list[list[int]]]:
+    """When the last rank is done, and what each runs, a weight gradient as the ``~`` of what makes it due."""
+    flow, _, forward, us, _, weight_us = order
+    rank_of, first = flow.rank, flow.first
+    chosen: list[list[int]] = [[] for _ in schedule.ranks]
+    waiting: list[deque[int]] = [deque() for _ in schedule.ranks]
+    held = [0] * schedule.pp
 
     def take(number: int, clock: float, arrival: float) -> float:
-        rank, action = flow.rank[number], actions[number]
-        stage, kind, microbatch = action
-        queue = waiting[rank]
-        while clock < arrival and filled[rank] < len(queue):
-            if clock + patience * weight_us[queue[filled[rank]].stage] > arrival:
-                break
-            clock = fill(rank, clock)
-        if kind == "F":
+        rank = rank_of[number]
+        row, queue = chosen[rank], waiting[rank]
+        while clock < arrival and queue and clock + patience * weight_us[queue[0]] <= arrival:
+            clock += weight_us[queue[0]]
+            row.append(~queue.popleft())
+            held[rank] -= 1
+        if forward[number]:
             while held[rank] >= limit:
-                if filled[rank] == len(queue):
+                if not queue:
                     rule = f"holds more than {limit} activations"
-                    raise PlanError(problem_at(schedule, pp_rank=rank, index=number - flow.first[rank], rule=rule))
-                clock = fill(rank, clock)
+                    raise PlanError(problem_at(schedule, pp_rank=rank, index=number - first[rank], rule=rule))
+                clock += weight_us[queue[0]]
+                row.append(~queue.popleft())
+                held[rank] -= 1
             held[rank] += 1
         else:
-            queue.append(Action(stage, "W", microbatch))
-        chosen[rank].append(action)
-        return max(clock, arrival) + (forward_us if kind == "F" else input_us)[stage]
+            queue.append(number)
+        row.append(number)
+        return (arrival if arrival > clock else clock) + us[number]
 
     end = visit(schedule, flow, hop_us=hops, take=take)
     done = 0.0
     for rank, queue in enumerate(waiting):
-        clock = end[flow.first[rank + 1] - 1]
-        while filled[rank] < len(queue):
-            clock = fill(rank, clock)
-        done = max(done, clock)
-    return done, tuple(map(tuple, chosen))
+        chosen[rank] += [~number for number in queue]
+        done = max(done, end[first[rank + 1] - 1] + sum(weight_us[number] for number in queue))
+    return done, chosen
