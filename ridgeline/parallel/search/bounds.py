@@ -55,17 +55,22 @@ def mean_us(job: Job, shape: Shape, work_us: float) -> float:
 
 
 def line_us(line: Line, *, schedule: str, num_microbatches: int) -> float:
-    """A schedule takes at least this, whatever its order: of the ranks' bounds the largest."""
-    lowest: dict[int, int] = {}
-    busy: dict[int, float] = {}
-    for stage, rank in enumerate(line.owner):
-        lowest.setdefault(rank, stage)
-        busy[rank] = busy.get(rank, 0.0) + line.forward_us[stage] + line.backward_us[stage]
+    """A schedule takes at least this: of the ranks' bounds the largest."""
+    pp = max(line.owner) + 1
     heads = list(accumulate(map(sum, zip(line.forward_us, line.hop_us, strict=False)), initial=0.0))
     tails = [0.0] * len(heads)
     if schedule in WHOLE_BACKWARD:
         tails = list(accumulate(map(sum, zip(line.backward_us, line.hop_us, strict=False)), initial=0.0))
-    bounds = [heads[stage] + num_microbatches * busy[rank] + tails[stage] for rank, stage in lowest.items()]
+    busy, head, tail = [0.0] * pp, [0.0] * pp, [0.0] * pp
+    for stage, rank in enumerate(line.owner):
+        if stage < pp:
+            head[rank], tail[rank] = heads[stage], tails[stage]
+        elif schedule == "interleaved_1f1b":  # of earlier chunks a rank runs pp microbatches before, or after, this one
+            earlier = range(rank, stage, pp)
+            head[rank] = max(head[rank], heads[stage] - pp * sum(line.forward_us[other] for other in earlier))
+            tail[rank] = max(tail[rank], tails[stage] - pp * sum(line.backward_us[other] for other in earlier))
+        busy[rank] += num_microbatches * (line.forward_us[stage] + line.backward_us[stage])
+    bounds = list(map(sum, zip(head, busy, tail, strict=True)))
     if schedule == "1f1b":
         bounds.extend(_laps(line, heads, tails, num_microbatches))
     return ROUNDING * max(bounds)
