@@ -78,7 +78,8 @@ def plan_stage_times(
     job: Job, *, mesh: Mesh, stages: StageMap, held: Sequence[Held], work: Sequence[StageWork]
 ) -> StageTimes:
     """What a schedule needs to know of time."""
-    return StageTimes(*stage_parts(job, mesh=mesh, held=held, work=work), hops_us(job, mesh, stages))
+    owners = list(map(stages.owner, range(stages.num_stages)))
+    return StageTimes(*stage_parts(job, mesh=mesh, held=held, work=work), hops_us(job, mesh, owners))
 
 
 def plan_time(
@@ -163,16 +164,16 @@ def _step_time(
     )
 
 
-def hops_us(job: Job, mesh: Mesh, stages: StageMap) -> tuple[float, ...]:
-    """Time of a transfer across each boundary of stages; 0 where one rank owns both."""
+def hops_us(job: Job, mesh: Mesh, owners: Sequence[int]) -> tuple[float, ...]:
+    """Time of a transfer across each boundary of stages, told who owns each; 0 where one rank owns both."""
     sizes = sizes_of(job)
     stream = sizes.own_tokens * sizes.hidden * sizes.width
     pipeline = group_of(0, mesh, "pp")
-    owners = [pipeline[stages.owner(stage)] for stage in range(stages.num_stages)]
-    return tuple(
-        0.0 if a == b else collective_us("p2p", stream, spread_of_ranks((a, b), job.cluster), job.cluster)
-        for a, b in pairwise(owners)
-    )
+    known = {
+        (a, b): collective_us("p2p", stream, spread_of_ranks((pipeline[a], pipeline[b]), job.cluster), job.cluster)
+        for a, b in set(pairwise(owners))
+    }
+    return tuple(0.0 if a == b else known[a, b] for a, b in pairwise(owners))
 
 
 def _run_parts(run: Run, costs: Costs) -> tuple[Parts, Parts]:

@@ -13,12 +13,15 @@ takes them, hence ``ROUNDING``.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import accumulate
+from operator import add, mul
 from typing import NamedTuple
 
 from ridgeline.core.job import Job
 from ridgeline.parallel.memory import ALLOCATED_OF_RESERVED
 from ridgeline.parallel.search.grid import Shape
+from ridgeline.parallel.search.units import Running
 
 ROUNDING = 1 - 1e-9
 WHOLE_BACKWARD = ("1f1b", "interleaved_1f1b", "gpipe")
@@ -26,50 +29,43 @@ WHOLE_BACKWARD = ("1f1b", "interleaved_1f1b", "gpipe")
 
 
 class Line(NamedTuple):
-    """A division of the layers into stages, and what each takes for one microbatch.
+    """A division of the layers into stages, and the time of each for one microbatch.
 
     Attributes:
         owner: The pipeline rank of each stage.
         hop_us: Of the transfer over each boundary of stages, 0 within a rank.
-        kept_bytes: From the forward of a microbatch to its backward.
-        state_bytes: Whatever runs.
     """
 
-    owner: Sequence[int]
-    hop_us: Sequence[float]
+    owner: tuple[int, ...]
+    hop_us: tuple[float, ...]
     forward_us: Sequence[float]
     backward_us: Sequence[float]
-    kept_bytes: Sequence[float]
-    state_bytes: Sequence[float]
 
 
-def mean_us(job: Job, shape: Shape, work_us: float) -> float:
-    """Microbatches take at least what their ranks have to do, divided evenly.
-
-    Args:
-        job: Of which batch and cluster count.
-        shape: The share of a rank of a stage.
-        work_us: Of a microbatch on all stages together.
-    """
-    return ROUNDING * job.batch.gbs / shape.mbs * work_us * shape.tp * shape.cp / job.cluster.world_size
+def mean_us(job: Job, shape: Shape, running: Running) -> float:
+    """Microbatches take at least what their ranks have to do, divided evenly."""
+    microbatch_us = running.forward_us.total + running.backward_us.total
+    return ROUNDING * microbatch_us * job.batch.gbs / shape.mbs * shape.tp * shape.cp / job.cluster.world_size
 
 
 def line_us(line: Line, *, schedule: str, num_microbatches: int) -> float:
     """A schedule takes at least this: of the ranks' bounds the largest."""
     pp = max(line.owner) + 1
-    heads = list(accumulate(map(sum, zip(line.forward_us, line.hop_us, strict=False)), initial=0.0))
+    heads = list(accumulate(map(add, line.forward_us, (*line.hop_us, 0.0)), initial=0.0))
     tails = [0.0] * len(heads)
     if schedule in WHOLE_BACKWARD:
-        tails = list(accumulate(map(sum, zip(line.backward_us, line.hop_us, strict=False)), initial=0.0))
-    busy, head, tail = [0.0] * pp, [0.0] * pp, [0.0] * pp
-    for stage, rank in enumerate(line.owner):
-        if stage < pp:
-            head[rank], tail[rank] = heads[stage], tails[stage]
-        elif schedule == "interleaved_1f1b":  # of earlier chunks a rank runs pp microbatches before, or after, this one
-            earlier = range(rank, stage, pp)
-            head[rank] = max(head[rank], heads[stage] - pp * sum(line.forward_us[other] for other in earlier))
-            tail[rank] = max(tail[rank], tails[stage] - pp * sum(line.backward_us[other] for other in earlier))
-        busy[rank] += num_microbatches * (line.forward_us[stage] + line.backward_us[stage])
+        tails = list(accumulate(map(add, line.backward_us, (*line.hop_us, 0.0)), initial=0.0))
+    head, tail, busy = heads[:pp], tails[:pp], [0.0] * pp
+    for rank, both_us in zip(line.owner, map(add, line.forward_us, line.backward_us), strict=True):
+        busy[rank] += num_microbatches * both_us
+    if schedule == "interleaved_1f1b":  # of earlier chunks a rank runs pp microbatches before, or after, a later one
+        for rank in range(pp):
+            forward = backward = 0.0
+            for stage in range(rank + pp, len(line.owner), pp):
+                forward += pp * line.forward_us[stage - pp]
+                backward += pp * line.backward_us[stage - pp]
+                head[rank] = max(head[rank], heads[stage] - forward)
+                tail[rank] = max(tail[rank], tails[stage] - backward)
     bounds = list(map(sum, zip(head, busy, tail, strict=True)))
     if schedule == "1f1b":
         bounds.extend(_laps(line, heads, tails, num_microbatches))
@@ -85,15 +81,43 @@ def _laps(line: Line, heads: list[float], tails: list[float], num_microbatches: 
         yield heads[rank] + (laps + 1) * lap + rest * line.backward_us[rank] + tails[rank]
 
 
-def line_bytes(job: Job, line: Line, *, schedule: str, num_microbatches: int) -> int:
-    """A rank holds at least this at its peak: of the ranks' bounds the largest."""
-    pp, chunks = max(line.owner) + 1, len(line.owner) // (max(line.owner) + 1)
+def line_bytes(
+    owner: tuple[int, ...],
+    state_bytes: Sequence[float],
+    kept_bytes: Sequence[float],
+    *,
+    schedule: str,
+    num_microbatches: int,
+) -> float:
+    """A rank holds at least this at its peak: of the ranks' bounds the largest.
+
+    Args:
+        owner: The pipeline rank of each stage.
+        state_bytes: Of each stage, whatever runs.
+        kept_bytes: Of each stage, from the forward of a microbatch to its backward.
+        schedule: Its name.
+        num_microbatches: Of a step.
+    """
+    flights = _forwards_first(schedule, owner, num_microbatches)
+    sizes = list(map(add, state_bytes, map(mul, kept_bytes, flights)))
+    pp = max(owner) + 1
+    if len(owner) == pp:
+        return max(sizes)
     held = [0.0] * pp
-    for stage, rank in enumerate(line.owner):
-        held[rank] += line.state_bytes[stage] + line.kept_bytes[stage] * forwards_first(
-            schedule, pp=pp, rank=rank, chunks=chunks, chunk=stage // pp, num_microbatches=num_microbatches
+    for rank, size in zip(owner, sizes, strict=True):
+        held[rank] += size
+    return max(held)
+
+
+@cache
+def _forwards_first(schedule: str, owner: tuple[int, ...], num_microbatches: int) -> tuple[int, ...]:
+    pp = max(owner) + 1
+    return tuple(
+        forwards_first(
+            schedule, pp=pp, rank=rank, chunks=len(owner) // pp, chunk=stage // pp, num_microbatches=num_microbatches
         )
-    return device_bytes(job, max(held))
+        for stage, rank in enumerate(owner)
+    )
 
 
 def device_bytes(job: Job, allocated: float) -> int:

@@ -23,6 +23,7 @@ from ridgeline.core.model import Attention, Mlp, Moe
 
 FEWER_FIRST = (-1, 0, 1)
 FEWER_LAST = (0, 1, 2, 3, 4)
+INTERLEAVED = ("interleaved_1f1b", "zb_vpp")
 LARGEST_VPP = 8
 LARGEST_MBS = 8
 
@@ -216,7 +217,7 @@ def points(job: Job, grid: Grid) -> Iterator[Point]:
     """Every point of a grid."""
     for shape in shapes(job, grid):
         for scheme in schemes(job, grid, shape):
-            for pipeline in pipelines(job, grid, scheme.pp):
+            for pipeline in pipelines(job, grid, scheme.pp, scheme.recompute):
                 yield Point(shape, scheme, pipeline)
 
 
@@ -246,14 +247,19 @@ def schemes(job: Job, grid: Grid, shape: Shape) -> Iterator[Scheme]:
             yield Scheme(pp, recompute, distributed_optimizer)
 
 
-def pipelines(job: Job, grid: Grid, pp: int) -> Iterator[Pipeline]:
-    """The parts and orders in which the layers may run on so many ranks."""
+def pipelines(job: Job, grid: Grid, pp: int, recompute: Recompute) -> Iterator[Pipeline]:
+    """The parts and orders in which the layers may run on so many ranks.
+
+    Where no stage has more layers than the first ones that are recomputed, that is recomputing whole layers anyway.
+    """
+    first = recompute.num_layers if isinstance(recompute, FullRecompute) and recompute.method == "block" else 0
     for vpp, schedule in product(grid.vpp, grid.schedule):
-        if (vpp > 1) != (schedule == "interleaved_1f1b") or (pp == 1 and schedule != "1f1b"):
+        if (vpp > 1) != (schedule in INTERLEAVED) or (pp == 1 and schedule != "1f1b"):
             continue
         num_stages = pp * attrs.evolve(job.layout, vpp=vpp, schedule=schedule).chunks
         for stages in stage_lists(job.model.num_layers, num_stages) if grid.stages is None else grid.stages:
-            if len(stages or ()) == num_stages or (stages is None and job.model.num_layers % num_stages == 0):
+            counts = stages or (job.model.num_layers // num_stages,) * num_stages
+            if len(counts) == num_stages and sum(counts) == job.model.num_layers and first < max(counts):
                 yield Pipeline(vpp, schedule, stages)
 
 

@@ -1,9 +1,11 @@
 """The grid as a tree: shapes, their schemes, their pipelines; each branch with bounds on all the points in it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import accumulate
 from typing import Any, NamedTuple
+
+import attrs
 
 from ridgeline.core.job import FullRecompute, Job
 from ridgeline.parallel.check import mesh_of
@@ -20,7 +22,7 @@ from ridgeline.parallel.search.grid import (
     schemes,
     shapes,
 )
-from ridgeline.parallel.search.units import units_of
+from ridgeline.parallel.search.units import Running, units_of
 from ridgeline.parallel.stages import StageMap
 from ridgeline.parallel.time import hops_us
 
@@ -45,77 +47,92 @@ Opener = Callable[[tuple[Any, ...]], Iterator[Branch]]
 """What a part of a grid divides into; ``()`` is all of it."""
 
 
+class _Way(NamedTuple):
+    """A pipeline, and where it cuts the layers.
+
+    Attributes:
+        cuts: Layers before each stage, and all of them.
+        owner: The pipeline rank of each stage.
+    """
+
+    pipeline: Pipeline
+    cuts: tuple[int, ...]
+    owner: tuple[int, ...]
+
+
 def opener(job: Job, grid: Grid) -> Opener:
     """The tree of a grid, worked out as it is opened."""
     units = units_of(job)
-    lines = {pp: tuple(pipelines(job, grid, pp)) for pp in grid.pp}
+    capacity = job.cluster.chip.hbm_bytes
+
+    @cache
+    def ways(pp: int, recompute: Recompute) -> tuple[_Way, ...]:
+        return tuple(_way(job, pp, pipeline) for pipeline in pipelines(job, grid, pp, recompute))
+
+    @cache
+    def hops(shape: Shape, pp: int, owner: tuple[int, ...]) -> tuple[float, ...]:
+        there = job_at(job, Point(shape, Scheme(pp, None, True), Pipeline(1, None, None)))
+        return hops_us(there, mesh_of(there), owner)
 
     def opened(at: tuple[Any, ...]) -> Iterator[Branch]:
         match at:
             case ():
                 for shape in shapes(job, grid):
-                    if points := sum(len(lines[scheme.pp]) for scheme in schemes(job, grid, shape)):
-                        running = units.running(shape, 1, None)
-                        us = mean_us(job, shape, running.forward_us.total + running.backward_us.total)
-                        yield Branch(us, 0, points, (shape,))
+                    if points := sum(len(ways(one.pp, one.recompute)) for one in schemes(job, grid, shape)):
+                        yield Branch(mean_us(job, shape, units.running(shape, 1, None)), 0, points, (shape,))
             case (shape,):
                 for scheme in schemes(job, grid, shape):
-                    if points := len(lines[scheme.pp]):
-                        running = units.running(shape, scheme.pp, _everywhere(scheme.recompute))
-                        lasting = units.lasting(shape, scheme)
-                        us = mean_us(job, shape, running.forward_us.total + running.backward_us.total)
-                        smallest = FullRecompute() if _is_block(scheme.recompute) else scheme.recompute
-                        kept = units.running(shape, scheme.pp, smallest).kept_bytes.total
-                        size = device_bytes(job, (lasting.state_bytes.total + kept) / scheme.pp)
-                        yield Branch(us + ROUNDING * lasting.overhead_us, size, points, (shape, scheme))
+                    if points := len(ways(scheme.pp, scheme.recompute)):
+                        yield Branch(*scheme_bounds(shape, scheme), points, (shape, scheme))
             case (shape, scheme):
-                for pipeline in lines[scheme.pp]:
-                    yield Branch(*bounds(shape, scheme, pipeline), 1, (shape, scheme, pipeline))
+                yield from leaves(shape, scheme)
 
-    def bounds(shape: Shape, scheme: Scheme, pipeline: Pipeline) -> tuple[float, int]:
-        owner, hop_us = place(shape, scheme.pp, pipeline.vpp, pipeline.schedule)
-        cuts = list(accumulate(pipeline.stages or even(job, len(owner)), initial=0))
-        plain = units.running(shape, scheme.pp, _everywhere(scheme.recompute))
+    def scheme_bounds(shape: Shape, scheme: Scheme) -> tuple[float, int]:
+        plain, whole = runnings(shape, scheme)
         lasting = units.lasting(shape, scheme)
-        backward_us, kept_bytes = plain.backward_us.by_stage(cuts), plain.kept_bytes.by_stage(cuts)
-        if isinstance(scheme.recompute, FullRecompute) and scheme.recompute.method == "block":
-            whole, first = units.running(shape, scheme.pp, FullRecompute()), scheme.recompute.num_layers
-            backward_us = plain.backward_us.by_stage(cuts, first=first, of_first=whole.backward_us)
-            kept_bytes = plain.kept_bytes.by_stage(cuts, first=first, of_first=whole.kept_bytes)
-        line = Line(
-            owner=owner,
-            hop_us=hop_us,
-            forward_us=plain.forward_us.by_stage(cuts),
-            backward_us=backward_us,
-            kept_bytes=kept_bytes,
-            state_bytes=lasting.state_bytes.by_stage(cuts),
-        )
-        dp = job.cluster.world_size // (shape.tp * shape.cp * scheme.pp)
-        how = {"schedule": pipeline.schedule or "1f1b", "num_microbatches": job.batch.gbs // (shape.mbs * dp)}
-        return line_us(line, **how) + ROUNDING * lasting.overhead_us, line_bytes(job, line, **how)
+        size = device_bytes(job, (lasting.state_bytes.total + whole.kept_bytes.total) / scheme.pp)
+        return mean_us(job, shape, plain) + ROUNDING * lasting.overhead_us, size
 
-    @cache
-    def place(shape: Shape, pp: int, vpp: int, schedule: str | None) -> tuple[Sequence[int], Sequence[float]]:
-        """The owner of each stage, and the time of a transfer over each boundary."""
-        there = job_at(job, Point(shape, Scheme(pp, None, True), Pipeline(vpp, schedule, None)))
-        none = ((),) * (pp * there.layout.chunks)
-        stages = StageMap(
-            pp=pp, vpp=there.layout.chunks, layers=none, noop_layers=none, placement=there.layout.placement
-        )
-        return [stages.owner(stage) for stage in range(stages.num_stages)], hops_us(there, mesh_of(there), stages)
+    def runnings(shape: Shape, scheme: Scheme) -> tuple[Running, Running]:
+        """Of layers beyond the first ones of a stage, and of the first ones."""
+        if _is_block(scheme.recompute):
+            return units.running(shape, scheme.pp, None), units.running(shape, scheme.pp, FullRecompute())
+        same = units.running(shape, scheme.pp, scheme.recompute)
+        return same, same
+
+    def leaves(shape: Shape, scheme: Scheme) -> Iterator[Branch]:
+        plain, whole = runnings(shape, scheme)
+        first = scheme.recompute.num_layers if isinstance(scheme.recompute, FullRecompute) else 0
+        lasting = units.lasting(shape, scheme)
+        scheme_us, _ = scheme_bounds(shape, scheme)
+        dp = job.cluster.world_size // (shape.tp * shape.cp * scheme.pp)
+        num_microbatches = job.batch.gbs // (shape.mbs * dp)
+        for pipeline, cuts, owner in ways(scheme.pp, scheme.recompute):
+            how = {"schedule": pipeline.schedule or "1f1b", "num_microbatches": num_microbatches}
+            kept = plain.kept_bytes.by_stage(cuts, first, whole.kept_bytes)
+            size = device_bytes(job, line_bytes(owner, lasting.state_bytes.by_stage(cuts), kept, **how))
+            us = 0.0
+            if size <= capacity:
+                line = Line(
+                    owner=owner,
+                    hop_us=hops(shape, scheme.pp, owner),
+                    forward_us=plain.forward_us.by_stage(cuts),
+                    backward_us=plain.backward_us.by_stage(cuts, first, whole.backward_us),
+                )
+                us = line_us(line, **how) + ROUNDING * lasting.overhead_us
+            yield Branch(max(scheme_us, us), size, 1, (shape, scheme, pipeline))
 
     return opened
 
 
-def even(job: Job, num_stages: int) -> tuple[int, ...]:
-    """An even division of the layers."""
-    return (job.model.num_layers // num_stages,) * num_stages
+def _way(job: Job, pp: int, pipeline: Pipeline) -> _Way:
+    layout = attrs.evolve(job.layout, vpp=pipeline.vpp, schedule=pipeline.schedule)
+    num_stages = pp * layout.chunks
+    none = ((),) * num_stages
+    stages = StageMap(pp=pp, vpp=layout.chunks, layers=none, noop_layers=none, placement=layout.placement)
+    counts = pipeline.stages or (job.model.num_layers // num_stages,) * num_stages
+    return _Way(pipeline, tuple(accumulate(counts, initial=0)), tuple(map(stages.owner, range(num_stages))))
 
 
 def _is_block(recompute: Recompute) -> bool:
     return isinstance(recompute, FullRecompute) and recompute.method == "block"
-
-
-def _everywhere(recompute: Recompute) -> Recompute:
-    """What is recomputed in every layer, whatever its stage."""
-    return None if _is_block(recompute) else recompute

@@ -6,6 +6,7 @@ Each kind of layer is given to the planner as a stage of its own; a stage of sev
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import accumulate, pairwise
+from operator import sub
 from typing import NamedTuple
 
 import attrs
@@ -42,20 +43,19 @@ class Column(NamedTuple):
         """Of all of it."""
         return self.before + self.sums[-1] + self.after
 
-    def by_stage(self, cuts: Sequence[int], *, first: int = 0, of_first: "Column | None" = None) -> list[float]:
+    def by_stage(self, cuts: Sequence[int], first: int = 0, of_first: "Column | None" = None) -> list[float]:
         """Of each stage.
 
         Args:
             cuts: Where stages begin and end: 0, then how many layers lie before each end.
             first: How many layers of each stage, its first ones, count as in ``of_first``.
         """
-        sums = self.sums
-        stages = [sums[stop] - sums[start] for start, stop in pairwise(cuts)]
-        if of_first is not None:
-            others = of_first.sums
+        at = list(map(self.sums.__getitem__, cuts))
+        stages = list(map(sub, at[1:], at))
+        if first and of_first is not None and of_first is not self:
+            extra = list(map(sub, of_first.sums, self.sums))
             for stage, (start, stop) in enumerate(pairwise(cuts)):
-                middle = min(stop, start + first)
-                stages[stage] += others[middle] - others[start] - (sums[middle] - sums[start])
+                stages[stage] += extra[min(stop, start + first)] - extra[start]
         stages[0] += self.before
         stages[-1] += self.after
         return stages
@@ -105,14 +105,16 @@ def units_of(job: Job) -> Units:
     def column(values: Sequence[float]) -> Column:
         return Column(list(accumulate((values[stage] for stage in order), initial=0)), values[0], values[-1])
 
-    def held_at(there: Job, mesh: Mesh) -> tuple[Held, ...]:
-        return plan_held(there, mesh=mesh, stages=of_kinds, shards=plan_shards(there.model, there.layout))
+    @cache
+    def held_at(shape: Shape, pp: int) -> tuple[Held, ...]:
+        there = job_at(job, Point(shape, Scheme(pp, None, True), Pipeline(1, None, None)))
+        return plan_held(there, mesh=mesh_of(there), stages=of_kinds, shards=plan_shards(there.model, there.layout))
 
     @cache
     def running(shape: Shape, pp: int, recompute: Recompute) -> Running:
         there = job_at(job, Point(shape, Scheme(pp, recompute, True), Pipeline(1, None, None)))
-        mesh, work, sizes = mesh_of(there), stage_work(there, of_kinds), sizes_of(there)
-        forwards, backwards = stage_parts(there, mesh=mesh, held=held_at(there, mesh), work=work)
+        work, sizes, held = stage_work(there, of_kinds), sizes_of(there), held_at(shape._replace(mbs=1), pp)
+        forwards, backwards = stage_parts(there, mesh=mesh_of(there), held=held, work=work)
         backward = [sum(parts) for parts in backwards]
         if job.model.tied_embeddings:  # whether the head's stage holds the embedding once more depends on the stages
             backward[-1] -= backwards[-1].accumulate
@@ -123,14 +125,18 @@ def units_of(job: Job) -> Units:
     def lasting(shape: Shape, scheme: Scheme) -> Lasting:
         there = job_at(job, Point(shape, scheme, Pipeline(1, None, None)))
         mesh = mesh_of(there)
-        held = [_unpadded(one) for one in held_at(there, mesh)]
+        held = list(map(_unpadded, held_at(shape, scheme.pp)))
         states = [states_of(there, mesh=mesh, held=[one]) for one in held]
         size = column([one.params + one.grads + one.masters + one.moments for one in states])
         dense, expert = (column([getattr(one, kind) for one in held]).total for kind in ("dense", "expert"))
         return Lasting(size, _overhead_us(there, mesh, dense / scheme.pp, expert / scheme.pp))
 
-    # The groups of a layer's collectives lie alike for every pp, where pp varies slowest.
-    return Units(lambda shape, pp, recompute: running(shape, 1 if pp_is_slowest else pp, recompute), lasting)
+    # The groups of a layer's collectives lie alike for every pp, where pp varies slowest. Weights last whatever is
+    # recomputed and however large a microbatch is.
+    return Units(
+        lambda shape, pp, recompute: running(shape, 1 if pp_is_slowest else pp, recompute),
+        lambda shape, scheme: lasting(shape._replace(mbs=1), scheme._replace(recompute=None)),
+    )
 
 
 def _unpadded(held: Held) -> Held:
