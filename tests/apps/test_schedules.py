@@ -1,6 +1,8 @@
 """``ridgeline schedules``: every schedule compared, one drawn, and what cannot be said why."""
 
 import json
+import re
+from pathlib import Path
 
 from ridgeline.apps.cli import run as cli
 from ridgeline.parallel.schedule import parse_schedule
@@ -52,3 +54,13 @@ def test_bad_numbers_and_names_are_refused(capsys):
     ]
     assert cli(["schedules", "zbv"]) == 2
     assert "layout.schedule='zbv': unknown; did you mean 'zb_v'?" in capsys.readouterr().err
+
+
+def test_the_page_shows_what_the_commands_print(capsys):
+    """Every block of docs/schedules.md that begins with a command is its output, and none is left out of the table."""
+    text = (Path(__file__).parents[2] / "docs" / "schedules.md").read_text()
+    blocks = re.findall(r"```\n\$ ridgeline schedules (.*)\n([^`]*)```", text)
+    for command, shown in blocks:
+        lines = [line.rstrip() for line in printed(capsys, *command.split()).splitlines()]
+        assert lines == shown.splitlines()
+    assert {command.split()[0] for command, _ in blocks if not command.startswith("-")} == set(SCHEDULES)
