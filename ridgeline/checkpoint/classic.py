@@ -21,7 +21,7 @@ import attrs
 
 from ridgeline.checkpoint.boxes import Box
 from ridgeline.checkpoint.names import stored
-from ridgeline.checkpoint.pieces import Buffer, Holder, Piece
+from ridgeline.checkpoint.pieces import Buffer, Holder, Piece, row_major
 from ridgeline.checkpoint.ranks import rank_buffers
 from ridgeline.core.errors import PlanError, Problem
 from ridgeline.core.fields import check_spec
@@ -172,7 +172,7 @@ def _dense_buffers(params: Iterable[LocalParam], rank: int, mesh: Mesh, form: Cl
     plain = {before for before, found, _ in (p.name.partition(".mlp.linear_fc1.weight") for p in params) if found}
     for param, buffer in zip(params, rank_buffers(params, rank, mesh), strict=True):
         rows = range(sum(piece.box.shape[0] for piece in buffer.pieces), buffer.shape[0])
-        padding = _padding(param, rows) if param.param.role in ("embedding", "head") else ()
+        padding = _padding(param, rows) if param.param.role in ("embedding", "head", "head_bias") else ()
         name = param.name if form.impl == "local" else _te_name(param.name, plain)
         yield buffer._replace(name=name, padding=tuple(padding))
 
@@ -194,9 +194,10 @@ def _expert_name(name: str, form: ClassicForm) -> str:
 
 def _padding(param: LocalParam, rows: range) -> Iterator[Piece]:
     """The vocabulary's last row in each row of padding, as Megatron-LM's own converters pad."""
-    last, hidden = param.param.shape[0] - 1, param.param.shape[1]
+    last, beside = param.param.shape[0] - 1, param.param.shape[1:]
+    strides = row_major((1, *beside))
     for row in rows:
-        yield Piece(param.fqn, Box((last, 0), (1, hidden)), row * hidden, (hidden, 1))
+        yield Piece(param.fqn, Box((last, *(0,) * len(beside)), (1, *beside)), row * strides[0], strides)
 
 
 def _expert_buffers(params: Iterable[LocalParam], rank: int, mesh: Mesh, form: ClassicForm) -> Iterator[Buffer]:
@@ -226,10 +227,10 @@ def _packed(buffer: Buffer, first: LocalParam) -> Buffer:
     for piece in buffer.pieces:
         row, column = divmod(piece.start, columns)
         pieces.append(piece._replace(start=column * rows + row, strides=(each, 1, rows)))
-    layer, _, part = first.name.partition(".mlp.experts.")
+    experts, _, part = first.name.partition(".local_experts.")
     if part.endswith("linear_fc1.weight"):
-        return Buffer(f"{layer}.mlp.experts.weight1", (columns, count * rows), tuple(pieces))
-    return Buffer(f"{layer}.mlp.experts.weight2", (count * columns, rows), tuple(pieces))
+        return Buffer(f"{experts}.weight1", (columns, count * rows), tuple(pieces))
+    return Buffer(f"{experts}.weight2", (count * columns, rows), tuple(pieces))
 
 
 def _numbered(name: str, numbers: Sequence[int]) -> str:

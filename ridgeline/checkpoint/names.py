@@ -28,8 +28,8 @@ OptimizerPart: TypeAlias = Literal["fp32_param", "exp_avg", "exp_avg_sq"]
 
 LINEAR: tuple[Role, ...] = ("qkv", "out", "gate_up", "down", "head")
 
-_LOCAL = ".mlp.experts.local_experts."
-_STACKED = ".mlp.experts.experts."
+_LOCAL = ".experts.local_experts."
+_STACKED = ".experts.experts."
 
 
 @attrs.frozen

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-BENCHMARKS = ("plan_latency", "schedule_speed", "reshard_planning", "training_speed")
+BENCHMARKS = ("plan_latency", "schedule_speed", "reshard_planning", "conversion", "training_speed")
 
 
 def main() -> int:

@@ -81,8 +81,8 @@ class Conversion:
 
     @property
     def threads(self) -> int:
-        """Files written at a time."""
-        return max(1, min(MAX_THREADS, len(os.sched_getaffinity(0)), len(self.destination.files)))
+        """Files written at a time: while one waits for the disk, another is filled."""
+        return max(1, min(MAX_THREADS, 2 * len(os.sched_getaffinity(0)), len(self.destination.files)))
 
     @property
     def peak_bytes(self) -> int:

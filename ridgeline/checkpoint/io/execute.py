@@ -139,13 +139,24 @@ def _write_file(folder: Path, file: OutFile, tensors: Tensors, told: Callable[[i
     final.parent.mkdir(parents=True, exist_ok=True)
     partial = final.with_name(final.name + PART)
     with partial.open("wb", buffering=1 << 20) as stream:
-        chunks = (_counted(chunks_of(fill, e, tensors), told) for fill, e in zip(file.fills, file.entries, strict=True))
+
+        def passed(size: int) -> None:
+            told(size)
+            _start_writing(stream, size)
+
+        chunks = (_counted(chunks_of(f, e, tensors), passed) for f, e in zip(file.fills, file.entries, strict=True))
         stored = file.write(stream, file.entries, chunks)
         stream.flush()
         os.fsync(stream.fileno())
         size = stream.tell()
     partial.rename(final)
     return WrittenFile(file.name, size, tuple(stored))
+
+
+def _start_writing(stream: BinaryIO, size: int) -> None:
+    """Have the system write what was just given to it, lest all of it waits for the end, when nothing else is to do."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(stream.fileno(), max(0, stream.tell() - size), size, os.POSIX_FADV_DONTNEED)
 
 
 def _counted(chunks: Iterator[memoryview], told: Callable[[int], None]) -> Iterator[memoryview]:

@@ -106,7 +106,7 @@ def stream_safetensors(
     stream: BinaryIO, entries: Sequence[Entry], tensors: Iterable[Iterable[memoryview]]
 ) -> list[Stored]:
     """Write a file whose tensors come in chunks, in the order of their entries."""
-    header = _header(entries)
+    header = header_of(entries)
     stream.write(len(header).to_bytes(8, "little"))
     stream.write(header)
     written = []
@@ -175,7 +175,8 @@ def _check_gapless(spans: list[tuple[int, int, str]], available: int) -> None:
         raise ValueError(f"its tensors end at byte {end} of {available}")
 
 
-def _header(entries: Sequence[Entry]) -> bytes:
+def header_of(entries: Sequence[Entry]) -> bytes:
+    """The header of a file of these tensors, in this order."""
     table: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0
     for entry in entries:
