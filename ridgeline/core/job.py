@@ -108,7 +108,8 @@ class Memory:
         distributed_optimizer: Shard the optimizer's state over dp and cp (ZeRO-1).
         swap_optimizer: Keep masters and moments on the host, and bring a part of them at a time.
         swap_attention: Keep what attention and the layer's norms save on the host until their backward.
-        attention: By a kernel that never holds a score for every pair of positions (``fused``), or plainly.
+        plain: What is computed by plain tensor operations, which keep more than a fused kernel: ``attention`` a weight
+            for every pair of positions, ``norm`` an fp32 input, ``activation`` both halves of a gated one apart.
         loss: How the loss makes its softmax: in the fp32 logits (``in_place``, Megatron-core), or beside them
             (``copied``, MindSpeed before 2.2).
         loss_chunk: Tokens whose logits exist at a time, computed again in the backward; None takes all at once.
@@ -120,7 +121,7 @@ class Memory:
     distributed_optimizer: bool = True
     swap_optimizer: bool = False
     swap_attention: bool = False
-    attention: Literal["fused", "plain"] = "fused"
+    plain: tuple[Literal["attention", "norm", "activation"], ...] = many()
     loss: Literal["in_place", "copied"] = "in_place"
     loss_chunk: int | None = at_least(1, default=None)
     fused_accumulation: bool = False

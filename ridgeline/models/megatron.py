@@ -37,7 +37,7 @@ RUNS: Mapping[str, tuple[object, ...]] = MappingProxyType(
         "precision.moments": ("fp32",),
         "memory.swap_optimizer": (False,),
         "memory.swap_attention": (False,),
-        "memory.attention": ("fused", "plain"),
+        "memory.plain": ((),),
         "memory.loss": ("in_place",),
         "memory.loss_chunk": (None,),
         "memory.fused_accumulation": (False,),

@@ -38,7 +38,8 @@ SINCE_2_2: Mapping[str, tuple[str, str]] = MappingProxyType(
 
 UNSAID: Mapping[str, str] = MappingProxyType(
     {
-        "mamba-chunk-size": "state space layers have no memory table yet",
+        "mamba-chunk-size": "no flag is read yet that describes state space layers",
+        "enable-mhc": "hyper-connections: no job says them",
         "lu-lora-final-layer-index": "adapters below, full training above a layer: no job says it",
         "qat-scheme": "weights trained as if in 4 bits: no job says it",
         "tp-2d": "tensors split over two axes at once: no layout says it",
@@ -159,6 +160,8 @@ def job_for(row: Row) -> Job:
     for path, choices in SINCE_2_2.items():
         part, name = path.split(".")
         plain[part][name] = choices[VERSIONS.index(row.version) >= VERSIONS.index("2.2.0")]
+    fused = {"attention": "use-flash-attn", "norm": "use-fused-rmsnorm", "activation": "use-fused-swiglu"}
+    plain["memory"]["plain"] = [part for part, flag in fused.items() if flag not in row.flags]
     keep = ("model", "cluster", "layout", "batch", "precision", "memory", "comm", "objective", "adapter", "optimizer")
     return job_of({"name": row.name, **{part: plain[part] for part in keep if part in plain}})
 

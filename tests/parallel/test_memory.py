@@ -229,8 +229,8 @@ def layer_ops(job):
 
 def test_plain_attention_keeps_every_weight():
     """Korthikanti et al., arXiv 2205.05198: with dropout 5 bytes a pair of positions and head, without 2 in half."""
-    plain = job_of(DENSE, world_size=1, **SIZES, memory__attention="plain")
-    dropped = job_of(DENSE, world_size=1, **SIZES, memory__attention="plain", objective=Pretraining(dropout=0.1))
+    plain = job_of(DENSE, world_size=1, **SIZES, memory__plain=("attention",))
+    dropped = job_of(DENSE, world_size=1, **SIZES, memory__plain=("attention",), objective=Pretraining(dropout=0.1))
     pairs = 2 * 8 * 128 * 128  # samples, heads, positions twice
     sizes = [
         sum(saved.size_bytes for op in layer_ops(job) for saved in op.saved if saved.dropped_by == "core_attn")

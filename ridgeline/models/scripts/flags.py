@@ -68,7 +68,7 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
         qk-nope-head-dim= qk-rope-head-dim=
     """),
     ("mapped", "feed_forward.ffn_hidden", "ffn-hidden-size= moe-ffn-hidden-size= moe-intermediate-size="),
-    ("mapped", "feed_forward.activation", "swiglu"),
+    ("mapped", "feed_forward.activation", "swiglu gelu-tanh squared-relu"),
     ("mapped", "the model's norm", "normalization="),
     ("mapped", "mixer.rope", "position-embedding-type= use-rotary-position-embeddings"),
     ("mapped", "moe.experts", "num-experts="),
@@ -76,6 +76,20 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("mapped", "moe.normalize_topk", "norm-topk-prob moe-router-pre-softmax"),
     ("mapped", "moe.aux_loss", "moe-aux-loss-coeff= moe-router-load-balancing-type="),
     ("mapped", "moe.z_loss", "moe-z-loss-coeff="),
+    ("mapped", "moe.shared_ffn, moe.shared_gate", """
+        n-shared-experts= moe-shared-expert-intermediate-size= shared-expert-gate
+    """),
+    ("mapped", "moe.capacity_factor, moe.pad_to_capacity", """
+        moe-expert-capacity-factor= moe-pad-expert-input-to-capacity
+    """),
+    ("mapped", "moe.zero_experts", "num-zero-experts="),
+    ("mapped", "model.norm", "add-rmsnorm-offset apply-layernorm-1p"),
+    ("mapped", "model.embedding_norm", "embed-layernorm"),
+    ("mapped", "model.learned_positions", "no-position-embedding"),
+    ("mapped", "model.logit_softcap", "output-logit-softcapping="),
+    ("mapped", "model.head_bias", "add-output-layer-bias"),
+    ("mapped", "block.norms", "post-norm"),
+    ("mapped", "mixer.softcap", "attn-logit-softcapping="),
     ("mapped", "the router's scores", "moe-router-score-function="),
     ("mapped", "precision.params", "bf16 fp16"),
     ("mapped", "precision.grads", "grad-reduce-in-bf16 accumulate-allreduce-grads-in-fp32 o2-gradient"),
@@ -164,22 +178,17 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
         mla-up-proj-tp-overlap tp-comm-overlap ulysses-degree-in-cp= cp-window-size=
         kv-head-repeat-before-uly-alltoall
     """),
-    ("not expressible", "memory of experts", """
-        moe-zero-memory-num-layers= moe-zerc moe-expert-capacity-factor=
-        moe-pad-expert-input-to-capacity
-    """),
+    ("not expressible", "memory of experts", "moe-zero-memory-num-layers= moe-zerc"),
     ("not expressible", "chunked logits", "output-layer-slice-num= mtp-mem-efficient-logits*"),
     ("not expressible", "MTP's loss weight and module", "mtp-loss-scaling-factor= mtp-spec*"),
     ("not expressible", "how latent attention is computed", "mla-fa-without-pad mla-mm-split enable-mla-absorb"),
     ("not expressible", "scaled latent attention", """
         enable-mla-scale-kv-lora enable-mla-scale-q-lora no-enable-linear-qkv
     """),
-    ("not expressible", "shared experts", "n-shared-experts= moe-shared-expert-intermediate-size= shared-expert-gate"),
     ("not expressible", "this router", """
         moe-router-num-groups= moe-router-group-topk= moe-router-topk-scaling-factor= seq-aux
         moe-router-enable-expert-bias moe-router-bias-update-rate= moe-input-jitter-eps= moe-comm-aux-loss-coeff=
-        moe-device-level-aux-loss-coeff= moe-revert-type-after-topk fix-router input-jitter num-zero-experts=
-        n-hash-layers=
+        moe-device-level-aux-loss-coeff= moe-revert-type-after-topk fix-router input-jitter n-hash-layers=
     """),
     ("not expressible", "sparse attention", """
         enable-dsa-indexer index-head-dim= index-n-heads* index-topk= index-topk-freq= index-share-for-mtp-iteration
@@ -197,22 +206,18 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("not expressible", "these positions", """
         rotary-percent= partial-rotary-factor= use-glm-rope apply-rope-no-in-complex longrope-freqs-type=
         long-factor= short-factor= long-mscale= short-mscale= dynamic-factor= rope-factor= original-seq-len=
-        no-position-embedding square-alibi-mask fill-neg-inf
+        square-alibi-mask fill-neg-inf
     """),
-    ("not expressible", "this activation", "gelu-tanh squared-relu swiglu-limit= fc-type="),
-    ("not expressible", "this norm", """
-        add-rmsnorm-offset post-norm input-embeds-norm init-norm-weight-in-fp32 rmsnorm-weight-in-fp32
-        apply-layernorm-1p embed-layernorm
-    """),
+    ("not expressible", "this activation", "swiglu-limit= fc-type="),
+    ("not expressible", "this norm", "input-embeds-norm init-norm-weight-in-fp32 rmsnorm-weight-in-fp32"),
     ("not expressible", "windows that change from layer to layer", """
         interleave-sliding-window= sliding-window-size= sliding-window=
     """),
     ("not expressible", "scales of embeddings, scores and logits", """
-        embedding-multiplier-scale= output-multiplier-scale= query-pre-attn-scalar= output-logit-softcapping=
-        scale-depth= attn-logit-softcapping= dim-model-base=
+        embedding-multiplier-scale= output-multiplier-scale= query-pre-attn-scalar=         scale-depth= dim-model-base=
     """),
     ("not expressible", "sharing between layers", "cla-share-factor= share-kvstates enable-share-memory"),
-    ("not expressible", "this bias", "add-output-layer-bias skip-bias-add"),
+    ("not expressible", "this bias", "skip-bias-add"),
     ("not expressible", "this optimizer", "optimizer= start-weight-decay= end-weight-decay= weight-decay-incr-style="),
     ("not expressible", "a length in samples", """
         train-samples= lr-decay-samples= lr-warmup-samples= rampup-batch-size*

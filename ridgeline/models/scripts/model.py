@@ -3,6 +3,7 @@
 import ast
 import re
 from itertools import groupby
+from types import MappingProxyType
 
 import attrs
 
@@ -10,6 +11,9 @@ from ridgeline.core.codec import Plain
 from ridgeline.core.job import Job
 from ridgeline.models.scripts.arguments import Reader, without_none
 from ridgeline.models.zoo import model_names, model_preset
+
+POSITIONS = MappingProxyType({"rope": "rope", "alibi": "alibi", "none": "none", "learned_absolute": "none"})
+"""Megatron's and MindSpeed's names of what tells positions apart, to the mixer's."""
 
 
 def model_of(reader: Reader, layout: Plain) -> Plain:
@@ -20,10 +24,9 @@ def model_of(reader: Reader, layout: Plain) -> Plain:
     for name, value in (("num-layers", layers), ("hidden-size", hidden), ("num-attention-heads", heads)):
         if value is None and not reader.has(name):
             reader.fault(name, "is missing: without it there is no model")
-    if reader.text("normalization", "LayerNorm") != "RMSNorm":
-        reader.lost("normalization", "only RMSNorm has a word in a job; it stands in its place")
-    if reader.text("position-embedding-type", "rope") != "rope":
-        reader.lost("position-embedding-type", "only rope has a word in a job; it stands in its place")
+    positions = reader.choice("position-embedding-type", POSITIONS, "learned_absolute")
+    if reader.has("use-rotary-position-embeddings"):
+        positions = "rope"
     vocab_size = reader.integer("padded-vocab-size") or reader.integer("vocab-size")
     model: Plain = {
         "vocab_size": vocab_size,
@@ -33,16 +36,35 @@ def model_of(reader: Reader, layout: Plain) -> Plain:
         "tied_embeddings": not reader.has("untie-embeddings-and-output-weights"),
         "mtp": reader.integer("mtp-num-layers", 0, minimum=0),
         "init_std": reader.real("init-method-std", 0.02),
+        **_model_traits(reader, positions),
     }
     if layers and hidden and heads:
-        mixer = _mixer(reader, hidden, heads)
+        mixer = _mixer(reader, hidden, heads, POSITIONS[positions])
         runs = [(moe, len(list(run))) for moe, run in groupby(_moe_layers(reader, layers, layout["noop_layers"]))]
         parts = {moe: _feed_forward(reader, hidden, moe=moe) for moe in dict.fromkeys(moe for moe, _ in runs)}
-        model["blocks"] = [{"block": {"mixer": mixer, "feed_forward": parts[moe]}, "count": n} for moe, n in runs]
+        norms = {"norms": "sandwich"} if reader.has("post-norm") else {}
+        model["blocks"] = [
+            {"block": {"mixer": mixer, "feed_forward": parts[moe], **norms}, "count": n} for moe, n in runs
+        ]
     return without_none(model)
 
 
-def _mixer(reader: Reader, hidden: int, heads: int) -> Plain:
+def _model_traits(reader: Reader, positions: str) -> Plain:
+    """What few models have, where this one has it."""
+    norm = "layer" if reader.text("normalization", "LayerNorm") != "RMSNorm" else "rms"
+    if norm == "rms" and (reader.has("add-rmsnorm-offset") or reader.has("apply-layernorm-1p")):
+        norm = "zero_centred_rms"
+    traits: Plain = {
+        "norm": norm,
+        "learned_positions": positions == "learned_absolute" and not reader.has("no-position-embedding"),
+        "embedding_norm": reader.has("embed-layernorm"),
+        "head_bias": reader.has("add-output-layer-bias"),
+        "logit_softcap": reader.real("output-logit-softcapping"),
+    }
+    return {name: value for name, value in traits.items() if value not in (None, False, "rms")}
+
+
+def _mixer(reader: Reader, hidden: int, heads: int, positions: str) -> Plain:
     rope = {"base": reader.real("rotary-base", 10000.0), "scaling": _scaling(reader)}
     if reader.has("multi-latent-attention"):
         nope = "qk-nope-head-dim" if reader.has("qk-nope-head-dim") else "qk-head-dim"
@@ -74,6 +96,8 @@ def _mixer(reader: Reader, hidden: int, heads: int) -> Plain:
             "out_bias": biased or reader.has("add-dense-bias"),
             "qk_norm": reader.has("qk-layernorm"),
             "window": window[0] + 1 if window and window[0] >= 0 else None,
+            "positions": positions if positions != "rope" else None,
+            "softcap": reader.real("attn-logit-softcapping"),
             "rope": without_none(rope),
         }
     )
@@ -147,14 +171,12 @@ def _pattern(text: str) -> list[bool]:
 
 
 def _feed_forward(reader: Reader, hidden: int, *, moe: bool) -> Plain:
-    if not reader.has("swiglu"):
-        reader.lost(
-            "ffn-hidden-size", "without --swiglu the activation is gelu; swiglu stands in its place", "approximated"
-        )
+    activation = _activation(reader)
     # Megatron keeps the parameters of a gated MLP near those of one four times as wide.
     width = reader.integer("ffn-hidden-size", int(4 * hidden * 2 / 3 / 64) * 64 if reader.has("swiglu") else 4 * hidden)
     if not moe:
-        return {"kind": "mlp", "ffn_hidden": width, "bias": not reader.has("disable-bias-linear")}
+        bias = not reader.has("disable-bias-linear")
+        return {"kind": "mlp", "ffn_hidden": width, "activation": activation, "bias": bias}
     balancing = reader.text("moe-router-load-balancing-type", "aux_loss")
     if balancing in ("seq_aux_loss", "pai_megatron_aux_loss"):
         note = f"moe.aux_loss: {balancing} is taken as aux_loss"
@@ -172,7 +194,35 @@ def _feed_forward(reader: Reader, hidden: int, *, moe: bool) -> Plain:
         "normalize_topk": reader.has("norm-topk-prob") or not reader.has("moe-router-pre-softmax"),
         "aux_loss": reader.real("moe-aux-loss-coeff", 0.0) if "aux_loss" in balancing else 0.0,
         "z_loss": reader.real("moe-z-loss-coeff", 0.0),
+        "activation": activation,
+        **_expert_traits(reader),
     }
+
+
+def _activation(reader: Reader) -> str:
+    if reader.has("swiglu"):
+        return "swiglu"
+    if reader.has("squared-relu"):
+        return "squared_relu"
+    if reader.has("add-rmsnorm-offset"):  # MindSpeed-LLM's Gemma: a gate without a flag that says so
+        return "geglu_tanh" if reader.has("gelu-tanh") else "geglu"
+    return "gelu_tanh" if reader.has("gelu-tanh") else "gelu"
+
+
+def _expert_traits(reader: Reader) -> Plain:
+    """What few routed layers have, where this one has it."""
+    width = reader.integer("moe-ffn-hidden-size", reader.integer("moe-intermediate-size", 0))
+    shared = reader.integer(
+        "moe-shared-expert-intermediate-size", (reader.integer("n-shared-experts", 0, minimum=0) or 0) * (width or 0)
+    )
+    traits: Plain = {
+        "shared_ffn": shared or None,
+        "shared_gate": reader.has("shared-expert-gate"),
+        "capacity_factor": reader.real("moe-expert-capacity-factor"),
+        "pad_to_capacity": reader.has("moe-pad-expert-input-to-capacity"),
+        "zero_experts": reader.integer("num-zero-experts", 0, minimum=0),
+    }
+    return {name: value for name, value in traits.items() if value}
 
 
 def named(job: Job) -> Job:

@@ -33,6 +33,9 @@ def attention_ops(mixer: Attention, sizes: Sizes) -> Iterator[Op]:
     # A kernel saves v as a copy; the checkpoint around a recomputed one, as a view that keeps the fused tensor alive.
     v = fused if sizes.recomputes_attention and not mixer.qk_norm else kv
     keys = () if mixer.shares_kv else (Saved("k", kv), Saved("v", v))
+    queries: tuple[Saved, ...] = (Saved("q", q),)
+    if "attention" in sizes.plain and mixer.positions != "rope" and not mixer.qk_norm:
+        queries, keys = (), (Saved("v", fused),)  # nothing turned them: all are views of the fused tensor
     positions = attended_positions(mixer, sizes.seq_len, "causal")
     yield Op(
         "linear_qkv",
@@ -49,7 +52,7 @@ def attention_ops(mixer: Attention, sizes: Sizes) -> Iterator[Op]:
         attention_flops=4 * positions * tokens * heads * mixer.head_dim,
         attention_scores=positions * tokens * heads,
         saved=(
-            Saved("q", q),
+            *queries,
             *keys,
             *kept_weights(tokens * heads, sizes),
             Saved("context", q, for_weight=mixer.gate == "none"),
@@ -71,7 +74,7 @@ def kept_weights(rows: int, sizes: Sizes) -> Iterator[Saved]:
     Source:
         Korthikanti et al., arXiv 2205.05198, section 4.1: 5as^2b bytes with dropout, 2as^2b without.
     """
-    if not sizes.plain_attention:
+    if "attention" not in sizes.plain:
         yield Saved("statistics", rows * STATISTICS_BYTES, "core_attn")
         return
     weights = rows * sizes.seq_len

@@ -17,6 +17,8 @@ def mlp_ops(mlp: Mlp, sizes: Sizes) -> tuple[Op, ...]:
     weight = sizes.hidden * ffn * width
     rows = 2 if is_gated(mlp.activation) else 1
     before = () if mlp.activation == "relu" else (Saved("gate_up", rows * activation, "mlp"),)
+    if "activation" in sizes.plain and rows == 2:
+        before = (*before, Saved("gate", activation, "mlp activation"), Saved("acted", activation, "mlp activation"))
     return (
         Op(
             "linear_fc1",

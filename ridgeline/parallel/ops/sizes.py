@@ -29,7 +29,7 @@ class Sizes(NamedTuple):
     etp: int
     dispatcher: str
     recomputes_attention: bool
-    plain_attention: bool
+    plain: tuple[str, ...]
     dropout: bool
     preference: str
     copies_logits: bool
@@ -61,7 +61,7 @@ def sizes_of(job: Job) -> Sizes:
         etp=layout.etp,
         dispatcher=job.comm.moe_dispatcher,
         recomputes_attention=isinstance(recompute, SelectiveRecompute) and "core_attn" in recompute.modules,
-        plain_attention=job.memory.attention == "plain",
+        plain=job.memory.plain,
         dropout=getattr(job.objective, "dropout", 0.0) > 0,
         preference=preference,
         copies_logits=job.memory.loss == "copied",

@@ -13,13 +13,12 @@ def whole(sizes: Sizes) -> int:
 
 def norm(name: str, saves: str, sizes: Sizes) -> Op:
     """A norm of the stream: it saves its input and fp32 statistics, a LayerNorm two a token."""
-    stream = sizes.own_tokens * sizes.hidden * sizes.width
-    return Op(
-        name,
-        part="layernorm" if name != "final_layernorm" else "",
-        moved_bytes=2 * stream,
-        saved=(Saved(saves, stream), Saved("rstd", sizes.own_tokens * (8 if sizes.norm == "layer" else 4))),
-    )
+    elements = sizes.own_tokens * sizes.hidden
+    stream = elements * sizes.width
+    kept = (Saved(saves, stream), Saved("rstd", sizes.own_tokens * (8 if sizes.norm == "layer" else 4)))
+    if "norm" in sizes.plain and sizes.norm != "layer":  # which torch has a kernel for
+        kept = (Saved(saves, elements * 4), Saved("normalized", stream))
+    return Op(name, part="layernorm" if name != "final_layernorm" else "", moved_bytes=2 * stream, saved=kept)
 
 
 def dropped(sizes: Sizes) -> tuple[Saved, ...]:
