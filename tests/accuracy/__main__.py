@@ -7,7 +7,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 PAGE = Path(__file__).parents[2] / "docs" / "accuracy.md"
-PARTS: Mapping[str, str] = MappingProxyType({"memory": "tests.accuracy.memory_page"})
+PARTS: Mapping[str, str] = MappingProxyType(
+    {"memory": "tests.accuracy.memory_page", "activations": "tests.accuracy.activations"}
+)
 """A module for each part; its ``section()`` gives the lines of Markdown below the part's heading."""
 
 HEAD = """# How far plans lie from measurements

@@ -24,6 +24,7 @@ class Flag:
 _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("mapped", "layout.tp", "tensor-model-parallel-size="),
     ("mapped", "layout.pp", "pipeline-model-parallel-size="),
+    ("mapped", "layout.schedule", "schedules-method="),
     ("mapped", "layout.vpp", "num-layers-per-virtual-pipeline-stage= num-virtual-stages-per-pipeline-rank="),
     ("mapped", "layout.cp", "context-parallel-size="),
     ("mapped", "layout.cp_algorithm", "context-parallel-algo= cp-comm-type*"),
@@ -82,6 +83,7 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("mapped", "moe.capacity_factor, moe.pad_to_capacity", """
         moe-expert-capacity-factor= moe-pad-expert-input-to-capacity
     """),
+    ("mapped", "mixer.indexer", "enable-dsa-indexer index-head-dim= index-n-heads* index-topk="),
     ("mapped", "moe.zero_experts", "num-zero-experts="),
     ("mapped", "model.norm", "add-rmsnorm-offset apply-layernorm-1p"),
     ("mapped", "model.embedding_norm", "embed-layernorm"),
@@ -171,7 +173,7 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("not expressible", "recomputing parts of a layer", """
         recompute-mla-up-proj recompute-in-advance recompute-in-bubble
     """),
-    ("not expressible", "the schedule", "schedules-method= moe-fb-overlap moe-unperm2-mem-optim seq1f1b-splits="),
+    ("not expressible", "the schedule", "moe-fb-overlap moe-unperm2-mem-optim seq1f1b-splits="),
     ("not expressible", "overlapped and fused communication", """
         coc-fused-kernel coc-parallel-num= tp-2d tp-x= tp-y= moe-alltoall-overlap-comm
         moe-allgather-overlap-comm moe-permutation-async-comm moe-shared-expert-overlap use-cp-send-recv-overlap
@@ -191,9 +193,8 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
         moe-device-level-aux-loss-coeff= moe-revert-type-after-topk fix-router input-jitter n-hash-layers=
     """),
     ("not expressible", "sparse attention", """
-        enable-dsa-indexer index-head-dim= index-n-heads* index-topk= index-topk-freq= index-share-for-mtp-iteration
-        index-skip-topk-offset= indexer-loss-coeff= use-sparse-flash-attn use-fused-lightning-indexer
-        no-use-sparse-c8-indexer use-fused-lightning-indexer-loss
+        index-topk-freq= index-share-for-mtp-iteration index-skip-topk-offset= indexer-loss-coeff=
+        use-sparse-flash-attn use-fused-lightning-indexer no-use-sparse-c8-indexer use-fused-lightning-indexer-loss
     """),
     ("not expressible", "compressed attention and hyper-connections", """
         kv-compress compress-ratios* compress-rope-theta= enable-mhc hc-mult= o-groups= o-lora-rank=
@@ -214,7 +215,7 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
         interleave-sliding-window= sliding-window-size= sliding-window=
     """),
     ("not expressible", "scales of embeddings, scores and logits", """
-        embedding-multiplier-scale= output-multiplier-scale= query-pre-attn-scalar=         scale-depth= dim-model-base=
+        embedding-multiplier-scale= output-multiplier-scale= query-pre-attn-scalar= scale-depth= dim-model-base=
     """),
     ("not expressible", "sharing between layers", "cla-share-factor= share-kvstates enable-share-memory"),
     ("not expressible", "this bias", "skip-bias-add"),

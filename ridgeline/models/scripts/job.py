@@ -117,6 +117,7 @@ def _layout(reader: Reader, cluster: Plain) -> Plain:
             )
         ep, etp = ep * tp, 1
     vpp, stages = _stages(reader, pp)
+    is_v = reader.choice("schedules-method", ("", "dualpipev"), "") == "dualpipev"
     cp_name = "cp-comm-type" if reader.has("cp-comm-type") else "context-parallel-algo"
     noop = reader.integers("noop-layers")
     padded = reader.has("padded-vocab-size")
@@ -125,6 +126,7 @@ def _layout(reader: Reader, cluster: Plain) -> Plain:
             "tp": tp,
             "pp": pp,
             "vpp": vpp,
+            "schedule": "dualpipe_v" if is_v else None,
             "cp": cp,
             "ep": ep,
             "etp": etp,

@@ -78,6 +78,7 @@ def _mixer(reader: Reader, hidden: int, heads: int, positions: str) -> Plain:
             "rope_head_dim": reader.integer(turned, 64),
             "v_head_dim": reader.integer("v-head-dim", 128),
             "rope": without_none(rope),
+            **without_none({"indexer": _indexer(reader)}),
         }
     grouped = reader.has("group-query-attention")
     if not grouped and reader.has("num-query-groups"):
@@ -101,6 +102,13 @@ def _mixer(reader: Reader, hidden: int, heads: int, positions: str) -> Plain:
             "rope": without_none(rope),
         }
     )
+
+
+def _indexer(reader: Reader) -> Plain | None:
+    if not reader.has("enable-dsa-indexer"):
+        return None
+    sizes = {"heads": ("index-n-heads", 64), "head_dim": ("index-head-dim", 128), "topk": ("index-topk", 2048)}
+    return {field: reader.integer(flag, default) for field, (flag, default) in sizes.items()}
 
 
 def _scaling(reader: Reader) -> Plain | None:
