@@ -26,6 +26,7 @@ VERBS = (
     ("schedules", "Compare the pipeline schedules, or print and draw one."),
     ("models", "List the published models known by name, or show one."),
     ("convert", "Convert weights between formats and layouts: Hugging Face, torch_dist, a file for each rank."),
+    ("inspect", "Tell what a folder of weights holds, whether it is whole, and where two differ."),
     ("generate", "Continue a text with a trained model."),
     ("chat", "Talk to a trained model."),
     ("version", "Print the versions of everything that matters."),
@@ -59,8 +60,8 @@ def application(asked: Sequence[str] = ()) -> App:
 
 
 def module_of(verb: str) -> str:
-    """The module of a verb, and the function in it: the verb, with a ``_`` where Python keeps the word for itself."""
-    return f"{verb}_" if iskeyword(verb) else verb
+    """The module of a verb, and the function in it: the verb, with a ``_`` where Python has the word already."""
+    return f"{verb}_" if iskeyword(verb) or verb in sys.stdlib_module_names else verb
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -63,11 +63,13 @@ def open_classic(folder: Path, *, model: ModelSpec | None = None) -> Opened:
     if not paths:
         raise CheckpointError(f"checkpoint={step}: holds no mp_rank_*/{FILE}")
     files = {f"{path.parent.name}/{FILE}": _tensors_of(path, step) for path in paths}
-    holders, unused = _fitting(step, model, files)
+    holders, unused, layout = _fitting(step, model, files)
     tensors = {
         (holder.name, buffer.name): files[holder.name][buffer.name] for holder in holders for buffer in holder.buffers
     }
-    return Opened("classic", folder, model, holders, tensors, dropped=unused, record=record, files=tuple(paths))
+    return Opened(
+        "classic", folder, model, holders, tensors, dropped=unused, record=record, files=tuple(paths), layout=layout
+    )
 
 
 def _tensors_of(path: Path, within: Path) -> dict[str, FileTensor]:
@@ -84,8 +86,8 @@ def _tensors_of(path: Path, within: Path) -> dict[str, FileTensor]:
     }
 
 
-def _fitting(folder: Path, model: ModelSpec, files: Files) -> tuple[tuple[Holder, ...], tuple[str, ...]]:
-    """The holders of the layout that these files have, and the tensors that the model has no use for."""
+def _fitting(folder: Path, model: ModelSpec, files: Files) -> tuple[tuple[Holder, ...], tuple[str, ...], Layout]:
+    """The holders of the layout that these files have, the tensors that the model has no use for, and the layout."""
     faults = []
     for laid, form, numbers in _layouts(folder, model, files):
         try:
@@ -96,7 +98,7 @@ def _fitting(folder: Path, model: ModelSpec, files: Files) -> tuple[tuple[Holder
         fault, unused = _misfit(holders, files)
         if not fault:
             there = (h._replace(buffers=tuple(b for b in h.buffers if b.name in files[h.name])) for h in holders)
-            return tuple(there), unused
+            return tuple(there), unused, laid.layout
         faults.append(fault)
     told = min(faults, key=len) if faults else "  no layout has such folders"
     raise CheckpointError(f"checkpoint={folder}: does not hold the weights of model={model.name!r}:\n{told}")

@@ -17,6 +17,7 @@ from ridgeline.checkpoint.published import names_fault
 from ridgeline.checkpoint.record import Record
 from ridgeline.checkpoint.reshard import Source, meetings, sources_of
 from ridgeline.core.errors import CheckpointError
+from ridgeline.core.layout import Layout
 from ridgeline.core.model import ModelSpec
 
 Format: TypeAlias = Literal["hf", "torch_dist", "classic"]
@@ -35,6 +36,7 @@ class Opened:
         dropped: Names of tensors that are there, and that the model has no use for.
         record: What the folder says of itself, where Ridgeline wrote it.
         files: All that was opened: if any of them changes, so may what is read.
+        layout: Of the ranks that the files are of, where each has its own.
     """
 
     format: Format
@@ -45,6 +47,7 @@ class Opened:
     dropped: tuple[str, ...] = ()
     record: Record | None = None
     files: tuple[Path, ...] = ()
+    layout: Layout | None = None
 
     @cached_property
     def sources(self) -> Mapping[str, Source]:
