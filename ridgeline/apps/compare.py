@@ -1,6 +1,6 @@
 """``ridgeline compare``: what two jobs differ in, and what that does to memory and time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +11,7 @@ from ridgeline.apps.options import Overrides
 from ridgeline.apps.output import open_console, write_json
 from ridgeline.apps.reading import read_job
 from ridgeline.core.diff import diff as changes_of
+from ridgeline.core.errors import PlanError, Problem, SpecError
 from ridgeline.core.frozen import frozen
 from ridgeline.parallel.plan import Plan
 
@@ -51,9 +52,7 @@ def compare(
         options: Fields of both jobs, as --layout.tp 8.
         json: Print the numbers as JSON instead.
     """
-    from ridgeline.apps.planning import plan_or_advise
-
-    plans = [plan_or_advise(read_job(job, options).job) for job in (left, right)]
+    plans = _plans((left, right), options)
     changes, figures = changes_of(plans[0].job, plans[1].job), tuple(figures_of(*plans))
     if json:
         write_json({"changes": list(map(attrs.asdict, changes)), "figures": list(map(attrs.asdict, figures))})
@@ -63,6 +62,22 @@ def compare(
         console.print(str(change), markup=False, highlight=False)
     console.print(table_of(left, right, figures) if changes else "The jobs are equal.")
     return 0
+
+
+def _plans(jobs: tuple[str, str], options: Sequence[str]) -> list[Plan]:
+    """Both plans; of two that do not exist the faults of both are told, each with its job's name."""
+    from ridgeline.apps.planning import plan_or_advise
+
+    plans: list[Plan] = []
+    problems: list[Problem] = []
+    for job in dict.fromkeys(jobs):
+        try:
+            plans.append(plan_or_advise(read_job(job, options).job))
+        except (SpecError, PlanError) as error:
+            problems += (attrs.evolve(one, path=f"{job}: {one.path}") for one in error.problems)
+    if problems:
+        raise PlanError(problems)
+    return [plans[0], plans[-1]]
 
 
 def figures_of(left: Plan, right: Plan) -> Iterator[Figure]:

@@ -34,7 +34,8 @@ def write_whole(path: Path, text: str, *, option: str, replace: bool = True) -> 
     except FileExistsError as error:
         raise _exists(path, option) from error
     except OSError as error:
-        raise SpecError(Problem(option, str(path), f"cannot be written: {error.strerror}")) from error
+        way_out = f"make the folder {path.parent} first" if isinstance(error, FileNotFoundError) else ""
+        raise SpecError(Problem(option, str(path), f"cannot be written: {error.strerror}", way_out)) from error
 
 
 def _write_beside(path: Path, data: bytes, give_name: Callable[[Path, Path], None]) -> None:

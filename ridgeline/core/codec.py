@@ -117,7 +117,7 @@ def _structure_spec(plain: Any, cls: type[Any], path: str, problems: list[Proble
         if name in plain:
             values[name] = _structure_value(plain[name], field.type, _join(path, name), problems)
         elif field.default is attrs.NOTHING:
-            problems.append(Problem(_join(path, name), None, "is required"))
+            problems.append(Problem(_join(path, name), None, "is required", _way_in(field.type)))
     if len(problems) > faults:
         problems.extend(_own_faults(cls, values, path, already=problems[faults:]))
         return None
@@ -143,6 +143,14 @@ def _own_faults(cls: type[Any], values: Plain, path: str, *, already: list[Probl
             converter: Any = fields[name].converter
             converted = converter(value) if converter else value
             yield from (problem.under(path) for problem in field_problems(fields[name], converted))
+
+
+def _way_in(annotation: Any) -> str:
+    """What a missing field needs, where it is a table: the fields of it that have no default."""
+    if not attrs.has(annotation):
+        return ""
+    needed = [field.name for field in attrs.fields(annotation) if field.default is attrs.NOTHING]
+    return f"give a table with {', '.join(needed)}" if needed else "give a table"
 
 
 def _structure_value(plain: Any, annotation: Any, path: str, problems: list[Problem]) -> Any:

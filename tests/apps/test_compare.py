@@ -66,4 +66,14 @@ def test_equal_jobs(capsys):
 def test_a_bad_job_is_told(capsys):
     code, out, err = outcome(capsys, "compare", "llama2-7b", "llama2-8b")
     assert (code, out) == (2, "")
-    assert "job='llama2-8b': is no preset" in err
+    assert "llama2-8b: job='llama2-8b': is no preset" in err
+
+
+def test_faults_of_both_jobs_are_told(capsys, tmp_path):
+    """At once, each with the name of its job."""
+    file = tmp_path / "job.toml"
+    file.write_text('model = "llama2-7b"\ncluster = "atlas-800t-a2"\n[batch]\nseq_len = 2048\ngbs = 7\n')
+    code, out, err = outcome(capsys, "compare", "llama2-70b", str(file), "--tp", "3")
+    assert (code, out) == (2, "")
+    assert "llama2-70b: layout.tp=3: must divide heads=64" in err
+    assert f"{file}: layout.tp=3: must divide heads=32" in err

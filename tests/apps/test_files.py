@@ -89,6 +89,8 @@ def test_a_folder_is_no_file(tmp_path):
     for name in ("here", "nowhere/plan.html"):
         with pytest.raises(SpecError, match=rf"--html='{tmp_path / name}': cannot be written"):
             write_whole(tmp_path / name, "new", option="--html")
+    with pytest.raises(SpecError, match=rf"make the folder {tmp_path / 'nowhere'} first"):
+        write_whole(tmp_path / "nowhere/plan.html", "new", option="--html")
     assert list(tmp_path.iterdir()) == [tmp_path / "here"]
 
 

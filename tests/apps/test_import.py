@@ -49,3 +49,21 @@ def test_what_is_no_script_is_named(tmp_path, capsys):
     told = capsys.readouterr().err
     assert str(path) in told
     assert "looked for torchrun" in told
+
+
+def test_a_launch_that_cannot_run_is_told(script, capsys):
+    """Upstream would refuse it: what is read is written, with the rules it breaks and the nearest layouts."""
+    script.write_text(LLAMA2_7B.replace("--num-layers 32", "--num-layers 31"))
+    assert cli(["import", str(script)]) == 0
+    told = capsys.readouterr()
+    assert "count = 31" in told.out
+    assert "as it is, this job cannot be planned: 1\n  model.num_layers=31: does not split evenly" in told.err
+    assert "nearest that are legal: layout.noop_layers=[31]" in told.err
+
+
+def test_unknown_flags_are_told_beside_faults(script, capsys):
+    script.write_text(LLAMA2_7B.replace("--bf16", "--bf16 --fp16 --sequence-paralel"))
+    assert cli(["import", str(script)]) == 2
+    told = capsys.readouterr().err
+    assert "did the script mean --sequence-parallel?" in told
+    assert "--bf16=True: contradicts --fp16" in told

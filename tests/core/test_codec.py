@@ -173,7 +173,7 @@ def test_every_fault_of_a_job_is_reported_at_once():
         "optimizer.lr=-1.0: must be > 0.0",
         "optimizer.lr_schedule.kind='cosin': unknown kind; did you mean 'cosine'? known: constant, cosine, linear, wsd",
         "batch.seq_len=None: is required",
-        "cluster.intra=None: is required",
+        "cluster.intra=None: is required; give a table with bandwidth",
         "data.sources[1].weight=0.0: must be > 0.0",
         "precision.param='fp32': unknown field; did you mean 'params'? known: grads, masters, moments, params",
         "precision.grads='bf16': must be fp32 or that of params=fp32",

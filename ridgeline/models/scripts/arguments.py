@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from ridgeline.core.codec import Plain
@@ -45,7 +46,7 @@ def read_given(arguments: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], li
         name, text = _full_name(spelled), " ".join(values)
         flag = FLAGS.get(name)
         if flag is None:
-            entries.append(Entry(f"--{name}", text, "not understood", "no flag that Ridgeline knows"))
+            entries.append(Entry(f"--{name}", text, "not understood", _unknown(name)))
             continue
         if flag.takes == "nothing" and values:
             problems.append(Problem(f"--{name}", text, "takes no value"))
@@ -58,6 +59,11 @@ def read_given(arguments: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], li
         given[name] = tuple(values)
         entries.append(Entry(f"--{name}", text, flag.fate, flag.note))
     return given, entries, problems
+
+
+def _unknown(name: str) -> str:
+    near = get_close_matches(name, FLAGS, n=1, cutoff=0.8)
+    return "no flag that Ridgeline knows" + (f"; did the script mean --{near[0]}?" if near else "")
 
 
 def _full_name(name: str) -> str:
@@ -113,7 +119,8 @@ class Reader:
         self.fates[name] = {"fate": fate, "note": note}
 
     def fault(self, name: str, rule: str, way_out: str = "") -> None:
-        self.problems.append(Problem(f"--{name}", self.text(name) or None, rule, way_out))
+        value = self.text(name) or (True if self.has(name) else None)
+        self.problems.append(Problem(f"--{name}", value, rule, way_out))
 
     def _number(self, name: str, kind: type[Number], default: Number | None) -> Number | None:
         if name not in self.given:

@@ -115,6 +115,7 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("mapped", "optimizer.lr_schedule", "lr-decay-style= lr-decay-iters= lr-wsd-decay-iters= lr-wsd-decay-style="),
     ("mapped", "optimizer.warmup_steps", "lr-warmup-iters= lr-warmup-fraction="),
     ("mapped", "objective.per_token", "calculate-per-token-loss"),
+    ("mapped", "objective.dropout", "hidden-dropout* attention-dropout="),
     ("mapped", "objective", """
         stage= is-instruction-dataset is-pairwise-dataset dpo-loss-type= dpo-beta= dpo-label-smoothing=
     """),
@@ -158,7 +159,6 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
         initial-loss-scale= loss-scale= min-loss-scale= loss-scale-window= hysteresis=
     """),
     ("no effect", "of generation, not of training", "max-new-tokens= max-batch-size= enable-thinking="),
-    ("not expressible", "dropout: Ridgeline trains without", "hidden-dropout* attention-dropout="),
     ("not expressible", "how fine-tuning data is prepared", """
         prompt-type= pack neat-pack padded-samples pad-to-multiple-of= fix-sub-seq-length=
     """),
@@ -237,9 +237,7 @@ def _rows() -> Iterator[tuple[str, Flag]]:
 FLAGS: Mapping[str, Flag] = MappingProxyType(dict(_rows()))
 """Known flags by name, without their dashes."""
 
-NEUTRAL: Mapping[str, str] = MappingProxyType(
-    {"hidden-dropout": "0", "attention-dropout": "0", "rotary-percent": "1", "cp-window-size": "1", "optimizer": "adam"}
-)
+NEUTRAL: Mapping[str, str] = MappingProxyType({"rotary-percent": "1", "cp-window-size": "1", "optimizer": "adam"})
 """Flags without a word in a job, each with the value by which it changes nothing."""
 
 
@@ -247,7 +245,7 @@ def is_neutral(name: str, value: str) -> bool:
     """Whether a flag with this value asks for nothing.
 
     Example:
-        >>> is_neutral("hidden-dropout", "0.0"), is_neutral("hidden-dropout", "0.1"), is_neutral("optimizer", "adam")
+        >>> is_neutral("rotary-percent", "1.0"), is_neutral("rotary-percent", "0.5"), is_neutral("optimizer", "adam")
         (True, False, True)
     """
     neutral = NEUTRAL.get(name)

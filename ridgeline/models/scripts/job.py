@@ -8,7 +8,9 @@ import attrs
 
 from ridgeline.core.codec import Plain
 from ridgeline.core.errors import Problem
+from ridgeline.core.fields import item_annotation, literal_choices
 from ridgeline.core.frozen import frozen
+from ridgeline.core.job import Lora
 from ridgeline.models.scripts.arguments import Entry, Reader, read_given, without_none
 from ridgeline.models.scripts.flags import FLAGS, is_neutral
 from ridgeline.models.scripts.model import model_of
@@ -19,6 +21,7 @@ CP_ALGORITHMS = MappingProxyType(
     | {"p2p": "ring", "a2a": "ulysses", "all_gather": "kv_allgather", "allgather": "kv_allgather"}
 )
 """MindSpeed's and Megatron's names to ours."""
+DROPOUTS = ("hidden-dropout", "attention-dropout")
 PART_NAMES = MappingProxyType(
     {name: name for name in ("core_attn", "mlp", "moe", "layernorm")} | {"moe_act": "activation"}
 )
@@ -74,10 +77,10 @@ def _fated(entry: Entry, reader: Reader) -> Entry:
 
 
 def _dropped_by_default(reader: Reader) -> Iterator[Entry]:
-    """Dropout, which Megatron-LM trains with unless told otherwise."""
-    for name in ("hidden-dropout", "attention-dropout"):
+    """Dropout, with which Megatron-LM trains unless told otherwise."""
+    for name in DROPOUTS:
         if not reader.has(name):
-            yield Entry(f"--{name}", "", "not expressible", f"is not given and so 0.1; {FLAGS[name].note}")
+            yield Entry(f"--{name}", "", FLAGS[name].fate, f"{FLAGS[name].note}: 0.1, since it is not given")
 
 
 def _cluster(reader: Reader, command: Command, entries: list[Entry]) -> Plain:
@@ -130,7 +133,7 @@ def _layout(reader: Reader, cluster: Plain) -> Plain:
             "cp": cp,
             "ep": ep,
             "etp": etp,
-            "sp": reader.has("sequence-parallel"),
+            "sp": _sequence_parallel(reader, tp),
             "cp_algorithm": CP_ALGORITHMS[reader.choice(cp_name, CP_ALGORITHMS, "megatron_cp_algo")],
             "stages": stages,
             "noop_layers": noop,
@@ -139,6 +142,13 @@ def _layout(reader: Reader, cluster: Plain) -> Plain:
             "order": "tp-cp-ep-pp-dp" if reader.has("use-tp-pp-dp-mapping") else "tp-cp-ep-dp-pp",
         }
     )
+
+
+def _sequence_parallel(reader: Reader, tp: int) -> bool:
+    """Megatron-LM turns it off where there is no tensor parallelism (``validate_args``)."""
+    if reader.has("sequence-parallel") and tp == 1:
+        reader.lost("sequence-parallel", "layout.sp=false: with tp=1 Megatron-LM turns it off", "no effect")
+    return reader.has("sequence-parallel") and tp > 1
 
 
 def _stages(reader: Reader, pp: int) -> tuple[int, list[int] | None]:
@@ -213,11 +223,19 @@ def _memory(reader: Reader) -> Plain:
     memory: Plain = {
         "distributed_optimizer": reader.has("use-distributed-optimizer"),
         "swap_optimizer": reader.has("swap-optimizer"),
-        "swap_attention": reader.has("swap-attention"),
+        "swap_attention": _swaps_attention(reader),
         "recompute": _recompute(reader),
         "loss_chunk": reader.integer("loss-chunk-size", 1024) if reader.text("loss-compute-mode") == "chunk" else None,
     }
     return without_none(memory)
+
+
+def _swaps_attention(reader: Reader) -> bool:
+    """What whole layers recompute is not saved, so that there is nothing to move."""
+    whole = reader.text("recompute-granularity") == "full"
+    if reader.has("swap-attention") and whole:
+        reader.lost("swap-attention", "memory.swap_attention=false: whole layers are recomputed", "no effect")
+    return reader.has("swap-attention") and not whole
 
 
 def _recompute(reader: Reader) -> Plain | None:
@@ -273,7 +291,8 @@ def _comm(reader: Reader) -> Plain:
 
 def _tp_overlap(reader: Reader) -> str:
     asked = "mc2" if reader.has("use-ascend-mc2") else "coc" if reader.has("use-ascend-coc") else "none"
-    return asked if reader.has("sequence-parallel") and reader.integer("tensor-model-parallel-size", 1) > 1 else "none"
+    tp = reader.integer("tensor-model-parallel-size", 1) or 1
+    return asked if reader.has("sequence-parallel") and tp > 1 else "none"
 
 
 def _optimizer(reader: Reader) -> Plain:
@@ -287,6 +306,8 @@ def _optimizer(reader: Reader) -> Plain:
         schedule["anneal_steps"] = reader.integer("lr-wsd-decay-iters", 1)
         schedule["style"] = reader.text("lr-wsd-decay-style", "exponential")
     share = reader.real("lr-warmup-fraction", 0.0) or 0.0
+    if share and reader.integer("lr-warmup-iters", minimum=0):
+        reader.fault("lr-warmup-fraction", "contradicts --lr-warmup-iters", "keep one of the two")
     steps = decay or reader.integer("train-iters") or 0
     return without_none(
         {
@@ -307,15 +328,39 @@ def _objective(reader: Reader) -> Plain:
     stage = reader.text("stage")
     per_token = reader.has("calculate-per-token-loss")
     padded = not (reader.has("no-pad-to-seq-lengths") or reader.has("variable-seq-lengths"))
+    tuned = bool(stage) or reader.has("is-instruction-dataset")
+    dropout = _dropout(reader, tuned=tuned)
     if stage in ("dpo", "simpo"):
         loss = "simpo" if stage == "simpo" else reader.choice("dpo-loss-type", ("sigmoid", "hinge", "ipo"), "sigmoid")
         numbers = {"beta": reader.real("dpo-beta"), "label_smoothing": reader.real("dpo-label-smoothing")}
         return {"kind": "dpo", "loss": loss, "padded": padded, **without_none(numbers)}
     if stage and stage != "sft":
         reader.lost("stage", f"{stage} has no word in a job; it is taken as sft")
-    if stage or reader.has("is-instruction-dataset"):
+    if tuned:
         return {"kind": "sft", "per_token": per_token, "padded": padded}
-    return {"kind": "pretraining", "per_token": per_token}
+    return {"kind": "pretraining", "per_token": per_token, "dropout": dropout}
+
+
+def _dropout(reader: Reader, *, tuned: bool) -> float:
+    """The share that is dropped; a job has one for attention's weights and the stream, and none in fine-tuning."""
+    shares = [_share(reader, name) for name in DROPOUTS]
+    largest = max(shares)
+    for name in DROPOUTS:
+        if tuned and largest:
+            reader.lost(name, "fine-tuning has no word for dropout; it trains without")
+        elif len(set(shares)) > 1:
+            reader.lost(name, f"objective.dropout: one share for both, {largest}", "approximated")
+    return largest
+
+
+def _share(reader: Reader, name: str) -> float:
+    """Of a flag's words the first, as its parser reads them."""
+    word = (reader.given.get(name) or ("0.1",))[0]
+    try:
+        return float(word)
+    except ValueError:
+        reader.fault(name, "must be a number")
+        return 0.0
 
 
 def _adapter(reader: Reader) -> Plain | None:
@@ -323,7 +368,11 @@ def _adapter(reader: Reader) -> Plain | None:
         return None
     old = {"query_key_value": "linear_qkv", "dense": "linear_proj"}  # names before Megatron-core's
     old |= {"dense_h_to_4h": "linear_fc1", "dense_4h_to_h": "linear_fc2"}
-    targets = [old.get(name, name) for name in reader.text("lora-target-modules").split()]
+    asked = [old.get(name, name) for name in reader.text("lora-target-modules").split()]
+    words = literal_choices(item_annotation(attrs.fields_dict(Lora)["targets"].type))
+    targets = [name for name in asked if name in words]
+    if len(targets) != len(asked):
+        reader.lost("lora-target-modules", f"of these a job has words for {targets or 'none, so all it has'} only")
     return without_none(
         {
             "kind": "lora",

@@ -109,8 +109,8 @@ def _model_flags(job: Job) -> Iterator[tuple[object, ...]]:
         yield "mtp-num-layers", model.mtp
     if not any(isinstance(block.feed_forward, Mlp) and block.feed_forward.bias for block in blocks):
         yield ("disable-bias-linear",)
-    yield "hidden-dropout", 0.0
-    yield "attention-dropout", 0.0
+    for flag in ("hidden-dropout", "attention-dropout"):
+        yield flag, job.objective.dropout if isinstance(job.objective, Pretraining) else 0.0
     if isinstance(mixer, (Attention, LatentAttention)):
         yield "num-attention-heads", mixer.heads
         yield "rotary-base", mixer.rope.base

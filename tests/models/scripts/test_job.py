@@ -65,6 +65,7 @@ def test_a_layout_comes_back(degrees, chunks, noop, layers, rest):
     job = preset("qwen3-30b-a3b", nodes=8)
     tp, pp, cp = degrees
     stages = tuple(layers[: pp * chunks])
+    rest["sp"] = rest["sp"] and tp > 1  # elsewhere upstream turns it off
     layout = attrs.evolve(job.layout, tp=tp, pp=pp, cp=cp, vpp=chunks, stages=stages, noop_layers=noop, **rest)
     job = attrs.evolve(job, layout=layout, batch=attrs.evolve(job.batch, gbs=64 * 3))
     again = back(job)
@@ -95,7 +96,7 @@ def test_all_faults_at_once():
     text = LLAMA2_7B.replace("TP=1", "TP=3").replace("--bf16", "--bf16 --fp16 --seed one")
     faults = "\n".join(map(str, imported_of(text).problems))
     assert "world_size=8: must be a multiple of tp=3 * pp=2 * cp=1 = 6" in faults
-    assert "--bf16=None: contradicts --fp16" in faults
+    assert "--bf16=True: contradicts --fp16" in faults
     assert "--seed='one': must be an integer" in faults
 
 
@@ -162,7 +163,7 @@ def test_experts_are_placed_as_upstream_places_them():
 def test_flags_of_experts_that_contradict():
     """Each is named with what it contradicts."""
     told = imported_of(f"{EXPERTS} --moe-tp-extend-ep").problems
-    assert any("--moe-tp-extend-ep=None: needs --num-experts" in str(problem) for problem in told)
+    assert any("--moe-tp-extend-ep=True: needs --num-experts" in str(problem) for problem in told)
     told = imported_of(
         f"{EXPERTS} --num-experts 8 --moe-tp-extend-ep --expert-tensor-parallel-size 2 --first-k-dense-replace 8"
     ).problems
@@ -173,14 +174,63 @@ def test_flags_of_experts_that_contradict():
 @pytest.mark.parametrize(
     ("flags", "fates"),
     [
-        ("--hidden-dropout 0.0 --attention-dropout 0", {"--hidden-dropout": "no effect"}),
-        ("--hidden-dropout 0.1 --attention-dropout 0", {"--hidden-dropout": "not expressible"}),
-        ("", {"--hidden-dropout": "not expressible", "--attention-dropout": "not expressible"}),
         ("--rotary-percent 1.0 --optimizer adam", {"--rotary-percent": "no effect", "--optimizer": "no effect"}),
         ("--optimizer sgd", {"--optimizer": "not expressible"}),
+        ("--hidden-dropout 0.2 --attention-dropout 0.1", {"--hidden-dropout": "approximated"}),
+        ("--stage sft --hidden-dropout 0.2", {"--hidden-dropout": "not expressible"}),
+        ("--stage sft --hidden-dropout 0.0 --attention-dropout 0", {"--hidden-dropout": "mapped"}),
     ],
 )
-def test_a_value_that_asks_for_nothing_has_no_effect(flags, fates):
-    """No dropout is no loss; dropout is, also where it is Megatron's default that asks for it."""
+def test_a_fate_depends_on_the_value(flags, fates):
+    """A value that asks for nothing has no effect; one that a job cannot say is told."""
     found = {entry.flag: entry.fate for entry in imported_of(EXPERTS + flags).entries}
     assert {flag: found[flag] for flag in fates} == fates
+
+
+@pytest.mark.parametrize(
+    ("flags", "dropout"),
+    [
+        ("--hidden-dropout 0.0 --attention-dropout 0", 0.0),
+        ("--hidden-dropout 0.1 --attention-dropout 0.1", 0.1),
+        ("", 0.1),
+    ],
+)
+def test_dropout_is_what_upstream_drops(flags, dropout):
+    """Which is a tenth where the script does not say, as Megatron-LM has it; exported, it is the same again."""
+    imported = imported_of(f"{EXPERTS} --seq-length 64 --swiglu --disable-bias-linear --normalization RMSNorm {flags}")
+    assert imported.plain["objective"]["dropout"] == dropout
+    told = {entry.flag: entry for entry in imported.entries}
+    assert told["--attention-dropout"].note.startswith("objective.dropout")
+    job = job_of({"name": "x", **imported.plain})
+    assert back(job).objective.dropout == dropout
+
+
+def test_a_misspelt_flag_is_told_with_the_nearest():
+    entries = {entry.flag: entry for entry in imported_of(f"{EXPERTS} --sequence-paralel").entries}
+    assert entries["--sequence-paralel"].note.endswith("did the script mean --sequence-parallel?")
+
+
+def test_warmup_is_said_once():
+    """In iterations or as a share, as Megatron-LM demands; a switch that is given is told as such."""
+    told = imported_of(f"{EXPERTS} --lr-warmup-iters 10 --lr-warmup-fraction 0.1 --bf16 --fp16").problems
+    assert {str(one).split(";")[0] for one in told} >= {
+        "--lr-warmup-fraction='0.1': contradicts --lr-warmup-iters",
+        "--bf16=True: contradicts --fp16",
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "field", "value"),
+    [
+        ("--sequence-parallel", ("layout", "sp"), False),
+        ("--sequence-parallel --tensor-model-parallel-size 2", ("layout", "sp"), True),
+        ("--swap-attention", ("memory", "swap_attention"), True),
+        ("--swap-attention --recompute-granularity full --recompute-method block", ("memory", "swap_attention"), False),
+    ],
+)
+def test_what_upstream_turns_off_is_off(flags, field, value):
+    """Sequence parallel without tensor parallel; moving what whole layers recompute; the flag is told to do nothing."""
+    imported = imported_of(EXPERTS + flags)
+    assert imported.plain[field[0]][field[1]] is value
+    fate = next(entry.fate for entry in imported.entries if entry.flag == f"--{flags.split()[0][2:]}")
+    assert fate == ("mapped" if value else "no effect")
