@@ -13,6 +13,7 @@ from ridgeline.apps.runtime.engine import Cache, Engine, continued, open_engine
 from ridgeline.apps.runtime.next_token import Sampling
 from ridgeline.checkpoint.io.dist_source import checkpoint_weights
 from ridgeline.checkpoint.io.hf import hf_weights
+from ridgeline.checkpoint.io.quantised import without_quantisation
 from ridgeline.checkpoint.io.recorded import find_checkpoint, open_record
 from ridgeline.checkpoint.io.weights import Weights
 from ridgeline.checkpoint.record import model_of
@@ -94,7 +95,7 @@ def source_of(path: Path) -> Source:
     """
     if (path / "config.json").is_file():
         config = read_hf_config(path)
-        model = model_from_hf(config, name=path.resolve().name)
+        model = model_from_hf(without_quantisation(config), name=path.resolve().name)
         return Source(model=model, weights=hf_weights(path, model), tokenizer=path, stop=_stops(path, config))
     step = find_checkpoint(path)
     record = open_record(step)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ridgeline.checkpoint.io.mapped import FileTensor, check_inside, tensor_of
+from ridgeline.checkpoint.io.quantised import dequantised
 from ridgeline.checkpoint.io.safetensors import read_safetensors
 from ridgeline.checkpoint.io.sources import Opened, check_tensors, weights_in
 from ridgeline.checkpoint.io.weights import Weights
@@ -20,14 +21,14 @@ SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"
 
 
 def open_hf(folder: str | Path, model: ModelSpec) -> Opened:
-    """The weights of a model in a folder.
+    """The weights of a model in a folder; those of 8 and 4 bits are read as bf16.
 
     Raises:
         CheckpointError: As of ``hf_tensors``, or tensors are missing, of wrong shape or not of this
             model; all are named.
     """
     folder = Path(folder)
-    found = hf_tensors(folder)
+    found = dequantised(hf_tensors(folder))
     derived = hf_derived(model)
     dropped = tuple(name for name in found if name in derived)
     buffers = published_buffers(model)

@@ -5,6 +5,7 @@ from pathlib import Path
 from ridgeline.checkpoint.io.classic_source import is_classic, open_classic, step_folder
 from ridgeline.checkpoint.io.dist_source import open_dist
 from ridgeline.checkpoint.io.hf import open_hf
+from ridgeline.checkpoint.io.quantised import without_quantisation
 from ridgeline.checkpoint.io.recorded import find_checkpoint
 from ridgeline.checkpoint.io.sources import Opened
 from ridgeline.checkpoint.io.torch_dist import INDEX
@@ -28,9 +29,18 @@ def open_source(source: str | Path, *, model: ModelSpec | None = None, masters: 
     if not folder.is_dir():
         raise CheckpointError(f"source={source}: is no folder")
     if (folder / "config.json").is_file():
-        return open_hf(folder, model or model_from_hf(read_hf_config(folder), name=folder.resolve().name))
+        return open_hf(folder, model or hf_model(folder))
     if is_classic(folder):
         step = step_folder(folder)
         return open_dist(step, model=model) if (step / INDEX).is_file() else open_classic(folder, model=model)
     step = folder if (folder / INDEX).is_file() else find_checkpoint(folder)
     return open_dist(step, model=model, masters=masters)
+
+
+def hf_model(folder: Path) -> ModelSpec:
+    """The model of a Hugging Face folder, its weights dequantised.
+
+    Raises:
+        SpecError: The config is none that is known.
+    """
+    return model_from_hf(without_quantisation(read_hf_config(folder)), name=folder.resolve().name)
