@@ -8,7 +8,7 @@ import attrs
 
 from ridgeline.core.errors import Problem, SpecError
 from ridgeline.core.fields import type_rule
-from ridgeline.core.model import FeedForward, ModelSpec, Rope
+from ridgeline.core.model import Attention, FeedForward, Mixer, ModelSpec, Rope
 from ridgeline.models.hf_template import Template
 
 Values: TypeAlias = Mapping[str, Any]
@@ -26,6 +26,7 @@ class Field:
         minimum: The least value of a number.
         only: The values this family models; any other is refused.
         alias: A second name that some versions of transformers write.
+        null_is_value: The file must give the field, and null says something.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Field:
     minimum: float = attrs.field(default=1, kw_only=True)
     only: tuple[Any, ...] = attrs.field(default=(), kw_only=True)
     alias: str = attrs.field(default="", kw_only=True)
+    null_is_value: bool = attrs.field(default=False, kw_only=True)
 
 
 @attrs.frozen(kw_only=True)
@@ -44,8 +46,11 @@ class Family:
         name: Hugging Face's ``model_type``.
         architectures: The classes it is published under; the first is the one written on export.
         fields: Every field its transformers class reads the architecture from; others cannot change it.
+        model_types: Further values of ``model_type`` under which these classes are published.
         rope_base: The base of the rotary positions where the file gives none.
-        feed_forwards: The kinds of feed-forward its layers may have.
+        rotary_share: The share of a head that rotates where the file gives none; None where all of it always does.
+        interleaved: Rotary dims are paired as neighbours.
+        mixers, feed_forwards: The kinds of parts its layers may have.
         spec_of: Checked values and rotary positions to a spec, its name and family left to the caller.
         config_of: The inverse, for a spec of this family's kinds of layer.
         weights: Where each parameter is found in the published files, by its name within the model.
@@ -54,7 +59,11 @@ class Family:
     name: str
     architectures: tuple[str, ...]
     fields: tuple[Field, ...]
+    model_types: tuple[str, ...] = ()
     rope_base: float = 10000.0
+    rotary_share: float | None = None
+    interleaved: bool = False
+    mixers: tuple[type[Mixer], ...] = (Attention,)
     feed_forwards: tuple[type[FeedForward], ...]
     spec_of: Callable[[Values, Rope], ModelSpec]
     config_of: Callable[[ModelSpec], dict[str, Any]]
@@ -86,7 +95,7 @@ def _value(config: Values, field: Field) -> Any:
     if given is None and field.alias:
         given = config.get(field.alias)
     if given is None:
-        return field.default
+        return None if field.null_is_value and field.name in config else field.default
     takes_float = float in (field.type, *typing.get_args(field.type))
     return float(given) if takes_float and isinstance(given, int) and not isinstance(given, bool) else given
 

@@ -9,7 +9,7 @@ import msgspec
 
 from ridgeline.core.codec import unstructure
 from ridgeline.core.errors import Problem, SpecError, nearest
-from ridgeline.core.model import Attention, ModelSpec
+from ridgeline.core.model import ModelSpec
 from ridgeline.models.families.table import FAMILIES
 from ridgeline.models.family import Family, read_fields
 from ridgeline.models.hf_rope import read_rope
@@ -42,15 +42,16 @@ def family_of(config: Mapping[str, Any]) -> Family:
     """
     architectures, model_type = config.get("architectures"), config.get("model_type")
     if not architectures:
-        if str(model_type) not in FAMILIES:
-            raise SpecError(Problem("model_type", model_type, "unknown", nearest(str(model_type), FAMILIES)))
-        return FAMILIES[str(model_type)]
+        typed = {name: family for family in FAMILIES.values() for name in (family.name, *family.model_types)}
+        if str(model_type) not in typed:
+            raise SpecError(Problem("model_type", model_type, "unknown", nearest(str(model_type), typed)))
+        return typed[str(model_type)]
     named = {architecture: family for family in FAMILIES.values() for architecture in family.architectures}
     architecture = str(architectures[0] if isinstance(architectures, list) else architectures)
     if architecture not in named:
         raise SpecError(Problem("architectures", architecture, "unknown", nearest(architecture, named)))
     family = named[architecture]
-    if model_type not in (None, family.name):
+    if model_type not in (None, family.name, *family.model_types):
         rule = f"contradicts architectures={architecture!r}, which is of {family.name!r}"
         raise SpecError(Problem("model_type", model_type, rule))
     return family
@@ -66,7 +67,9 @@ def model_from_hf(config: Mapping[str, Any], *, name: str = "custom") -> ModelSp
     """
     family = family_of(config)
     values, problems = read_fields(config, family.fields)
-    rope, rope_problems = read_rope(config, default_base=family.rope_base)
+    rope, rope_problems = read_rope(
+        config, base=family.rope_base, share=family.rotary_share, interleaved=family.interleaved
+    )
     if problems or rope_problems or rope is None:
         raise SpecError([*problems, *rope_problems])
     return attrs.evolve(family.spec_of(values, rope), name=name, family=family.name)
@@ -84,12 +87,13 @@ def hf_config_of(spec: ModelSpec) -> dict[str, Any]:
         raise SpecError(Problem("family", spec.family, "has no Hugging Face class", nearest(spec.family, FAMILIES)))
     family = FAMILIES[spec.family]
     for index, run in enumerate(spec.blocks):
-        for part, allowed in (("mixer", (Attention,)), ("feed_forward", family.feed_forwards)):
+        for part, allowed in (("mixer", family.mixers), ("feed_forward", family.feed_forwards)):
             layer = getattr(run.block, part)
             if not isinstance(layer, allowed):
                 rule = f"cannot be written as family={family.name!r}"
                 known = f"known: {', '.join(kind.kind for kind in allowed)}"
-                raise SpecError(Problem(f"blocks[{index}].block.{part}.kind", layer.kind, rule, known))
+                kind = None if layer is None else layer.kind
+                raise SpecError(Problem(f"blocks[{index}].block.{part}.kind", kind, rule, known))
     config = {"architectures": [family.architectures[0]], "model_type": family.name, **family.config_of(spec)}
     returned = model_from_hf(config, name=spec.name)
     if returned != spec:

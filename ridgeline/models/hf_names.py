@@ -42,12 +42,25 @@ def hf_derived(spec: ModelSpec) -> frozenset[str]:
 def _entries(spec: ModelSpec) -> list[tuple[str, Source, Shape]]:
     hf_config_of(spec)  # refuses what the family's files have no names for
     weights, blocks = FAMILIES[spec.family].weights, spec.layers()
-    return [
-        (
-            fqn_of(layer, param, expert=expert),
-            bind(weights[param.name], layer=layer, expert=expert, block=None if layer is None else blocks[layer]),
-            param.shape,
-        )
-        for layer, param in model_params(spec)
-        for expert in (range(param.experts) if param.experts else (None,))
-    ]
+    entries = []
+    for layer, param in model_params(spec):
+        name, place = (param.name, layer) if layer is not None else _published_place(param.name, spec.num_layers)
+        block = None if place is None else blocks[min(place, spec.num_layers - 1)]
+        for expert in range(param.experts) if param.experts else (None,):
+            source = bind(weights[name], layer=place, expert=expert, block=block)
+            entries.append((fqn_of(layer, param, expert=expert), source, param.shape))
+    return entries
+
+
+def _published_place(name: str, num_layers: int) -> tuple[str, int | None]:
+    """A parameter outside of the layers as the families' tables name it: multi-token prediction is a further layer.
+
+    Example:
+        >>> _published_place("mtp.layers.0.transformer_layer.mlp.router.weight", 61)
+        ('mlp.router.weight', 61)
+    """
+    if not name.startswith("mtp.layers."):
+        return name, None
+    index, _, part = name.removeprefix("mtp.layers.").partition(".")
+    inner = part.removeprefix("transformer_layer.")
+    return (inner if inner != part else f"mtp.{part}"), num_layers + int(index)

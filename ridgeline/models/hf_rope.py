@@ -18,7 +18,6 @@ _FACTOR = Field("factor", float)
 class _Scaling:
     spec: type[RopeScaling]
     fields: tuple[Field, ...]
-    not_in_spec: tuple[Field, ...] = ()
 
 
 _SCALINGS: Mapping[str, _Scaling] = MappingProxyType(
@@ -44,54 +43,64 @@ _SCALINGS: Mapping[str, _Scaling] = MappingProxyType(
                 Field("attention_factor", float | None, None, minimum=0),
                 Field("mscale", float | None, None, minimum=0),
                 Field("mscale_all_dim", float | None, None, minimum=0),
+                Field("truncate", bool, True),
             ),
-            not_in_spec=(Field("truncate", bool, True, only=(True,)),),
         ),
     }
 )
 
 
-def read_rope(config: Values, *, default_base: float) -> tuple[Rope | None, list[Problem]]:
-    """The rotary positions of a config, or None and every fault of them."""
+def read_rope(
+    config: Values, *, base: float, share: float | None = None, interleaved: bool = False
+) -> tuple[Rope | None, list[Problem]]:
+    """The rotary positions of a config, or None and every fault of them.
+
+    Args:
+        config: A ``config.json``.
+        base: Where the file gives none.
+        share: Of a head's dims that rotate, where the file gives none; None models whole heads only.
+        interleaved: Of every model of the family.
+    """
     where = "rope_parameters" if config.get("rope_parameters") is not None else "rope_scaling"
     table = config.get(where) or {}
     if not isinstance(table, Mapping):
         return None, [Problem(where, table, "must be a table")]
     if any(isinstance(value, Mapping) for value in table.values()):
         return None, [Problem(where, dict(table), "differs between layers, which this family does not model")]
-    base_fields = (
-        Field("rope_theta", float, default_base, minimum=0),
-        Field("partial_rotary_factor", float, 1.0, only=(1.0,)),
-    )
-    base, problems = read_fields({**config, **table}, base_fields)
+    share_field = Field("partial_rotary_factor", float, share or 1.0, minimum=0, only=() if share else (1.0,))
+    values, problems = read_fields({**config, **table}, (Field("rope_theta", float, base, minimum=0), share_field))
     name = str(table.get("rope_type", table.get("type", "default")))
+    traits = {"share": values["partial_rotary_factor"], "interleaved": interleaved}
     if name == "default":
-        return (None if problems else Rope(base=base["rope_theta"])), problems
+        return (None if problems else Rope(base=values["rope_theta"], **traits)), problems
     if name not in _SCALINGS:
         unknown = Problem(f"{where}.rope_type", name, "unknown", nearest(name, ("default", *_SCALINGS)))
         return None, [*problems, unknown]
-    values, faults = _read_scaling(config, table, _SCALINGS[name])
+    scaling, faults = _read_scaling(config, table, _SCALINGS[name])
     problems.extend(fault.under(where) for fault in faults)
     if problems:
         return None, problems
-    return Rope(base=base["rope_theta"], scaling=_SCALINGS[name].spec(**values)), []
+    return Rope(base=values["rope_theta"], scaling=_SCALINGS[name].spec(**scaling), **traits), []
 
 
 def rope_config(rope: Rope) -> dict[str, Any]:
     """``rope_theta`` and ``rope_scaling``, which transformers 4 and 5 both read."""
+    base = {"rope_theta": rope.base, **({"partial_rotary_factor": rope.share} if rope.share != 1.0 else {})}
     if rope.scaling is None:
-        return {"rope_theta": rope.base, "rope_scaling": None}
+        return {**base, "rope_scaling": None}
     values = attrs.asdict(rope.scaling)
     fields = _SCALINGS[rope.scaling.kind].fields
     written = {field.name: value for field in fields if (value := values[_spec_name(field)]) is not None}
+    if written.get("truncate", False):
+        del written["truncate"]  # what transformers does when it is not said
     if isinstance(rope.scaling, DynamicRope):
         del written[_ORIGINAL]  # always the model's own max_position_embeddings
-    return {"rope_theta": rope.base, "rope_scaling": {"rope_type": rope.scaling.kind, **written}}
+    return {**base, "rope_scaling": {"rope_type": rope.scaling.kind, **written}}
 
 
 def _read_scaling(config: Values, table: Values, scaling: _Scaling) -> tuple[dict[str, Any], list[Problem]]:
     longest = config.get("max_position_embeddings")
-    values, problems = read_fields({_ORIGINAL: longest, **table}, (*scaling.fields, *scaling.not_in_spec))
+    values, problems = read_fields({_ORIGINAL: longest, **table}, scaling.fields)
     if scaling.spec is DynamicRope and values[_ORIGINAL] != longest:
         rule = f"must be max_position_embeddings={longest}, which dynamic scaling goes by"
         problems.append(Problem(_ORIGINAL, values[_ORIGINAL], rule))

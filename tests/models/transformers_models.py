@@ -1,11 +1,14 @@
 """What transformers builds from a published config, without memory for its weights."""
 
+from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import attrs
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
+from ridgeline.models.hf_config import family_of
 from ridgeline.models.zoo import preset_of
 
 
@@ -18,10 +21,15 @@ class Built:
     shapes: dict[str, tuple[int, ...]]
 
 
+def transformers_config(config: Mapping[str, Any]) -> PretrainedConfig:
+    """A config as transformers reads it, under the model type it knows for the architecture."""
+    return AutoConfig.for_model(**{**config, "model_type": family_of(config).name})
+
+
 @cache
 def built(name: str) -> Built:
     """The transformers model of a preset's published config."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**preset_of(name).config))
+        model = AutoModelForCausalLM.from_config(transformers_config(preset_of(name).config))
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     return Built(type(model).__name__, sum(tensor.numel() for tensor in model.parameters()), shapes)

@@ -1,17 +1,19 @@
 """What the decoders of the Llama line share: their fields, their weights' names, and the shell around their blocks."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from ridgeline.core.errors import divisors, one_of
-from ridgeline.core.model import Attention, Block, Mlp, ModelSpec, Moe, Repeat, Rope
+from ridgeline.core.errors import Problem, SpecError, divisors, one_of
+from ridgeline.core.model import Attention, Block, Mixer, Mlp, ModelSpec, Moe, Repeat, Rope
 from ridgeline.models.family import Field, Values, require
 from ridgeline.models.hf_rope import rope_config
 from ridgeline.models.hf_template import Template, direct, gate_up, grouped_qkv
 
 F = TypeVar("F", Mlp, Moe)
+M = TypeVar("M", bound=Mixer)
+P = TypeVar("P")
 
 DECODER_FIELDS = (
     Field("vocab_size", int),
@@ -58,12 +60,14 @@ DECODER_WEIGHTS: Mapping[str, Template] = MappingProxyType(
 )
 
 
-def moe_weights(*, router: str, gate: str, up: str, down: str) -> Mapping[str, Template]:
-    """The names of a decoder with experts, each given within its layer."""
+def moe_weights(
+    *, router: str, gate: str, up: str, down: str, base: Mapping[str, Template] = DECODER_WEIGHTS
+) -> Mapping[str, Template]:
+    """The names of a decoder with experts, each given within its layer, beside those of ``base``."""
     expert = "mlp.experts.local_experts.{expert}."
     return MappingProxyType(
         {
-            **DECODER_WEIGHTS,
+            **base,
             "mlp.router.weight": direct(_LAYER + router),
             expert + "linear_fc1.weight": gate_up(_LAYER + gate, _LAYER + up),
             expert + "linear_fc2.weight": direct(_LAYER + down),
@@ -71,7 +75,28 @@ def moe_weights(*, router: str, gate: str, up: str, down: str) -> Mapping[str, T
     )
 
 
-def decoder_of(hf: Values, blocks: tuple[Block, ...]) -> ModelSpec:
+_EXPERT, _SHARED, _MTP = _LAYER + "mlp.experts.{expert}.", _LAYER + "mlp.shared_experts.", "mtp."
+
+DEEPSEEK_EXPERTS: Mapping[str, Template] = MappingProxyType(
+    {
+        "mlp.router.weight": direct(_LAYER + "mlp.gate.weight"),
+        "mlp.router.expert_bias": direct(_LAYER + "mlp.gate.e_score_correction_bias"),
+        "mlp.experts.local_experts.{expert}.linear_fc1.weight": gate_up(
+            _EXPERT + "gate_proj.weight", _EXPERT + "up_proj.weight"
+        ),
+        "mlp.experts.local_experts.{expert}.linear_fc2.weight": direct(_EXPERT + "down_proj.weight"),
+        "mlp.shared_experts.linear_fc1.weight": gate_up(_SHARED + "gate_proj.weight", _SHARED + "up_proj.weight"),
+        "mlp.shared_experts.linear_fc2.weight": direct(_SHARED + "down_proj.weight"),
+        _MTP + "enorm.weight": direct(_LAYER + "enorm.weight"),
+        _MTP + "hnorm.weight": direct(_LAYER + "hnorm.weight"),
+        _MTP + "eh_proj.weight": direct(_LAYER + "eh_proj.weight"),
+        _MTP + "final_layernorm.weight": direct(_LAYER + "shared_head.norm.weight"),
+    }
+)
+"""Experts, shared experts and multi-token prediction, a further layer, as DeepSeek-V3 and its kin name them."""
+
+
+def decoder_of(hf: Values, blocks: tuple[Block, ...], **traits: Any) -> ModelSpec:
     """The model around its blocks."""
     return ModelSpec(
         vocab_size=hf["vocab_size"],
@@ -81,6 +106,7 @@ def decoder_of(hf: Values, blocks: tuple[Block, ...]) -> ModelSpec:
         norm_eps=hf["rms_norm_eps"],
         tied_embeddings=hf["tie_word_embeddings"],
         init_std=hf["initializer_range"],
+        **traits,
     )
 
 
@@ -98,33 +124,49 @@ def attention_of(hf: Values, rope: Rope, **traits: Any) -> Attention:
 
 
 def first_attention(spec: ModelSpec) -> Attention:
-    """The attention of the first layer."""
-    mixer = spec.blocks[0].block.mixer
-    assert isinstance(mixer, Attention)
-    return mixer
+    """The attention of the first layer that has one."""
+    return first_mixer(spec, Attention)
+
+
+def first_mixer(spec: ModelSpec, kind: type[M]) -> M:
+    """The first mixer of ``kind``."""
+    return _first((run.block.mixer for run in spec.blocks), kind, spec)
 
 
 def first_feed_forward(spec: ModelSpec, kind: type[F]) -> F:
-    """The feed-forward of the first layer, which is of ``kind``."""
-    feed_forward = spec.blocks[0].block.feed_forward
-    assert isinstance(feed_forward, kind)
-    return feed_forward
+    """The first feed-forward of ``kind``."""
+    return _first((run.block.feed_forward for run in spec.blocks), kind, spec)
+
+
+def _first(parts: Iterable[Any], kind: type[P], spec: ModelSpec) -> P:
+    found = next((part for part in parts if isinstance(part, kind)), None)
+    if found is None:
+        rule = f"needs a layer of kind={getattr(kind, 'kind', kind.__name__)!r}"
+        raise SpecError(Problem("family", spec.family, rule))
+    return found
 
 
 def decoder_config(spec: ModelSpec) -> dict[str, Any]:
-    """The fields of ``decoder_of`` and ``attention_of``; no token ids, which a spec does not hold."""
+    """The fields of ``decoder_of`` and ``attention_of``."""
     attention = first_attention(spec)
+    return {
+        **shell_config(spec),
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.kv_heads,
+        "head_dim": attention.head_dim,
+        **rope_config(attention.rope),
+    }
+
+
+def shell_config(spec: ModelSpec) -> dict[str, Any]:
+    """The fields of ``decoder_of``; no token ids, which a spec does not hold."""
     return {
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.hidden,
         "num_hidden_layers": spec.num_layers,
-        "num_attention_heads": attention.heads,
-        "num_key_value_heads": attention.kv_heads,
-        "head_dim": attention.head_dim,
         "hidden_act": "silu",
         "max_position_embeddings": spec.max_position,
         "rms_norm_eps": spec.norm_eps,
-        **rope_config(attention.rope),
         "tie_word_embeddings": spec.tied_embeddings,
         "initializer_range": spec.init_std,
         "attention_dropout": 0.0,

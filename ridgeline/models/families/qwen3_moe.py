@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from ridgeline.core.errors import Problem, SpecError
 from ridgeline.core.model import Block, Mlp, ModelSpec, Moe, Rope
 from ridgeline.models.families.decoder import (
     DECODER_FIELDS,
@@ -10,6 +9,7 @@ from ridgeline.models.families.decoder import (
     decoder_config,
     decoder_of,
     first_attention,
+    first_feed_forward,
     moe_weights,
     router_losses,
 )
@@ -65,9 +65,7 @@ def _spec_of(hf: Values, rope: Rope) -> ModelSpec:
 def _config_of(spec: ModelSpec) -> dict[str, Any]:
     feed_forwards = [block.feed_forward for block in spec.layers()]
     dense = {i: mlp.ffn_hidden for i, mlp in enumerate(feed_forwards) if isinstance(mlp, Mlp)}
-    experts = next((moe for moe in feed_forwards if isinstance(moe, Moe)), None)
-    if experts is None:
-        raise SpecError(Problem("family", spec.family, "needs a layer with experts", "use 'qwen3'"))
+    experts = first_feed_forward(spec, Moe)
     window = first_attention(spec).window
     return {
         **decoder_config(spec),
