@@ -62,7 +62,7 @@ Part: TypeAlias = Literal["core_attn", "mlp", "moe", "layernorm", "activation", 
 
 @frozen(kw_only=True)
 class SelectiveRecompute:
-    """Recompute only these parts of each layer, or of the first ``num_layers`` of each pipeline rank."""
+    """Recompute only these parts of each layer, or of the first ``num_layers`` of each stage."""
 
     kind: ClassVar[str] = "selective"
     modules: tuple[Part, ...] = many(("core_attn",))
@@ -77,7 +77,8 @@ class FullRecompute:
     Attributes:
         method: Every ``num_layers`` together (uniform), or the first so many (block).
         num_layers: See ``method``.
-        per: What ``num_layers`` counts the first layers of (block): a stage, or a pipeline rank with all its stages.
+        per: What ``num_layers`` counts the first layers of (block): a stage, or a pipeline rank, whose stages recompute
+            one layer after the other in turn.
         stage_layers: Layers of each stage in model order, instead of one number for all (block).
         modules: Parts recomputed in the layers that are not recomputed whole.
     """
@@ -110,6 +111,7 @@ class Memory:
         swap_attention: Keep what attention and the layer's norms save on the host until their backward.
         plain: What is computed by plain tensor operations, which keep more than a fused kernel: ``attention`` a weight
             for every pair of positions, ``norm`` an fp32 input, ``activation`` both halves of a gated one apart.
+        pads_values: Latent attention's kernel takes values as wide as keys, and gives an output as wide.
         loss: How the loss makes its softmax: in the fp32 logits (``in_place``, Megatron-core), or beside them
             (``copied``, MindSpeed before 2.2).
         loss_chunk: Tokens whose logits exist at a time, computed again in the backward; None takes all at once.
@@ -122,6 +124,7 @@ class Memory:
     swap_optimizer: bool = False
     swap_attention: bool = False
     plain: tuple[Literal["attention", "norm", "activation"], ...] = many()
+    pads_values: bool = False
     loss: Literal["in_place", "copied"] = "in_place"
     loss_chunk: int | None = at_least(1, default=None)
     fused_accumulation: bool = False

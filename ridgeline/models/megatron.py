@@ -38,6 +38,7 @@ RUNS: Mapping[str, tuple[object, ...]] = MappingProxyType(
         "memory.swap_optimizer": (False,),
         "memory.swap_attention": (False,),
         "memory.plain": ((),),
+        "memory.pads_values": (False,),
         "memory.loss": ("in_place",),
         "memory.loss_chunk": (None,),
         "memory.fused_accumulation": (False,),

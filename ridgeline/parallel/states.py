@@ -59,13 +59,18 @@ def states_of(job: Job, *, mesh: Mesh, held: Sequence[Held]) -> States:
     width, grad_width = WIDTHS[precision.params], WIDTHS[precision.grads]
     trained, frozen = sum(one.buffers for one in held), sum(one.frozen_bytes for one in held)
     largest, owned = max(one.largest for one in held), trained
+    shared = mesh.dp * mesh.cp if memory.distributed_optimizer else 1
     if memory.distributed_optimizer:
-        dense = sum(one.dense_buffer + one.tied_buffer for one in held) // (mesh.dp * mesh.cp)
+        dense = sum(one.dense_buffer + one.tied_buffer for one in held) // shared
         owned = dense + sum(one.expert_buffer for one in held) // mesh.edp
         largest = min(largest, owned)
     masters = 0 if width == 4 else owned * (4 if precision.masters == "fp32" else 2)
     moments = owned * 2 * WIDTHS[precision.moments]
-    temporaries = TEMPORARIES[job.optimizer.kernel] + (2 if precision.moments == "bf16" else 0)
+    temporaries = TEMPORARIES[job.optimizer.kernel]
+    if precision.masters == "low_bits" and not shared > 1:
+        temporaries = max(temporaries, 1)  # both halves of a weight, put together
+    if precision.moments == "bf16":
+        temporaries += 2  # widened for the kernel
     update = largest * 4 * temporaries + UPDATE_WORKSPACE_BYTES
     if memory.swap_optimizer:
         update += ceil((masters + moments) / SWAP_TIMES)

@@ -109,19 +109,17 @@ def _stage_runs(job: Job, stages: StageMap, ops: dict[Block, tuple[Op, ...]]) ->
     """The runs of each stage's layers."""
     blocks, recompute = job.model.layers(), job.memory.recompute
     parts = () if recompute is None else recompute.modules
-    left = dict.fromkeys(range(stages.pp), _counted(recompute))  # layers that a pipeline rank still recomputes
     for stage, layers in enumerate(stages.layers):
-        owner, count = stages.owner(stage), len(layers)
+        count = len(layers)
         groups, recomputed = [0] * count, [parts] * count
         match recompute:
             case FullRecompute(method="uniform", num_layers=group):
                 groups = [group] * count
-            case FullRecompute(num_layers=first, per=per, stage_layers=stage_layers):
-                first = stage_layers[stage] if stage_layers is not None else left[owner] if per == "rank" else first
+            case FullRecompute():
+                first = _first_layers(recompute, stages, stage)
                 groups = [int(index < first) for index in range(count)]
-            case SelectiveRecompute(num_layers=int()):
-                recomputed = [parts if index < left[owner] else () for index in range(count)]
-        left[owner] = max(0, left[owner] - count)
+            case SelectiveRecompute(num_layers=int(first)):
+                recomputed = [parts if index < first else () for index in range(count)]
         rows = zip((blocks[layer] for layer in layers), groups, recomputed, strict=True)
         swaps = job.memory.swap_attention
         yield tuple(
@@ -130,5 +128,15 @@ def _stage_runs(job: Job, stages: StageMap, ops: dict[Block, tuple[Op, ...]]) ->
         )
 
 
-def _counted(recompute: SelectiveRecompute | FullRecompute | None) -> int:
-    return (recompute.num_layers or 0) if recompute is not None else 0
+def _first_layers(recompute: FullRecompute, stages: StageMap, stage: int) -> int:
+    """How many layers of a stage are recomputed whole; a rank's are dealt to its stages in turn.
+
+    Source:
+        Ascend/MindSpeed-LLM 2.0.0, core/transformer/mlp.py, `should_recompute_activation`: the priority of a layer.
+    """
+    if recompute.stage_layers is not None:
+        return recompute.stage_layers[stage]
+    if recompute.per == "stage":
+        return recompute.num_layers
+    owned = stages.owned_by(stages.owner(stage))
+    return max(0, -(-(recompute.num_layers - owned.index(stage)) // len(owned)))

@@ -48,6 +48,10 @@ UNSAID: Mapping[str, str] = MappingProxyType(
 """Flags that change memory much and that no job can say: such rows are not planned."""
 
 
+UNREAD: Mapping[str, str] = MappingProxyType({"o2-gradient": "26.0.0"})
+"""Flags that MindSpeed-LLM no longer reads from this version on, though scripts still give them."""
+
+
 class Row(NamedTuple):
     """A published run.
 
@@ -148,7 +152,8 @@ def job_for(row: Row) -> Job:
     Raises:
         RidgelineError: A job or its plan cannot be.
     """
-    words = [word for name, value in row.flags.items() for word in (f"--{name}", *value.split())]
+    flags = {name: value for name, value in row.flags.items() if not _is_unread(name, row.version)}
+    words = [word for name, value in flags.items() for word in (f"--{name}", *value.split())]
     launcher = (("nnodes", "1"), ("nproc_per_node", str(row.devices)))
     plain = import_command(Command("pretrain_gpt.py", launcher, tuple(words))).plain
     plain["model"].setdefault("vocab_size", row.vocab)
@@ -176,6 +181,10 @@ def _row(plain: Plain) -> Row:
         plain["flags"],
         tuple(map(tuple, plain["measured_mib"])),
     )
+
+
+def _is_unread(flag: str, version: str) -> bool:
+    return flag in UNREAD and VERSIONS.index(version) >= VERSIONS.index(UNREAD[flag])
 
 
 def _masks_mib(row: Row, layers: Sequence[Sequence[int]]) -> list[float]:

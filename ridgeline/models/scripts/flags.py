@@ -97,6 +97,7 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("mapped", "precision.grads", "grad-reduce-in-bf16 accumulate-allreduce-grads-in-fp32 o2-gradient"),
     ("mapped", "precision.masters", "reuse-fp32-param"),
     ("mapped", "precision.moments", "o2-optimizer"),
+    ("mapped", "memory.pads_values", "mla-fa-without-pad"),
     ("mapped", "memory.loss_chunk", "loss-compute-mode= loss-chunk-size="),
     ("mapped", "memory.swap_optimizer", "swap-optimizer"),
     ("mapped", "memory.swap_attention", "swap-attention"),
@@ -183,7 +184,7 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("not expressible", "memory of experts", "moe-zero-memory-num-layers= moe-zerc"),
     ("not expressible", "chunked logits", "output-layer-slice-num= mtp-mem-efficient-logits*"),
     ("not expressible", "MTP's loss weight and module", "mtp-loss-scaling-factor= mtp-spec*"),
-    ("not expressible", "how latent attention is computed", "mla-fa-without-pad mla-mm-split enable-mla-absorb"),
+    ("not expressible", "how latent attention is computed", "mla-mm-split enable-mla-absorb"),
     ("not expressible", "scaled latent attention", """
         enable-mla-scale-kv-lora enable-mla-scale-q-lora no-enable-linear-qkv
     """),

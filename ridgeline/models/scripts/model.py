@@ -64,9 +64,14 @@ def _model_traits(reader: Reader, positions: str) -> Plain:
     return {name: value for name, value in traits.items() if value not in (None, False, "rms")}
 
 
+def is_latent(reader: Reader) -> bool:
+    """Whether attention is latent; before 2.2, MindSpeed-LLM's scripts say so by the width of its heads' parts only."""
+    return reader.has("multi-latent-attention") or reader.has("qk-nope-head-dim")
+
+
 def _mixer(reader: Reader, hidden: int, heads: int, positions: str) -> Plain:
     rope = {"base": reader.real("rotary-base", 10000.0), "scaling": _scaling(reader)}
-    if reader.has("multi-latent-attention"):
+    if is_latent(reader):
         nope = "qk-nope-head-dim" if reader.has("qk-nope-head-dim") else "qk-head-dim"
         turned = "qk-rope-head-dim" if reader.has("qk-rope-head-dim") else "qk-pos-emb-head-dim"
         return {

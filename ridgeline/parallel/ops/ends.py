@@ -46,6 +46,8 @@ def _loss(sizes: Sizes) -> Op:
     copy = chunk * 4 if sizes.copies_logits else 0
     softmax = chunk * 4 if chunk < elements else 0
     kept = () if softmax else (Saved("softmax", elements * 4),)
+    if sizes.caps_logits:  # tanh keeps its output, and makes another tensor of what it scales
+        kept, half = (*kept, Saved("capped_logits", elements * sizes.width)), half + chunk * sizes.width
     return Op(
         "loss",
         moved_bytes=elements * (2 * sizes.width + 5 * 4),

@@ -57,8 +57,9 @@ def latent_ops(mixer: LatentAttention, sizes: Sizes) -> Iterator[Op]:
         saved=(
             Saved("q", q, "mla_up_proj"),
             Saved("k", q, "mla_up_proj"),
-            Saved("v", v, "mla_up_proj"),
+            Saved("v", q if sizes.pads_values else v, "mla_up_proj"),
             *kept_weights(tokens * heads, sizes),
+            *((Saved("padded_context", q),) if sizes.pads_values else ()),
             Saved("context", v, for_weight=True),
         ),
         comms=tuple(context_comms(Spread(q=q, k=q, v=v, kv_heads=mixer.heads, context=v), sizes)),

@@ -18,7 +18,9 @@ def mlp_ops(mlp: Mlp, sizes: Sizes) -> tuple[Op, ...]:
     rows = 2 if is_gated(mlp.activation) else 1
     before = () if mlp.activation == "relu" else (Saved("gate_up", rows * activation, "mlp"),)
     if "activation" in sizes.plain and rows == 2:
-        before = (*before, Saved("gate", activation, "mlp activation"), Saved("acted", activation, "mlp activation"))
+        # The gate on its own and its activation; tanh's approximation of GELU, written out, two more on its way.
+        copies = 4 if mlp.activation == "geglu_tanh" else 2
+        before = (*before, Saved("gate", copies * activation, "mlp activation"))
     return (
         Op(
             "linear_fc1",

@@ -30,9 +30,11 @@ class Sizes(NamedTuple):
     dispatcher: str
     recomputes_attention: bool
     plain: tuple[str, ...]
+    pads_values: bool
     dropout: bool
     preference: str
     copies_logits: bool
+    caps_logits: bool
     loss_chunk: int | None
     moe_balance: float
 
@@ -62,9 +64,11 @@ def sizes_of(job: Job) -> Sizes:
         dispatcher=job.comm.moe_dispatcher,
         recomputes_attention=isinstance(recompute, SelectiveRecompute) and "core_attn" in recompute.modules,
         plain=job.memory.plain,
+        pads_values=job.memory.pads_values,
         dropout=getattr(job.objective, "dropout", 0.0) > 0,
         preference=preference,
         copies_logits=job.memory.loss == "copied",
+        caps_logits=job.model.logit_softcap is not None,
         loss_chunk=job.memory.loss_chunk,
         moe_balance=job.memory.moe_balance,
     )
