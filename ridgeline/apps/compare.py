@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import attrs
 from cyclopts import Parameter
 
 from ridgeline.apps.options import Overrides
-from ridgeline.apps.output import open_console, write_json
+from ridgeline.apps.output import give, open_console, write_json
 from ridgeline.apps.reading import read_job
 from ridgeline.core.diff import diff as changes_of
 from ridgeline.core.errors import PlanError, Problem, SpecError
@@ -41,6 +42,7 @@ def compare(
     /,
     *options: Overrides,
     json: Annotated[bool, Parameter(negative="")] = False,
+    html: Path | None = None,
 ) -> int:
     """Compare two jobs' plans, left -> right: the fields that differ, and what they do to memory and time.
 
@@ -51,11 +53,19 @@ def compare(
         right: Another.
         options: Fields of both jobs, as --layout.tp 8.
         json: Print the numbers as JSON instead.
+        html: Write them to this file instead, as one page that needs no other.
     """
+    if json and html:
+        raise SpecError(Problem("--json", json, "excludes --html", "ask for one at a time"))
     plans = _plans((left, right), options)
     changes, figures = changes_of(plans[0].job, plans[1].job), tuple(figures_of(*plans))
     if json:
         write_json({"changes": list(map(attrs.asdict, changes)), "figures": list(map(attrs.asdict, figures))})
+        return 0
+    if html is not None:
+        from ridgeline.apps.html.comparison import comparison_page
+
+        give(comparison_page(left, right, changes=changes, figures=figures), path=html, option="--html")
         return 0
     console = open_console()
     for change in changes:
@@ -109,17 +119,19 @@ def table_of(left: str, right: str, figures: tuple[Figure, ...]) -> "Table":
         table.add_column(name, justify="left" if name in ("", "unit") else "right")
     for section, rows in groupby(figures, lambda figure: figure.section):
         for index, row in enumerate(rows):
-            numbers = _number(row.left), _number(row.right), _change(row)
+            numbers = number_text(row.left), number_text(row.right), change_text(row)
             table.add_row("" if index else section, row.name, row.unit, *numbers)
         table.add_section()
     return table
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
+    """A number as it is read."""
     return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3f}"
 
 
-def _change(figure: Figure) -> str:
+def change_text(figure: Figure) -> str:
+    """By what share the right number differs from the left one."""
     if figure.left == figure.right:
         return ""
     return f"{figure.right / figure.left - 1:+.1%}" if figure.left else "new"

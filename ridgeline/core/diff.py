@@ -16,7 +16,7 @@ class Change:
     right: object
 
     def __str__(self) -> str:
-        return f"{self.path}: {_spelled(self.left)} -> {_spelled(self.right)}"
+        return f"{self.path}: {spelled(self.left)} -> {spelled(self.right)}"
 
 
 def diff(left: Any, right: Any) -> tuple[Change, ...]:
@@ -48,5 +48,6 @@ def _leaves(plain: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield path, plain
 
 
-def _spelled(value: object) -> str:
+def spelled(value: object) -> str:
+    """A field's value as a change shows it."""
     return "-" if value is None else str(value)

@@ -21,8 +21,9 @@ table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabula
 caption { padding: 4px 0; text-align: left; }
 th, td { border-bottom: 1px solid var(--rule); padding: 3px 8px; text-align: left; vertical-align: top; }
 thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; } tbody th { font-weight: 400; }
-.number { text-align: right; white-space: nowrap; } td:has(> .bar) { min-width: 110px; width: 18%; }
+.number { text-align: right; white-space: nowrap; } td:has(.bar) { min-width: 110px; width: 18%; }
 .bar { border-radius: 2px; display: block; height: 12px; margin-top: 4px; }
+.bars .bar { height: 7px; margin-top: 2px; }
 ul.legend { display: flex; flex-wrap: wrap; font-size: 13px; gap: 4px 18px; list-style: none; margin: 6px 0;
   padding: 0; }
 .swatch { border-radius: 2px; display: inline-block; height: 11px; margin-right: 6px; width: 11px; }
@@ -34,10 +35,11 @@ svg .grid { stroke: var(--rule); stroke-width: .75; } svg .axis { stroke: var(--
 svg .capacity { stroke: var(--alarm); stroke-dasharray: 5 4; stroke-width: 1.5; }
 svg .roof { fill: none; stroke: var(--ink); stroke-width: 1.75; }
 svg .leader { stroke: var(--grey); stroke-width: .75; } svg circle { stroke: var(--paper); stroke-width: 1; }
-.fill-params, .fill-always, .fill-F, .fill-time, .fill-intra, .fill-gemm { background: #0072B2; fill: #0072B2; }
+.fill-params, .fill-always, .fill-left, .fill-F, .fill-time, .fill-intra, .fill-gemm {
+  background: #0072B2; fill: #0072B2; }
 .fill-grads { background: #56B4E9; fill: #56B4E9; }
 .fill-optimizer, .fill-I { background: #CC79A7; fill: #CC79A7; }
-.fill-activations, .fill-B, .fill-attention { background: #E69F00; fill: #E69F00; }
+.fill-activations, .fill-right, .fill-B, .fill-attention { background: #E69F00; fill: #E69F00; }
 .fill-work { background: #F0E442; fill: #F0E442; }
 .fill-buffers, .fill-W { background: #009E73; fill: #009E73; }
 .fill-links, .fill-inter, .fill-dp { background: #D55E00; fill: #D55E00; }
