@@ -95,8 +95,8 @@ def zb_v(*, pp: int, num_microbatches: int, stage_us: Times = None, p2p_us: floa
 
     Example:
         >>> print(zb_v(pp=2, num_microbatches=3))
-        0: 0F0 0F1 0F2 3F0 3I0 3W0 3F1 3I1 3W1 0I0 0W0 3F2 3I2 3W2 0I1 0W1 0I2 0W2
-        1: 1F0 2F0 1F1 2F1 2I0 1I0 1F2 2F2 2I1 2W0 1I1 1W0 2I2 2W1 1I2 1W1 2W2 1W2
+        0: 0F0 0F1 0F2 3F0 3I0 3W0 3F1 3I1 3W1 0I0 0W0 3F2 3I2 0I1 3W2 0I2 0W1 0W2
+        1: 1F0 2F0 1F1 2F1 2I0 2W0 1F2 1I0 1W0 2F2 2I1 1I1 2I2 1I2 2W1 1W1 2W2 1W2
     """
     ranks = tuple(tuple(_in_v(pp, pp_rank, num_microbatches)) for pp_rank in range(pp))
     order = Schedule(name="zb_v", vpp=2, num_microbatches=num_microbatches, ranks=ranks)
