@@ -138,7 +138,8 @@ class Comm:
 
     ``p2p`` matters to interleaved schedules: sends and receives overlapped with compute, or batched. ``tp_overlap``
     hides collectives of tp behind the products they serve: fused kernels (``mc2``), or products cut into slices
-    (``coc``).
+    (``coc``). ``moe_fb_overlap`` runs forwards together with backwards of other microbatches, as pairs of the
+    schedule: each computes while the other's tokens are on their way between experts.
     """
 
     overlap_grad_reduce: bool = False
@@ -146,6 +147,7 @@ class Comm:
     moe_dispatcher: Literal["alltoall", "allgather"] = "alltoall"
     p2p: Literal["overlapped", "batched"] = "overlapped"
     tp_overlap: Literal["none", "mc2", "coc"] = "none"
+    moe_fb_overlap: bool = False
     __attrs_post_init__ = check_spec
 
     def _problems(self) -> Iterator[Problem]:

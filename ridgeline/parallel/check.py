@@ -347,10 +347,28 @@ def _learning_rate(job: Job) -> Iterator[Problem]:
         yield Problem("optimizer.lr_schedule.anneal_steps", schedule.anneal_steps, rule, f"use at most {end - warmup}")
 
 
+def _pairs(job: Job) -> Iterator[Problem]:
+    """Source: MindSpeed, docs/features/megatron_moe/megatron-moe-fb-overlap.md."""
+    layout, comm, path = job.layout, job.comm, "comm.moe_fb_overlap"
+    if not any(isinstance(run.block.feed_forward, Moe) for run in job.model.blocks) or layout.ep == 1:
+        yield Problem(path, True, "hides what experts exchange over ep > 1, and nothing else", "set it to false")
+    if layout.schedule_name not in ("1f1b", "interleaved_1f1b", *DUALPIPE):
+        rule = f"has no forwards beside backwards, which {path} runs together"
+        yield Problem("layout.schedule", layout.schedule_name, rule, "use '1f1b', 'interleaved_1f1b' or 'dualpipe_v'")
+    if layout.etp > 1:
+        yield Problem("layout.etp", layout.etp, f"must be 1 with {path}", "use 1")
+    if comm.moe_dispatcher != "alltoall":
+        yield Problem("comm.moe_dispatcher", comm.moe_dispatcher, f"must be 'alltoall' with {path}", "use 'alltoall'")
+    if comm.overlap_grad_reduce:
+        yield Problem("comm.overlap_grad_reduce", True, f"must be false with {path}", "set it to false")
+
+
 def _comm(job: Job) -> Iterator[Problem]:
     if job.comm.overlap_param_gather and not job.memory.distributed_optimizer:
         rule = "needs the distributed optimizer, whose parameters it gathers"
         yield Problem("comm.overlap_param_gather", True, rule, "set memory.distributed_optimizer to true")
+    if job.comm.moe_fb_overlap:
+        yield from _pairs(job)
     if job.comm.tp_overlap != "none" and not job.layout.sp:
         rule = "hides the gathers and scatters of sequence parallel, which is off"
         yield Problem("comm.tp_overlap", job.comm.tp_overlap, rule, "set layout.sp to true, or use 'none'")

@@ -24,6 +24,7 @@ from ridgeline.parallel.memory import BAND, RankMemory, plan_memory
 from ridgeline.parallel.mesh import Mesh
 from ridgeline.parallel.schedule import Schedule
 from ridgeline.parallel.schedules.known import Pipeline, plan_schedule
+from ridgeline.parallel.schedules.pairs import paired
 from ridgeline.parallel.shards import ParamRow, padded_vocab, plan_shards
 from ridgeline.parallel.simulate import Timeline, simulate
 from ridgeline.parallel.stages import StageMap
@@ -90,7 +91,8 @@ def plan(job: Job) -> Plan:
     collectives = plan_collectives(job, **parts, work=work)
     times = plan_stage_times(job, **parts, work=work)
     schedule = schedule_of(job, times)
-    timeline = simulate(schedule, stage_us=times.stage_us, p2p_us=times.p2p_us)
+    hidden = times.hidden_us if job.comm.moe_fb_overlap else 0.0
+    timeline = simulate(schedule, stage_us=times.stage_us, p2p_us=times.p2p_us, hidden_us=hidden)
     memory = plan_memory(job, **parts, work=work, schedule=schedule, collectives=collectives)
     kernels = kernels_of(job)
     return Plan(
@@ -121,7 +123,8 @@ def schedule_of(job: Job, times: StageTimes) -> Schedule:
         stage_us=times.stage_us,
         p2p_us=times.p2p_us,
     )
-    return plan_schedule(layout.schedule_name, pipeline)
+    schedule = plan_schedule(layout.schedule_name, pipeline)
+    return paired(schedule) if job.comm.moe_fb_overlap else schedule
 
 
 def _head_shapes(model: ModelSpec) -> Iterator[tuple[int, int]]:
@@ -189,8 +192,8 @@ def _assumptions(job: Job) -> Iterator[str]:
         yield f"a column-parallel backward's collectives run beside its two GEMMs{others}"
     if job.layout.slices > 1:
         yield "slices of a sequence are as long as each other and take equal times, as those of packed documents do"
-    if job.layout.placement == "v" and job.layout.schedule != "zb_v":
-        yield "a pair's forward and backward run one after the other; what running them together hides is not counted"
+    if job.comm.moe_fb_overlap:
+        yield "a pair hides what either half sends between experts while the other computes, and nothing else"
     if job.layout.pp > 1:
         yield "transfers between stages run beside the compute; what depends on one waits for it"
     yield (

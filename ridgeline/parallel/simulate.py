@@ -1,7 +1,7 @@
 """When each action of a schedule runs, how much of a step is bubble, and how many activations a rank holds."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import sub
 
 import attrs
@@ -56,7 +56,7 @@ def simulate(
     *,
     stage_us: Mapping[str, Sequence[float]],
     p2p_us: float | Sequence[float] = 0.0,
-    hidden_us: float = 0.0,
+    hidden_us: float | Callable[[int, int], float] = 0.0,
 ) -> Timeline:
     """Run a schedule on a clock: each rank in order, each action when its input has arrived.
 
@@ -66,7 +66,7 @@ def simulate(
         p2p_us: Time of one transfer between two ranks, for all or for each of the ``pp*vpp - 1`` boundaries of stages.
             Transfers run beside the compute; what depends on one waits for it.
         hidden_us: What a pair saves by running together: how long its second action runs beside its first, at most the
-            whole of the shorter one.
+            whole of the shorter one. For all pairs, or by the stages of a forward and a backward.
 
     Raises:
         PlanError: Times are missing, or the schedule deadlocks.
@@ -76,8 +76,7 @@ def simulate(
         raise PlanError(problems)
     flow = flow_of(schedule)
     durations = [stage_us[kind][stage] for actions in schedule.ranks for stage, kind, _ in actions]
-    seconds = [flow.first[pp_rank] + place + 1 for pp_rank, places in enumerate(schedule.pairs) for place in places]
-    early = {number: min(hidden_us, durations[number - 1], durations[number]) for number in seconds}
+    early = _early(schedule, flow, durations, hidden_us) if schedule.pairs and hidden_us else {}
     start, end = run(schedule, flow, durations=durations, hop_us=hops, early=early)
     return Timeline(schedule=schedule, start_us=_by_rank(start, flow), end_us=_by_rank(end, flow))
 
@@ -122,6 +121,19 @@ def _time_problems(
     for path, times, place, size in (*wanted, ("p2p_us", hops, "boundary of stages", schedule.num_stages - 1)):
         if len(times) != size or any(time < 0 for time in times):
             yield Problem(path, tuple(times), f"must hold {size} times >= 0, one for each {place}")
+
+
+def _early(
+    schedule: Schedule, flow: Flow, durations: Sequence[float], hidden_us: float | Callable[[int, int], float]
+) -> dict[int, float]:
+    """For the second action of each pair how long before the end of the first it may begin."""
+    early = {}
+    for first, actions, places in zip(flow.first, schedule.ranks, schedule.pairs, strict=False):
+        for place in places:
+            stages = actions[place].stage, actions[place + 1].stage
+            hidden = hidden_us(*stages) if callable(hidden_us) else hidden_us
+            early[first + place + 1] = min(hidden, *durations[first + place : first + place + 2])
+    return early
 
 
 def _by_rank(times: list[float], flow: Flow) -> tuple[tuple[float, ...], ...]:

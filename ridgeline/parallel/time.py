@@ -73,6 +73,14 @@ class StageTimes(NamedTuple):
         whole = tuple(map(sum, self.backwards))
         return {"F": tuple(map(sum, self.forwards)), "B": whole, "I": tuple(map(sub, whole, weight)), "W": weight}
 
+    def hidden_us(self, forward: int, backward: int) -> float:
+        """What running the forward of one stage together with the backward of another hides.
+
+        Each one's exchange between experts, as far as the other computes meanwhile.
+        """
+        one, two = self.forwards[forward], self.backwards[backward]
+        return min(one.ep, sum(two) - two.ep) + min(two.ep, sum(one) - one.ep)
+
 
 def plan_stage_times(
     job: Job, *, mesh: Mesh, stages: StageMap, held: Sequence[Held], work: Sequence[StageWork]
@@ -101,6 +109,8 @@ def plan_time(
     total = Parts()
     for stage in stages.owned_by(busiest):
         total = total.plus(forwards[stage], job.num_slices).plus(backwards[stage], job.num_slices)
+    hidden = sum(total) - busy_us[busiest]  # by pairs, which hide what experts exchange
+    total = total._replace(ep=total.ep - hidden) if job.comm.moe_fb_overlap else total
     exposed = max(_exposed_us(collectives, pp_rank, costs, forward_us, backward_us) for pp_rank in range(mesh.pp))
     owned = [[held[stage] for stage in stages.owned_by(pp_rank)] for pp_rank in range(mesh.pp)]
     update = max(update_us(job, mesh, params) for params in owned)

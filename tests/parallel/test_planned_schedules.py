@@ -5,7 +5,7 @@ from math import prod
 import attrs
 import pytest
 
-from ridgeline.core.errors import LoweringError
+from ridgeline.core.errors import LoweringError, PlanError
 from ridgeline.core.job import FullRecompute, Memory
 from ridgeline.core.model import Attention, Block, Mlp
 from ridgeline.core.params import num_params
@@ -17,7 +17,7 @@ from ridgeline.parallel.plan import Plan, plan
 from ridgeline.parallel.schedules.known import SCHEDULES
 from ridgeline.parallel.shards import rank_params
 from ridgeline.parallel.work import deferred_bytes, kept_bytes, stage_work
-from tests.parallel.examples import DENSE, changed, job_of
+from tests.parallel.examples import DENSE, MOE, changed, job_of
 
 NPU = {"cluster__chip__device": "npu"}
 JOB = job_of(DENSE, layout__pp=4, batch__gbs=32, **NPU)
@@ -137,3 +137,46 @@ def test_slices_divide_activations_and_bubble() -> None:
 def test_what_nothing_runs_yet_is_refused(schedule: str) -> None:
     with pytest.raises(LoweringError, match=f"layout.schedule='{schedule}': is planned only"):
         check_lowerable(changed(JOB, layout__schedule=schedule, **NEEDS[schedule]))
+
+
+FB_OVERLAP = job_of(
+    MOE, layout__pp=2, layout__ep=4, batch__gbs=64, batch__seq_len=256, comm__moe_fb_overlap=True, **NPU
+)
+
+
+@pytest.mark.parametrize("layout", [{}, {"vpp": 2}, {"schedule": "dualpipe_v"}])
+def test_pairs_hide_what_experts_exchange(layout: dict[str, object]) -> None:
+    """Never more than all of it, and a step is shorter; what is held then is both halves'."""
+    job = attrs.evolve(FB_OVERLAP, layout=attrs.evolve(FB_OVERLAP.layout, **layout))
+    with_pairs, without = plan(job), plan(changed(job, comm__moe_fb_overlap=False))
+    assert with_pairs.time.step_us < without.time.step_us
+    parts, before = dict(with_pairs.time.parts), dict(without.time.parts)
+    assert 0 <= parts["ep"] < before["ep"]
+    assert sum(parts.values()) == pytest.approx(with_pairs.time.step_us)
+    work = [[rank.activations_bytes + rank.work_bytes for rank in one.memory] for one in (with_pairs, without)]
+    assert all(pair >= alone for pair, alone in zip(*work, strict=True))
+    with pytest.raises(LoweringError, match=r"comm.moe_fb_overlap=True: is planned only"):
+        check_lowerable(job)
+
+
+def test_nothing_to_hide_is_refused() -> None:
+    """Every rule that forwards beside backwards need, at once."""
+    wrong = changed(
+        FB_OVERLAP,
+        layout__ep=1,
+        layout__schedule="gpipe",
+        layout__etp=2,
+        layout__tp=2,
+        layout__sp=True,
+        comm__overlap_grad_reduce=True,
+        comm__moe_dispatcher="allgather",
+    )
+    with pytest.raises(PlanError) as caught:
+        plan(wrong)
+    assert {problem.path for problem in caught.value.problems} == {
+        "comm.moe_fb_overlap",
+        "layout.schedule",
+        "layout.etp",
+        "comm.overlap_grad_reduce",
+        "comm.moe_dispatcher",
+    }

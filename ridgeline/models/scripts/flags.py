@@ -24,7 +24,6 @@ class Flag:
 _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("mapped", "layout.tp", "tensor-model-parallel-size="),
     ("mapped", "layout.pp", "pipeline-model-parallel-size="),
-    ("mapped", "layout.schedule", "schedules-method="),
     ("mapped", "layout.vpp", "num-layers-per-virtual-pipeline-stage= num-virtual-stages-per-pipeline-rank="),
     ("mapped", "layout.cp", "context-parallel-size="),
     ("mapped", "layout.cp_algorithm", "context-parallel-algo= cp-comm-type*"),
@@ -34,6 +33,10 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("mapped", "layout.sp", "sequence-parallel"),
     ("mapped", "layout.stages", "num-layer-list= pipeline-model-parallel-layout="),
     ("mapped", "layout.noop_layers", "noop-layers="),
+    ("mapped", "layout.schedule", "schedules-method= dualpipev-dw-detach enable-seq1f1b"),
+    ("mapped", "layout.slices", "seq1f1b-splits="),
+    ("approximated", "layout.slices are as long as each other", "seq1f1b-balance-method="),
+    ("mapped", "comm.moe_fb_overlap", "moe-fb-overlap"),
     ("mapped", "layout.microbatch_group_size", "microbatch-group-size-per-virtual-pipeline-stage="),
     ("mapped", "layout.vocab_multiple", "make-vocab-size-divisible-by="),
     ("mapped", "layout.order", "use-tp-pp-dp-mapping"),
@@ -174,7 +177,7 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("not expressible", "recomputing parts of a layer", """
         recompute-mla-up-proj recompute-in-advance recompute-in-bubble
     """),
-    ("not expressible", "the schedule", "moe-fb-overlap moe-unperm2-mem-optim seq1f1b-splits="),
+    ("not expressible", "how experts order their tokens", "moe-unperm2-mem-optim"),
     ("not expressible", "overlapped and fused communication", """
         coc-fused-kernel coc-parallel-num= tp-2d tp-x= tp-y= moe-alltoall-overlap-comm
         moe-allgather-overlap-comm moe-permutation-async-comm moe-shared-expert-overlap use-cp-send-recv-overlap

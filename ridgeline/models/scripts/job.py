@@ -120,7 +120,6 @@ def _layout(reader: Reader, cluster: Plain) -> Plain:
             )
         ep, etp = ep * tp, 1
     vpp, stages = _stages(reader, pp)
-    is_v = reader.choice("schedules-method", ("", "dualpipev"), "") == "dualpipev"
     cp_name = "cp-comm-type" if reader.has("cp-comm-type") else "context-parallel-algo"
     noop = reader.integers("noop-layers")
     padded = reader.has("padded-vocab-size")
@@ -129,7 +128,6 @@ def _layout(reader: Reader, cluster: Plain) -> Plain:
             "tp": tp,
             "pp": pp,
             "vpp": vpp,
-            "schedule": "dualpipe_v" if is_v else None,
             "cp": cp,
             "ep": ep,
             "etp": etp,
@@ -137,6 +135,7 @@ def _layout(reader: Reader, cluster: Plain) -> Plain:
             "cp_algorithm": CP_ALGORITHMS[reader.choice(cp_name, CP_ALGORITHMS, "megatron_cp_algo")],
             "stages": stages,
             "noop_layers": noop,
+            **_schedule(reader),
             "microbatch_group_size": reader.integer("microbatch-group-size-per-virtual-pipeline-stage"),
             "vocab_multiple": 1 if padded else reader.integer("make-vocab-size-divisible-by", 128),
             "order": "tp-cp-ep-pp-dp" if reader.has("use-tp-pp-dp-mapping") else "tp-cp-ep-dp-pp",
@@ -149,6 +148,15 @@ def _sequence_parallel(reader: Reader, tp: int) -> bool:
     if reader.has("sequence-parallel") and tp == 1:
         reader.lost("sequence-parallel", "layout.sp=false: with tp=1 Megatron-LM turns it off", "no effect")
     return reader.has("sequence-parallel") and tp > 1
+
+
+def _schedule(reader: Reader) -> Plain:
+    """The schedules that MindSpeed adds; without their flags Megatron-core's own."""
+    if reader.choice("schedules-method", ("", "dualpipev"), "") == "dualpipev":
+        return {"schedule": "dualpipe_v_split" if reader.has("dualpipev-dw-detach") else "dualpipe_v"}
+    if reader.has("enable-seq1f1b"):
+        return {"schedule": "seq1f1b", "slices": reader.integer("seq1f1b-splits", 4)}
+    return {}
 
 
 def _stages(reader: Reader, pp: int) -> tuple[int, list[int] | None]:
@@ -287,6 +295,7 @@ def _comm(reader: Reader) -> Plain:
         "moe_dispatcher": dispatcher,
         "p2p": "batched" if reader.has("no-overlap-p2p-communication") else "overlapped",
         "tp_overlap": _tp_overlap(reader),
+        "moe_fb_overlap": reader.has("moe-fb-overlap"),
     }
 
 

@@ -65,6 +65,8 @@ def _faults(job: Job) -> Iterator[str]:
     usual = attrs.evolve(job.layout, schedule=None).schedule_name
     if job.layout.schedule_name != usual:
         yield f"layout.schedule={job.layout.schedule!r}: with vpp={job.layout.vpp} Megatron-LM runs {usual}"
+    if job.comm.moe_fb_overlap:
+        yield "comm.moe_fb_overlap=True: Megatron-LM has no such flag; set it to false"
     layers = job.model.num_layers + len(job.layout.noop_layers)
     if job.layout.stages is None and layers % (job.layout.pp * job.layout.vpp):
         yield f"layout.vpp={job.layout.vpp}: pp*vpp must divide the {layers} layers, or set layout.stages"

@@ -234,3 +234,22 @@ def test_what_upstream_turns_off_is_off(flags, field, value):
     assert imported.plain[field[0]][field[1]] is value
     fate = next(entry.fate for entry in imported.entries if entry.flag == f"--{flags.split()[0][2:]}")
     assert fate == ("mapped" if value else "no effect")
+
+
+@pytest.mark.parametrize(
+    ("words", "schedule", "slices", "overlap"),
+    [
+        ("--schedules-method dualpipev --moe-fb-overlap", "dualpipe_v", 1, True),
+        ("--schedules-method dualpipev --dualpipev-dw-detach", "dualpipe_v_split", 1, False),
+        ("--enable-seq1f1b", "seq1f1b", 4, False),
+        ("--enable-seq1f1b --seq1f1b-splits 2", "seq1f1b", 2, False),
+        ("--moe-fb-overlap", None, 1, True),
+    ],
+)
+def test_mindspeeds_schedules_are_named(words, schedule, slices, overlap):
+    """DualPipeV with either cooldown, Seq1F1B with its slices, and forwards beside backwards."""
+    imported = imported_of(f"{QWEN3_MOE.rstrip()} {words}")
+    assert not imported.problems
+    layout = imported.plain["layout"]
+    assert (layout.get("schedule"), layout.get("slices", 1)) == (schedule, slices)
+    assert imported.plain["comm"]["moe_fb_overlap"] == overlap
