@@ -26,6 +26,7 @@ def convert(
     dtype: Literal["bf16", "fp16", "fp32"] | None = None,
     tokenizer: Path | None = None,
     model: str | None = None,
+    adapter: Path | None = None,
     experts: Literal["sequential", "grouped"] = "sequential",
     impl: Literal["local", "te"] = "local",
     tp_extend_ep: bool = False,
@@ -47,6 +48,7 @@ def convert(
         dtype: Of the weights; by default as they are.
         tokenizer: To put beside exported weights; by default the job's or the source's.
         model: Whose weights a foreign checkpoint holds: a preset, a job file or a folder with a config.json.
+        adapter: A LoRA adapter in PEFT's format, merged into the weights of a Hugging Face folder.
         experts: Of a classic checkpoint: grouped as --moe-grouped-gemm has them, or one module each.
         impl: Of a classic checkpoint: names of the layers as --transformer-impl has them.
         tp_extend_ep: Of a classic checkpoint: experts are spread over tp too, layout.ep counts all of them.
@@ -65,6 +67,7 @@ def convert(
             form=_form(experts, impl, tp_extend_ep=tp_extend_ep),
             dtype=dtype,
             tokenizer=None if tokenizer is None else str(tokenizer),
+            adapter=None if adapter is None else str(adapter),
         )
         planned = edge("ridgeline.checkpoint.io.convert:plan_conversion")(source, wanted, model=_model_of(model))
         if dry_run:

@@ -16,6 +16,7 @@ from typing import BinaryIO
 import attrs
 
 from ridgeline.checkpoint.classic import ClassicForm
+from ridgeline.checkpoint.io.adapters import WEIGHTS, merged, read_adapter
 from ridgeline.checkpoint.io.destinations import (
     FILE_BYTES,
     Destination,
@@ -60,6 +61,7 @@ class Wanted:
         dtype: Of the weights; None leaves each as it is. fp32 is read from the optimizer's copies where there are any.
         tokenizer: Folder whose tokenizer is put beside Hugging Face weights, or its ``tokenizer.json``.
         max_file_bytes: Size of a file of weights, where ranks do not decide it.
+        adapter: Folder of a LoRA adapter in PEFT's format, merged into a Hugging Face source.
     """
 
     format: Format
@@ -68,6 +70,7 @@ class Wanted:
     dtype: Dtype | None = None
     tokenizer: str | None = None
     max_file_bytes: int = FILE_BYTES
+    adapter: str | None = None
 
 
 @attrs.frozen(eq=False)
@@ -118,6 +121,8 @@ def plan_conversion(source: str | Path, wanted: Wanted, *, model: ModelSpec | No
         SpecError: The model's family has no Hugging Face class.
     """
     opened = open_source(source, model=model, masters=wanted.dtype == "fp32")
+    if wanted.adapter is not None:
+        opened = merged(opened, read_adapter(wanted.adapter))
     if wanted.format != "classic" and wanted.layout != Layout():
         rule = f"has no effect on format={wanted.format!r}, whose files any layout loads"
         raise CheckpointError(f"layout: {rule}; leave it out, or use --format classic")
@@ -131,7 +136,8 @@ def plan_conversion(source: str | Path, wanted: Wanted, *, model: ModelSpec | No
             destination = dist_destination(opened, dtype=wanted.dtype, max_file_bytes=wanted.max_file_bytes)
         case "classic":
             destination = classic_destination(opened, layout=wanted.layout, form=wanted.form, dtype=wanted.dtype)
-    digest = digest_of((attrs.asdict(wanted, recurse=False), dumps(opened.model)), opened.files)
+    adapter = () if wanted.adapter is None else (Path(wanted.adapter) / WEIGHTS,)
+    digest = digest_of((attrs.asdict(wanted, recurse=False), dumps(opened.model)), (*opened.files, *adapter))
     return Conversion(opened, destination, wanted, digest)
 
 

@@ -62,7 +62,7 @@ def _fp8(name: str, weight: FileTensor, scales: FileTensor) -> FileTensor:
     _check(name, "_scale_inv", scales.shape, expected)
 
     def strided(start: int, shape: Shape, strides: Shape) -> torch.Tensor:
-        rows, columns = _places(start, shape, strides, weight.shape[-1])
+        rows, columns = places(start, shape, strides, weight.shape[-1])
         scale = _all(scales).float()[rows // FP8_BLOCK, columns // FP8_BLOCK]
         return (weight.strided(start, shape, strides).float() * scale).to(torch.bfloat16)
 
@@ -76,7 +76,7 @@ def _int4(name: str, packed: FileTensor, scales: FileTensor, real: FileTensor) -
     group = math.ceil(columns_ / scales.shape[1])
 
     def strided(start: int, shape: Shape, strides: Shape) -> torch.Tensor:
-        rows, columns = _places(start, shape, strides, columns_)
+        rows, columns = places(start, shape, strides, columns_)
         words = _all(packed)[rows, columns // 8]
         integers = ((words >> (4 * (columns % 8))) & 0xF) - 8
         return (integers.float() * _all(scales)[rows, columns // group].float()).to(torch.bfloat16)
@@ -91,7 +91,7 @@ def _mxfp4(name: str, blocks: FileTensor, scales: FileTensor) -> FileTensor:
     inputs = count * size * 2
 
     def strided(start: int, shape: Shape, strides: Shape) -> torch.Tensor:
-        rows, output = _places(start, shape, strides, outputs)
+        rows, output = places(start, shape, strides, outputs)
         expert, input_ = rows // inputs, rows % inputs
         block, place = input_ // (2 * size), input_ % (2 * size)
         pair = _all(blocks)[expert, output, block, place // 2].int()
@@ -101,7 +101,7 @@ def _mxfp4(name: str, blocks: FileTensor, scales: FileTensor) -> FileTensor:
     return FileTensor(torch.bfloat16, (experts, inputs, outputs), strided)
 
 
-def _places(start: int, shape: Shape, strides: Shape, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+def places(start: int, shape: Shape, strides: Shape, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The row and the column of every element of a part of a row-major matrix; they broadcast to its shape."""
     row, column = divmod(start, width)
     rows, columns = (torch.full((1,) * len(shape), first) for first in (row, column))
