@@ -4,7 +4,6 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from secrets import token_hex
 
 from ridgeline.core.errors import Problem, SpecError
 
@@ -39,7 +38,7 @@ def write_whole(path: Path, text: str, *, option: str, replace: bool = True) -> 
 
 
 def _write_beside(path: Path, data: bytes, give_name: Callable[[Path, Path], None]) -> None:
-    beside = path.with_name(f".{token_hex(6)}.part")
+    beside = path.with_name(f".{os.urandom(6).hex()}.part")
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666
     try:
         with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
