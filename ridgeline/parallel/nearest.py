@@ -72,7 +72,7 @@ def _choices(job: Job) -> Iterator[list[tuple[float, str, Any]]]:
     layout, world = job.layout, divisors(job.cluster.world_size)
     experts = {run.block.feed_forward.experts for run in job.model.blocks if isinstance(run.block.feed_forward, Moe)}
     layers = job.model.num_layers + len(layout.noop_layers)
-    degrees = {"tp": world, "pp": world, "cp": world, "vpp": divisors(layers)}
+    degrees = {"tp": world, "pp": world, "cp": world, "vpp": divisors(layers), "slices": (1, 2, 4, 8)}
     degrees |= {"ep": divisors(max(experts)) if experts else (1,), "etp": world}
     for name, values in degrees.items():
         asked = getattr(layout, name)
