@@ -35,7 +35,7 @@ from ridgeline.parallel.work import StageWork
 
 HCCL_BUFFER_BYTES = 2 * 200 * 2**20
 ALLOCATED_OF_RESERVED = 0.94
-BAND = (-0.02, 0.12)
+BAND = (-0.10, 0.12)
 """How far the allocator's peak may lie from ``allocated_bytes``, as a share of it."""
 
 

@@ -4,6 +4,7 @@ from functools import cache
 
 import pytest
 
+from ridgeline.parallel.memory import BAND
 from tests.accuracy.errors import quantile
 from tests.accuracy.memory import Outcome, outcomes
 from tests.accuracy.memory_page import is_far, note_of, notes, peak_errors, static_errors
@@ -33,6 +34,12 @@ def test_the_static_part_is_within_two_percent(listed):
 def test_the_peak_is_within_five_percent(listed):
     errors = [abs(error) for error in peak_errors([one for one in judged() if one.row.listed is listed])]
     assert quantile(errors, 0.5) <= 0.05
+
+
+def test_four_runs_in_five_lie_in_the_promised_band():
+    """What a plan states of its own error is what was found."""
+    shares = [1 / (1 + error) - 1 for error in peak_errors(judged())]
+    assert sum(BAND[0] <= share <= BAND[1] for share in shares) / len(shares) >= 0.8
 
 
 def test_a_bound_is_not_below_the_measurement():

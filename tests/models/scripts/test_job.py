@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ridgeline.core.errors import SpecError
+from ridgeline.core.job import Dpo, FullRecompute, Lora, Memory, Precision, SelectiveRecompute, Sft
 from ridgeline.models.jobs import job_of, preset
 from ridgeline.models.scripts.flags import FLAGS
 from ridgeline.models.scripts.job import import_command
@@ -71,6 +72,55 @@ def test_a_layout_comes_back(degrees, chunks, noop, layers, rest):
     again = back(job)
     assert again.model.blocks == job.model.blocks
     assert (again.layout, again.batch) == (job.layout, job.batch)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    masters=st.sampled_from(("fp32", "low_bits")),
+    moments=st.sampled_from(("fp32", "bf16")),
+    grads=st.sampled_from(("fp32", "bf16")),
+    swaps=st.tuples(st.booleans(), st.booleans()),
+    recompute=st.sampled_from(
+        (
+            None,
+            FullRecompute(method="block", num_layers=2, per="rank"),
+            FullRecompute(num_layers=2),
+            SelectiveRecompute(modules=("activation", "layernorm")),
+        )
+    ),
+    objective=st.sampled_from((Sft(), Sft(padded=False), Dpo(loss="ipo", beta=0.2), Dpo(loss="simpo", padded=False))),
+    adapter=st.sampled_from((None, Lora(rank=8, alpha=16.0), Lora(targets=("linear_qkv",), base="nf4"))),
+)
+def test_memory_and_tuning_come_back(masters, moments, grads, swaps, recompute, objective, adapter):
+    """What storage, recompute and fine-tuning a job asks for is what its flags say."""
+    swaps_attention = swaps[1] and not isinstance(recompute, FullRecompute)
+    memory = Memory(recompute=recompute, swap_optimizer=swaps[0], swap_attention=swaps_attention)
+    job = attrs.evolve(
+        preset("llama2-7b"),
+        precision=Precision(masters=masters, moments=moments, grads=grads),
+        memory=memory,
+        objective=objective,
+        adapter=adapter,
+    )
+    again = back(job)
+    assert (again.precision, again.memory) == (job.precision, job.memory)
+    assert (again.objective, again.adapter) == (job.objective, job.adapter)
+
+
+def test_a_script_says_how_memory_is_saved():
+    """The flags of MindSpeed-LLM's feature list, each in its field."""
+    text = LLAMA2_7B.replace(
+        "--bf16",
+        "--bf16 --reuse-fp32-param --o2-optimizer --swap-attention --recompute-granularity full --recompute-method block "
+        "--recompute-num-layers 2 --enable-recompute-layers-per-pp-rank --recompute-activation-function "
+        "--loss-compute-mode chunk --loss-chunk-size 512 --stage sft --lora-r 8 --lora-target-modules dense --qlora",
+    )
+    job = job_of({"name": "x", **imported_of(text).plain})
+    assert job.precision == Precision(masters="low_bits", moments="bf16")
+    assert job.memory.recompute == FullRecompute(method="block", num_layers=2, per="rank", modules=("activation",))
+    assert job.memory.loss_chunk == 512
+    assert job.objective == Sft()
+    assert job.adapter == Lora(rank=8, targets=("linear_proj",), base="nf4")
 
 
 def test_scripts_give_the_published_models():
