@@ -197,8 +197,8 @@ def _assumptions(job: Job) -> Iterator[str]:
     if job.layout.pp > 1:
         yield "transfers between stages run beside the compute; what depends on one waits for it"
     yield (
-        f"the allocator's peak is expected within {BAND[0]:+.0%} .. {BAND[1]:+.0%} of allocated_bytes, as that of four in "
-        "five published runs is; fragments leave room above it"
+        f"the allocator's peak is expected within {BAND[0]:+.0%} .. {BAND[1]:+.0%} of allocated_bytes, as that of four "
+        "published runs in five is; fragments leave room above it"
     )
     if any(isinstance(run.block.feed_forward, Moe) for run in job.model.blocks):
         yield "experts get equal shares of the tokens; a hot expert takes longer and more memory"

@@ -95,12 +95,19 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("mapped", "model.head_bias", "add-output-layer-bias"),
     ("mapped", "block.norms", "post-norm"),
     ("mapped", "mixer.softcap", "attn-logit-softcapping="),
-    ("mapped", "the router's scores", "moe-router-score-function="),
+    ("mapped", "moe.score", "moe-router-score-function="),
+    ("mapped", "moe.groups, moe.group_topk", "moe-router-num-groups= moe-router-group-topk="),
+    ("mapped", "moe.topk_scale", "moe-router-topk-scaling-factor="),
+    ("mapped", "moe.expert_bias", "moe-router-enable-expert-bias"),
+    ("mapped", "moe.aux_per_sequence", "seq-aux"),
+    ("mapped", "moe.device_aux_loss, moe.comm_aux_loss", """
+        moe-device-level-aux-loss-coeff= moe-comm-aux-loss-coeff=
+    """),
+    ("mapped", "mixer.rope.interleaved", "rotary-interleaved"),
     ("mapped", "precision.params", "bf16 fp16"),
     ("mapped", "precision.grads", "grad-reduce-in-bf16 accumulate-allreduce-grads-in-fp32 o2-gradient"),
     ("mapped", "precision.masters", "reuse-fp32-param"),
     ("mapped", "precision.moments", "o2-optimizer"),
-    ("mapped", "memory.pads_values", "mla-fa-without-pad"),
     ("mapped", "memory.loss_chunk", "loss-compute-mode= loss-chunk-size="),
     ("mapped", "memory.swap_optimizer", "swap-optimizer"),
     ("mapped", "memory.swap_attention", "swap-attention"),
@@ -187,14 +194,13 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("not expressible", "memory of experts", "moe-zero-memory-num-layers= moe-zerc"),
     ("not expressible", "chunked logits", "output-layer-slice-num= mtp-mem-efficient-logits*"),
     ("not expressible", "MTP's loss weight and module", "mtp-loss-scaling-factor= mtp-spec*"),
-    ("not expressible", "how latent attention is computed", "mla-mm-split enable-mla-absorb"),
+    ("not expressible", "how latent attention is computed", "mla-fa-without-pad mla-mm-split enable-mla-absorb"),
     ("not expressible", "scaled latent attention", """
         enable-mla-scale-kv-lora enable-mla-scale-q-lora no-enable-linear-qkv
     """),
     ("not expressible", "this router", """
-        moe-router-num-groups= moe-router-group-topk= moe-router-topk-scaling-factor= seq-aux
-        moe-router-enable-expert-bias moe-router-bias-update-rate= moe-input-jitter-eps= moe-comm-aux-loss-coeff=
-        moe-device-level-aux-loss-coeff= moe-revert-type-after-topk fix-router input-jitter n-hash-layers=
+        moe-router-bias-update-rate= moe-input-jitter-eps= moe-revert-type-after-topk fix-router input-jitter
+        n-hash-layers=
     """),
     ("not expressible", "sparse attention", """
         index-topk-freq= index-share-for-mtp-iteration index-skip-topk-offset= indexer-loss-coeff=

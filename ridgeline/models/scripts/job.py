@@ -13,7 +13,7 @@ from ridgeline.core.frozen import frozen
 from ridgeline.core.job import Lora
 from ridgeline.models.scripts.arguments import Entry, Reader, read_given, without_none
 from ridgeline.models.scripts.flags import FLAGS, is_neutral
-from ridgeline.models.scripts.model import is_latent, model_of
+from ridgeline.models.scripts.model import model_of
 from ridgeline.models.scripts.shell import Command
 
 CP_ALGORITHMS = MappingProxyType(
@@ -232,7 +232,6 @@ def _memory(reader: Reader) -> Plain:
         "distributed_optimizer": reader.has("use-distributed-optimizer"),
         "swap_optimizer": reader.has("swap-optimizer"),
         "swap_attention": _swaps_attention(reader),
-        "pads_values": is_latent(reader) and not reader.has("mla-fa-without-pad"),
         "recompute": _recompute(reader),
         "loss_chunk": reader.integer("loss-chunk-size", 1024) if reader.text("loss-compute-mode") == "chunk" else None,
     }

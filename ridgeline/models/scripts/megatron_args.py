@@ -116,6 +116,8 @@ def _model_flags(job: Job) -> Iterator[tuple[object, ...]]:
     if isinstance(mixer, (Attention, LatentAttention)):
         yield "num-attention-heads", mixer.heads
         yield "rotary-base", mixer.rope.base
+        if mixer.rope.interleaved:
+            yield ("rotary-interleaved",)
         yield from _scaling_flags(mixer.rope.scaling)
     if isinstance(mixer, Attention):
         yield "kv-channels", mixer.head_dim
@@ -178,8 +180,10 @@ def _feed_forward_flags(job: Job) -> Iterator[tuple[object, ...]]:
     yield "num-experts", moe.experts
     yield "moe-router-topk", moe.topk
     yield "moe-ffn-hidden-size", moe.ffn_hidden
-    yield "moe-router-load-balancing-type", "aux_loss" if moe.aux_loss else "none"
+    balancing = "group_limited_greedy" if moe.group_score == "max" else "aux_loss" if moe.aux_loss else "none"
+    yield "moe-router-load-balancing-type", balancing
     yield "moe-aux-loss-coeff", moe.aux_loss
+    yield from _expert_flags(moe)
     if moe.z_loss:
         yield "moe-z-loss-coeff", moe.z_loss
     if not moe.normalize_topk:
@@ -189,6 +193,30 @@ def _feed_forward_flags(job: Job) -> Iterator[tuple[object, ...]]:
     is_moe = [1 if at in job.layout.noop_layers else int(isinstance(next(own), Moe)) for at in range(total)]
     if not all(is_moe):
         yield "moe-layer-freq", str(is_moe).replace(" ", "")
+
+
+def _expert_flags(moe: Moe) -> Iterator[tuple[object, ...]]:
+    """What few routed layers have."""
+    for flag, value, usual in (
+        ("moe-router-score-function", moe.score, "softmax"),
+        ("moe-router-topk-scaling-factor", moe.topk_scale, 1.0),
+        ("moe-router-num-groups", moe.groups, 1),
+        ("moe-router-group-topk", moe.group_topk, 1),
+        ("moe-shared-expert-intermediate-size", moe.shared_ffn, None),
+        ("moe-expert-capacity-factor", moe.capacity_factor, None),
+        ("moe-device-level-aux-loss-coeff", moe.device_aux_loss, 0.0),
+        ("moe-comm-aux-loss-coeff", moe.comm_aux_loss, 0.0),
+    ):
+        if value != usual:
+            yield flag, value
+    for flag, wanted in (
+        ("seq-aux", moe.aux_per_sequence),
+        ("moe-router-enable-expert-bias", moe.expert_bias),
+        ("shared-expert-gate", moe.shared_gate),
+        ("moe-pad-expert-input-to-capacity", moe.pad_to_capacity),
+    ):
+        if wanted:
+            yield (flag,)
 
 
 def _layout_flags(job: Job) -> Iterator[tuple[object, ...]]:

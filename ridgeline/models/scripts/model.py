@@ -16,6 +16,10 @@ POSITIONS = MappingProxyType({"rope": "rope", "alibi": "alibi", "none": "none", 
 """Megatron's and MindSpeed's names of what tells positions apart, to the mixer's."""
 
 
+BALANCINGS = ("aux_loss", "seq_aux_loss", "group_limited_greedy", "none", "softmax_topk")
+"""Ways of balancing experts that a job has words for."""
+
+
 def model_of(reader: Reader, layout: Plain) -> Plain:
     """The fields of a ``ModelSpec``; the layout says which layers are noop layers."""
     layers = reader.integer("num-layers")
@@ -64,14 +68,16 @@ def _model_traits(reader: Reader, positions: str) -> Plain:
     return {name: value for name, value in traits.items() if value not in (None, False, "rms")}
 
 
-def is_latent(reader: Reader) -> bool:
+def _is_latent(reader: Reader) -> bool:
     """Whether attention is latent; before 2.2, MindSpeed-LLM's scripts say so by the width of its heads' parts only."""
     return reader.has("multi-latent-attention") or reader.has("qk-nope-head-dim")
 
 
 def _mixer(reader: Reader, hidden: int, heads: int, positions: str) -> Plain:
     rope = {"base": reader.real("rotary-base", 10000.0), "scaling": _scaling(reader)}
-    if is_latent(reader):
+    if reader.has("rotary-interleaved"):
+        rope["interleaved"] = True
+    if _is_latent(reader):
         nope = "qk-nope-head-dim" if reader.has("qk-nope-head-dim") else "qk-head-dim"
         turned = "qk-rope-head-dim" if reader.has("qk-rope-head-dim") else "qk-pos-emb-head-dim"
         return {
@@ -191,13 +197,11 @@ def _feed_forward(reader: Reader, hidden: int, *, moe: bool) -> Plain:
         bias = not reader.has("disable-bias-linear")
         return {"kind": "mlp", "ffn_hidden": width, "activation": activation, "bias": bias}
     balancing = reader.text("moe-router-load-balancing-type", "aux_loss")
-    if balancing in ("seq_aux_loss", "pai_megatron_aux_loss"):
+    if balancing == "pai_megatron_aux_loss":
         note = f"moe.aux_loss: {balancing} is taken as aux_loss"
         reader.lost("moe-router-load-balancing-type", note, "approximated")
-    elif balancing not in ("aux_loss", "none", "softmax_topk"):
+    elif balancing not in BALANCINGS:
         reader.lost("moe-router-load-balancing-type", f"{balancing} has no word in a job; no loss stands in its place")
-    if reader.text("moe-router-score-function", "softmax") != "softmax":
-        reader.lost("moe-router-score-function", "only softmax has a word in a job; it stands in its place")
     own = reader.integer("moe-intermediate-size", width)
     return {
         "kind": "moe",
@@ -205,7 +209,7 @@ def _feed_forward(reader: Reader, hidden: int, *, moe: bool) -> Plain:
         "topk": reader.integer("moe-router-topk", 2),
         "ffn_hidden": reader.integer("moe-ffn-hidden-size", own),
         "normalize_topk": reader.has("norm-topk-prob") or not reader.has("moe-router-pre-softmax"),
-        "aux_loss": reader.real("moe-aux-loss-coeff", 0.0) if "aux_loss" in balancing else 0.0,
+        "aux_loss": reader.real("moe-aux-loss-coeff", 0.0) if balancing not in ("none", "softmax_topk") else 0.0,
         "z_loss": reader.real("moe-z-loss-coeff", 0.0),
         "activation": activation,
         **_expert_traits(reader),
@@ -228,7 +232,18 @@ def _expert_traits(reader: Reader) -> Plain:
     shared = reader.integer(
         "moe-shared-expert-intermediate-size", (reader.integer("n-shared-experts", 0, minimum=0) or 0) * (width or 0)
     )
+    balancing = reader.text("moe-router-load-balancing-type", "aux_loss")
+    score = reader.choice("moe-router-score-function", ("softmax", "sigmoid"), "softmax")
     traits: Plain = {
+        "topk_scale": reader.real("moe-router-topk-scaling-factor"),
+        "aux_per_sequence": reader.has("seq-aux") or balancing == "seq_aux_loss",
+        "device_aux_loss": reader.real("moe-device-level-aux-loss-coeff", 0.0),
+        "comm_aux_loss": reader.real("moe-comm-aux-loss-coeff", 0.0),
+        "score": score if score != "softmax" else None,
+        "groups": reader.integer("moe-router-num-groups"),
+        "group_topk": reader.integer("moe-router-group-topk"),
+        "group_score": "max" if balancing == "group_limited_greedy" else None,
+        "expert_bias": reader.has("moe-router-enable-expert-bias"),
         "shared_ffn": shared or None,
         "shared_gate": reader.has("shared-expert-gate"),
         "capacity_factor": reader.real("moe-expert-capacity-factor"),

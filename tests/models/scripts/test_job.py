@@ -111,7 +111,7 @@ def test_a_script_says_how_memory_is_saved():
     """The flags of MindSpeed-LLM's feature list, each in its field."""
     text = LLAMA2_7B.replace(
         "--bf16",
-        "--bf16 --reuse-fp32-param --o2-optimizer --swap-attention --recompute-granularity full --recompute-method block "
+        "--bf16 --reuse-fp32-param --o2-optimizer --recompute-granularity full --recompute-method block "
         "--recompute-num-layers 2 --enable-recompute-layers-per-pp-rank --recompute-activation-function "
         "--loss-compute-mode chunk --loss-chunk-size 512 --stage sft --lora-r 8 --lora-target-modules dense --qlora",
     )
