@@ -86,8 +86,10 @@ def shortage_text(result: SearchResult) -> str:
         f"{shortage.over_bytes / GIB:.1f} GiB too much."
     )
     if shortage.nodes is None:
-        return f"{text}\nMore nodes alone do not help; shorten batch.seq_len, or widen the grid."
-    return f"{text}\n{shortage.nodes} nodes would do, where there are {least.job.cluster.nodes}."
+        return f"{text}\nMore nodes alone do not help; shorten batch.seq_len, or search more layouts (--all)."
+    return (
+        f"{text}\n{shortage.nodes} nodes would do, where there are {least.job.cluster.nodes}: --nodes {shortage.nodes}."
+    )
 
 
 def _layouts(title: str, found: tuple[Found, ...]) -> Table:

@@ -4,15 +4,19 @@ from collections.abc import Iterator
 from operator import itemgetter
 from typing import Any
 
+import attrs
+
 from ridgeline.core.errors import PlanError
 from ridgeline.core.job import Job
 from ridgeline.parallel.plan import plan
 from ridgeline.parallel.search.explore import least_memory
-from ridgeline.parallel.search.grid import PATHS, Grid, Point, changed, job_at, shapes
-from ridgeline.parallel.search.narrow import Faults
+from ridgeline.parallel.search.grid import PATHS, Grid, Point, changed, grid_of, job_at, shapes
+from ridgeline.parallel.search.narrow import Faults, narrowed
 from ridgeline.parallel.search.result import Found, Neighbour, Shortage, found_of
 from ridgeline.parallel.search.tree import Opener, opener
 
+MOST_DOUBLINGS = 6
+"""Of nodes, that are tried where nothing fits."""
 DEGREES = ("tp", "cp", "ep", "etp", "mbs", "pp", "vpp")
 """Axes of which only the next values below and above are neighbours; of the others all are."""
 
@@ -38,7 +42,7 @@ def _near(grid: Grid, axis: str, point: Point) -> list[Any]:
 
 def _neighbour(job: Job, opened: Opener, best: Found, axis: str, value: Any) -> Neighbour:
     fastest: Found | None = None
-    refused = "the degrees do not divide what they must"
+    refused = "is no other layout, or its degrees do not divide what they must"
     for bound_us, point in sorted(_moved(opened, best.point, axis, value), key=itemgetter(0)):
         if fastest is not None and fastest.fits and bound_us >= fastest.step_us:
             break
@@ -75,8 +79,19 @@ def _moved(opened: Opener, point: Point, axis: str, value: Any) -> Iterator[tupl
 
 
 def shortage_of(job: Job, grid: Grid, *, faults: Faults) -> Shortage | None:
-    """The layout that needs the least memory, and the nodes on which one fits."""
+    """The layout that needs the least memory, and the nodes on which one fits; None where no layout has a plan."""
     least = least_memory(job, opener(job, grid), faults=faults)
     if least is None:
         return None
-    return Shortage(least=least, over_bytes=least.total_bytes - least.capacity_bytes, nodes=None)
+    fitting = (nodes for nodes, other in _on_more_nodes(job, grid, faults) if other is not None and other.fits)
+    return Shortage(least=least, over_bytes=least.total_bytes - least.capacity_bytes, nodes=next(fitting, None))
+
+
+def _on_more_nodes(job: Job, grid: Grid, faults: Faults) -> Iterator[tuple[int, Found | None]]:
+    """The layout that needs the least memory on 2, 4, 8, ... times as many nodes."""
+    given = {axis: getattr(grid, axis) for axis in grid.given}
+    for doublings in range(1, MOST_DOUBLINGS + 1):
+        nodes = job.cluster.nodes << doublings
+        there = attrs.evolve(job, cluster=attrs.evolve(job.cluster, nodes=nodes))
+        wider = narrowed(there, grid_of(there, **given), faults=faults)
+        yield nodes, least_memory(there, opener(there, wider), faults=faults)

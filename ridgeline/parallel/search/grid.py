@@ -47,8 +47,11 @@ class Scheme(NamedTuple):
     """How many ranks the layers are divided over, and what each keeps, recomputes and shards."""
 
     pp: int
-    recompute: Recompute
-    distributed_optimizer: bool
+    recompute: Recompute = None
+    swap_attention: bool = False
+    distributed_optimizer: bool = True
+    swap_optimizer: bool = False
+    masters: str = "fp32"
 
 
 class Pipeline(NamedTuple):
@@ -72,8 +75,11 @@ PATHS: Mapping[str, str] = MappingProxyType(
         **{name: f"layout.{name}" for name in ("tp", "cp", "cp_algorithm", "sp", "ep", "etp")},
         "mbs": "batch.mbs",
         "pp": "layout.pp",
-        "recompute": "memory.recompute",
-        "distributed_optimizer": "memory.distributed_optimizer",
+        **{
+            name: f"memory.{name}"
+            for name in ("recompute", "swap_attention", "distributed_optimizer", "swap_optimizer")
+        },
+        "masters": "precision.masters",
         **{name: f"layout.{name}" for name in ("vpp", "schedule", "stages")},
     }
 )
@@ -97,6 +103,7 @@ class Grid:
         stages: Lists of layers by stage that are searched, as long as their ``pp*vpp`` stages; None stands for those
             that ``stage_lists`` gives for each number of stages.
         left_out: What was left out of the axes, and why.
+        given: Axes whose values were given, not derived.
     """
 
     tp: tuple[int, ...]
@@ -108,11 +115,15 @@ class Grid:
     mbs: tuple[int, ...]
     pp: tuple[int, ...]
     recompute: tuple[Recompute, ...]
+    swap_attention: tuple[bool, ...]
     distributed_optimizer: tuple[bool, ...]
+    swap_optimizer: tuple[bool, ...]
+    masters: tuple[str, ...]
     vpp: tuple[int, ...]
     schedule: tuple[str | None, ...]
     stages: tuple[tuple[int, ...] | None, ...] | None = None
     left_out: tuple[LeftOut, ...] = ()
+    given: tuple[str, ...] = ()
 
 
 def grid_of(job: Job, **given: Sequence[Any]) -> Grid:
@@ -131,7 +142,8 @@ def grid_of(job: Job, **given: Sequence[Any]) -> Grid:
     ]
     if problems:
         raise SpecError(problems)
-    return Grid(**{**_derived(job), **{name: tuple(values) for name, values in given.items()}})
+    values = {**_derived(job), **{name: tuple(values) for name, values in given.items()}}
+    return Grid(**values, given=tuple(given))
 
 
 def _derived(job: Job) -> dict[str, tuple[Any, ...]]:
@@ -164,9 +176,12 @@ def _derived(job: Job) -> dict[str, tuple[Any, ...]]:
             FullRecompute(),
             *(FullRecompute(method="block", num_layers=layers) for layers in _doublings(job.model.num_layers // 2)),
         ),
+        "swap_attention": (job.memory.swap_attention,),
         "distributed_optimizer": (True, False),
+        "swap_optimizer": (job.memory.swap_optimizer,),
+        "masters": (job.precision.masters,),
         "vpp": _doublings(LARGEST_VPP),
-        "schedule": _choices(Layout, "schedule"),
+        "schedule": tuple(name for name in _choices(Layout, "schedule") if name != "seq1f1b" or job.layout.slices > 1),
     }
 
 
@@ -198,6 +213,7 @@ def job_at(job: Job, point: Point) -> Job:
             schedule=pipeline.schedule,
             stages=pipeline.stages,
             noop_layers=(),
+            slices=job.layout.slices if pipeline.schedule == "seq1f1b" else 1,
             microbatch_group_size=None,
         ),
         batch=attrs.evolve(job.batch, mbs=shape.mbs),
@@ -243,8 +259,8 @@ def schemes(job: Job, grid: Grid, shape: Shape) -> Iterator[Scheme]:
         if rest or left or ranks % (shape.ep * shape.etp) or job.batch.gbs % (shape.mbs * dp):
             continue
         sharded = grid.distributed_optimizer[:1] if dp * shape.cp == 1 else grid.distributed_optimizer
-        for recompute, distributed_optimizer in product(grid.recompute, sharded):
-            yield Scheme(pp, recompute, distributed_optimizer)
+        axes = (grid.recompute, grid.swap_attention, sharded, grid.swap_optimizer, grid.masters)
+        yield from (Scheme(pp, *values) for values in product(*axes))
 
 
 def pipelines(job: Job, grid: Grid, pp: int, recompute: Recompute) -> Iterator[Pipeline]:

@@ -12,7 +12,7 @@ from ridgeline.parallel.search.grid import PATHS, Grid, LeftOut, Pipeline, Point
 Faults = Callable[[Job], tuple[str, ...]]
 """What of a job a runtime cannot run, a sentence each; empty when it runs it."""
 
-ALONE = Point(Shape(1, 1, "ring", False, 1, 1, 1), Scheme(1, None, True), Pipeline(1, None, None))
+ALONE = Point(Shape(1, 1, "ring", False, 1, 1, 1), Scheme(1), Pipeline(1, None, None))
 
 
 def layout_faults(job: Job, faults: Faults) -> Faults:

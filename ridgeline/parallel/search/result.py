@@ -83,7 +83,7 @@ class Shortage:
     Attributes:
         least: The layout that needs the least memory.
         over_bytes: By how much it exceeds a device.
-        nodes: The fewest nodes on which a layout of the same grid rules fits; None where none was found.
+        nodes: The fewest nodes, of 2, 4, ... 64 times as many, on which a layout fits; None where none does.
     """
 
     least: Found

@@ -71,7 +71,7 @@ def opener(job: Job, grid: Grid) -> Opener:
 
     @cache
     def hops(shape: Shape, pp: int, owner: tuple[int, ...]) -> tuple[float, ...]:
-        there = job_at(job, Point(shape, Scheme(pp, None, True), Pipeline(1, None, None)))
+        there = job_at(job, Point(shape, Scheme(pp), Pipeline(1, None, None)))
         return hops_us(there, mesh_of(there), owner)
 
     def opened(at: tuple[Any, ...]) -> Iterator[Branch]:
@@ -79,7 +79,7 @@ def opener(job: Job, grid: Grid) -> Opener:
             case ():
                 for shape in shapes(job, grid):
                     if points := sum(len(ways(one.pp, one.recompute)) for one in schemes(job, grid, shape)):
-                        yield Branch(mean_us(job, shape, units.running(shape, 1, None)), 0, points, (shape,))
+                        yield Branch(mean_us(job, shape, units.running(shape, Scheme(1))), 0, points, (shape,))
             case (shape,):
                 for scheme in schemes(job, grid, shape):
                     if points := len(ways(scheme.pp, scheme.recompute)):
@@ -93,12 +93,11 @@ def opener(job: Job, grid: Grid) -> Opener:
         size = device_bytes(job, (lasting.state_bytes.total + whole.kept_bytes.total) / scheme.pp)
         return mean_us(job, shape, plain) + ROUNDING * lasting.overhead_us, size
 
-    def runnings(shape: Shape, scheme: Scheme) -> tuple[Running, Running]:
+    def runnings(shape: Shape, scheme: Scheme) -> tuple[Running, ...]:
         """Of layers beyond the first ones of a stage, and of the first ones."""
         if _is_block(scheme.recompute):
-            return units.running(shape, scheme.pp, None), units.running(shape, scheme.pp, FullRecompute())
-        same = units.running(shape, scheme.pp, scheme.recompute)
-        return same, same
+            return tuple(units.running(shape, scheme._replace(recompute=one)) for one in (None, FullRecompute()))
+        return (units.running(shape, scheme),) * 2
 
     def leaves(shape: Shape, scheme: Scheme) -> Iterator[Branch]:
         plain, whole = runnings(shape, scheme)

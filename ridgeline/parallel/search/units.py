@@ -18,7 +18,7 @@ from ridgeline.parallel.held import Held, plan_held
 from ridgeline.parallel.links import collective_us, spread_of
 from ridgeline.parallel.mesh import Mesh
 from ridgeline.parallel.ops import sizes_of
-from ridgeline.parallel.search.grid import Pipeline, Point, Recompute, Scheme, Shape, job_at
+from ridgeline.parallel.search.grid import Pipeline, Point, Scheme, Shape, job_at
 from ridgeline.parallel.shards import plan_shards
 from ridgeline.parallel.stages import StageMap
 from ridgeline.parallel.states import states_of
@@ -84,7 +84,7 @@ class Lasting(NamedTuple):
 class Units(NamedTuple):
     """The two, each worked out once for what it depends on."""
 
-    running: Callable[[Shape, int, Recompute], Running]
+    running: Callable[[Shape, Scheme], Running]
     lasting: Callable[[Shape, Scheme], Lasting]
 
 
@@ -107,13 +107,13 @@ def units_of(job: Job) -> Units:
 
     @cache
     def held_at(shape: Shape, pp: int) -> tuple[Held, ...]:
-        there = job_at(job, Point(shape, Scheme(pp, None, True), Pipeline(1, None, None)))
+        there = job_at(job, Point(shape, Scheme(pp), Pipeline(1, None, None)))
         return plan_held(there, mesh=mesh_of(there), stages=of_kinds, shards=plan_shards(there.model, there.layout))
 
     @cache
-    def running(shape: Shape, pp: int, recompute: Recompute) -> Running:
-        there = job_at(job, Point(shape, Scheme(pp, recompute, True), Pipeline(1, None, None)))
-        work, sizes, held = stage_work(there, of_kinds), sizes_of(there), held_at(shape._replace(mbs=1), pp)
+    def running(shape: Shape, scheme: Scheme) -> Running:
+        there = job_at(job, Point(shape, scheme, Pipeline(1, None, None)))
+        work, sizes, held = stage_work(there, of_kinds), sizes_of(there), held_at(shape._replace(mbs=1), scheme.pp)
         forwards, backwards = stage_parts(there, mesh=mesh_of(there), held=held, work=work)
         backward = [sum(parts) for parts in backwards]
         if job.model.tied_embeddings:  # whether the head's stage holds the embedding once more depends on the stages
@@ -131,12 +131,15 @@ def units_of(job: Job) -> Units:
         dense, expert = (column([getattr(one, kind) for one in held]).total for kind in ("dense", "expert"))
         return Lasting(size, _overhead_us(there, mesh, dense / scheme.pp, expert / scheme.pp))
 
-    # The groups of a layer's collectives lie alike for every pp, where pp varies slowest. Weights last whatever is
-    # recomputed and however large a microbatch is.
-    return Units(
-        lambda shape, pp, recompute: running(shape, 1 if pp_is_slowest else pp, recompute),
-        lambda shape, scheme: lasting(shape._replace(mbs=1), scheme._replace(recompute=None)),
-    )
+    # The groups of a layer's collectives lie alike for every pp, where pp varies slowest; states do not matter to what
+    # runs. Weights last whatever is recomputed and however large a microbatch is.
+    def running_of(shape: Shape, scheme: Scheme) -> Running:
+        return running(shape, Scheme(1 if pp_is_slowest else scheme.pp, scheme.recompute, scheme.swap_attention))
+
+    def lasting_of(shape: Shape, scheme: Scheme) -> Lasting:
+        return lasting(shape._replace(mbs=1), scheme._replace(recompute=None, swap_attention=False))
+
+    return Units(running_of, lasting_of)
 
 
 def _unpadded(held: Held) -> Held:

@@ -21,6 +21,17 @@ RECOMPUTES = (
 )
 
 
+MOST = 32
+"""About how many layouts a grid holds at most, so that all can be planned."""
+
+STORES = (
+    *({},) * 4,
+    {"swap_attention": (False, True)},
+    {"swap_optimizer": (False, True)},
+    {"masters": ("fp32", "low_bits")},
+)
+
+
 def small_search(seed: int) -> tuple[Job, Grid]:
     """A job and a grid of some dozens of layouts, always the same for a seed."""
     random = Random(seed)
@@ -36,7 +47,7 @@ def small_search(seed: int) -> tuple[Job, Grid]:
     )
     whole = grid_of(job)
     few = {axis: _few(random, getattr(whole, axis)) for axis in ("tp", "cp", "ep", "mbs", "pp")}
-    return job, grid_of(
+    grid = grid_of(
         job,
         **few,
         etp=(1,),
@@ -44,10 +55,15 @@ def small_search(seed: int) -> tuple[Job, Grid]:
         sp=random.sample(whole.sp, 1),
         recompute=random.sample(RECOMPUTES, 2),
         distributed_optimizer=random.sample((True, False), random.choice((1, 1, 2))),
+        **random.choice(STORES),
         vpp=(1, 2),
         schedule=("1f1b", *random.sample(whole.schedule[1:], 1)),
         stages=uneven(random, layers),
     )
+    for axis in ("recompute", "mbs", "tp", "swap_attention", "ep"):
+        if len(list(points(job, grid))) > MOST:
+            grid = attrs.evolve(grid, **{axis: getattr(grid, axis)[:1]})
+    return job, grid
 
 
 def _few(random: Random, values: tuple[int, ...]) -> tuple[int, ...]:
