@@ -35,9 +35,11 @@ ALIASES: Mapping[str, str] = MappingProxyType(
         "lr": "optimizer.lr",
         "nodes": "cluster.nodes",
         "hf": "init.hf",
+        "from_hf": "init.hf",
         "tokenizer": "data.tokenizer",
         "steps": "run.steps",
         "output": "run.output",
+        "export_hf_every": "run.export_hf_every",
         "seed": "run.seed",
     }
 )

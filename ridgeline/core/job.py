@@ -339,6 +339,7 @@ class Run:
         save_every: Steps between checkpoints; None saves only at the end.
         keep_last: Checkpoints kept; None keeps all.
         async_save: Write checkpoints in the background.
+        export_hf_every: Steps between exports to Hugging Face folders, each of them saved first; None exports nothing.
         log_every: Steps between log lines.
         valid_every, valid_steps: Validate every so many steps, over so many global batches.
         seed: Of initial weights, data order and dropout.
@@ -349,6 +350,7 @@ class Run:
     save_every: int | None = at_least(1, default=None)
     keep_last: int | None = at_least(1, default=None)
     async_save: bool = False
+    export_hf_every: int | None = at_least(1, default=None)
     log_every: int = degree()
     valid_every: int | None = at_least(1, default=None)
     valid_steps: int = degree()

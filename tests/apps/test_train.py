@@ -281,3 +281,17 @@ def test_torchrun_starts_the_same_run(folder, whole):
         timeout=240,
     )
     assert curve_of(job) == curve_of(whole[0])
+
+
+def test_exports_underway(ranks, folder):
+    """Every export is the checkpoint of its step, and a run that starts from one begins with its weights."""
+    job = tiny_job(
+        folder, output="exports", layout=Layout(pp=2), steps=4, save_every=None, keep_last=1, export_hf_every=2
+    )
+    ranks.run(train_job, 2, text_of(job))
+    run = Path(job.run.output)
+    assert sorted(path.name for path in (run / "hf").iterdir()) == ["step_0000002", "step_0000004"]
+    assert (run / "hf" / "step_0000004" / "tokenizer.json").is_file()
+    assert checkpoints_of(job) == ["latest", "step_0000004"]
+    assert command("inspect", str(run), "--against", str(run / "hf" / "step_0000004"))[0] == 0
+    assert command("inspect", str(run), "--against", str(run / "hf" / "step_0000002"))[0] == 1
