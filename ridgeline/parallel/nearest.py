@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import combinations, islice, product
-from math import log2
+from math import log2, prod
 from typing import Any
 
 import attrs
@@ -36,12 +36,11 @@ def nearest_layouts(job: Job, *, count: int = 3) -> tuple[Layout, ...]:
     Returns:
         Layouts without ``layout_problems``; none of them changes more fields than a later one.
     """
-    world, alone = job.cluster.world_size, _problems_alone(job)
+    alone = _problems_alone(job)
     legal = (
         layout
         for layout in islice(_by_distance(job), MOST_TRIED)
-        if world % (layout.tp * layout.pp * layout.cp) == 0
-        and all(problem in alone for problem in _problems(attrs.evolve(job, layout=layout)))
+        if all(problem in alone for problem in _problems(attrs.evolve(job, layout=layout)))
     )
     return tuple(islice(legal, count))
 
@@ -59,12 +58,35 @@ def _problems(job: Job) -> tuple[Problem, ...]:
 
 
 def _by_distance(job: Job) -> Iterator[Layout]:
-    """Changed layouts: first by how many fields change, then by how far their degrees move."""
-    choices = tuple(_choices(job))
+    """Changed layouts whose ranks divide the world: first by how many fields change, then by how far degrees move.
+
+    Noop layers that make the stages of any of them equal are one more change.
+    """
+    nearer: list[Layout] = [job.layout]
     for changes in range(1, MOST_CHANGES + 1):
-        options = [option for fields in combinations(choices, changes) for option in product(*fields)]
-        for option in sorted(options, key=lambda option: sum(distance for distance, _, _ in option)):
-            yield attrs.evolve(job.layout, **{name: value for _, name, value in option})
+        yield from (padded for layout in nearer if (padded := _padded(job, layout)) is not None)
+        nearer = list(_changed(job, changes))
+        yield from nearer
+    yield from (padded for layout in nearer if (padded := _padded(job, layout)) is not None)
+
+
+def _changed(job: Job, changes: int) -> Iterator[Layout]:
+    """Layouts with so many other fields, the degrees that move least first."""
+    options = [option for fields in combinations(_choices(job), changes) for option in product(*fields)]
+    for option in sorted(options, key=lambda option: sum(distance for distance, _, _ in option)):
+        values = {name: value for _, name, value in option}
+        ranks = prod(values.get(name, getattr(job.layout, name)) for name in ("tp", "pp", "cp"))
+        if job.cluster.world_size % ranks == 0:
+            yield attrs.evolve(job.layout, **values)
+
+
+def _padded(job: Job, layout: Layout) -> Layout | None:
+    """The layout with as many noop layers behind the last layer as make all stages equal; None where they are."""
+    layers, stages = job.model.num_layers, layout.pp * layout.vpp
+    missing = -layers % stages
+    if layout.stages is not None or layout.noop_layers or not missing:
+        return None
+    return attrs.evolve(layout, noop_layers=tuple(range(layers, layers + missing)))
 
 
 def _choices(job: Job) -> Iterator[list[tuple[float, str, Any]]]:
@@ -81,14 +103,6 @@ def _choices(job: Job) -> Iterator[list[tuple[float, str, Any]]]:
     yield [(1.0, "sp", not layout.sp)]
     algorithms = literal_choices(attrs.fields_dict(Layout)["cp_algorithm"].type)
     yield [(1.0, "cp_algorithm", name) for name in algorithms if name != layout.cp_algorithm]
-    yield [(0.5, "noop_layers", padding) for padding in _paddings(job) if padding != layout.noop_layers]
-    for name in ("stages", "schedule", "microbatch_group_size"):
+    for name in ("stages", "noop_layers", "schedule", "microbatch_group_size"):
         default = attrs.fields_dict(Layout)[name].default
         yield [(1.0, name, default)] if getattr(layout, name) != default else []
-
-
-def _paddings(job: Job) -> Iterator[tuple[int, ...]]:
-    """No noop layers, and as many behind the last layer as make all stages equal."""
-    layers, stages = job.model.num_layers, job.layout.pp * job.layout.vpp
-    yield ()
-    yield tuple(range(layers, layers + -layers % stages))

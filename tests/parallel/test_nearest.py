@@ -43,7 +43,7 @@ def impossible_layouts(model):
 def test_none_is_nearer(model):
     """Each has a plan, they come in order of changes, and a search over all layouts finds none with fewer."""
     compared = 0
-    for layout in itertools.islice(impossible_layouts(model), 40):
+    for layout in itertools.islice(impossible_layouts(model), 24):
         found = nearest_layouts(job_of(model, layout=layout))
         for one in found:
             plan(job_of(model, layout=one))
@@ -53,7 +53,7 @@ def test_none_is_nearer(model):
         if distances or fewest <= 2:  # of three changes not all are tried
             assert distances[0] == fewest
             compared += 1
-    assert compared >= 30
+    assert compared >= 18
 
 
 def test_degrees_move_as_little_as_can_be():
