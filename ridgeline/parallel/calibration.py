@@ -84,17 +84,25 @@ def fit(runs: Sequence[MeasuredRun], *, constants: Sequence[str] = CONSTANTS) ->
 
 def held_out(runs: Sequence[MeasuredRun], *, constants: Sequence[str] = CONSTANTS) -> tuple[float, ...]:
     """For each run its error under constants fitted to the runs of all other families."""
+    _, predict = _problem(runs, constants)
+    residuals = {
+        family: predict(tuple(_to_line(name, value) for name, value in values.items()))
+        for family, values in held_out_values(runs, constants=constants).items()
+    }
+    return tuple(exp(residuals[run.family][index]) - 1 for index, run in enumerate(runs))
+
+
+def held_out_values(
+    runs: Sequence[MeasuredRun], *, constants: Sequence[str] = CONSTANTS
+) -> dict[str, dict[str, float]]:
+    """For each family the constants fitted to the runs of all others."""
     start, predict = _problem(runs, constants)
-    errors = [0.0] * len(runs)
     near = _least_squares(start, start, predict, range(len(runs)))  # where every search begins, not what it is held to
+    found = {}
     for family in dict.fromkeys(run.family for run in runs):
         others = [index for index, run in enumerate(runs) if run.family != family]
-        found = _least_squares(near, start, predict, others)
-        residuals = predict(found)
-        for index, run in enumerate(runs):
-            if run.family == family:
-                errors[index] = exp(residuals[index]) - 1
-    return tuple(errors)
+        found[family] = _values(constants, _least_squares(near, start, predict, others))
+    return found
 
 
 def with_constants(cluster: Cluster, values: dict[str, float]) -> Cluster:

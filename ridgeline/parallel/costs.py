@@ -100,8 +100,8 @@ def attention_us(op: Op, chip: Chip) -> tuple[float, float]:
     products = op.attention_flops / chip.cube_flops * 1e6
     softmax = op.attention_scores * efficiency.softmax_flops / chip.vector_flops * 1e6
     return (
-        products / efficiency.attention_forward + softmax + efficiency.launch_us,
-        2.5 * products / efficiency.attention_backward + 2 * softmax + efficiency.launch_us,
+        max(products / efficiency.attention_forward, softmax) + efficiency.launch_us,
+        max(2.5 * products / efficiency.attention_backward, 2 * softmax) + efficiency.launch_us,
     )
 
 

@@ -8,7 +8,11 @@ from types import MappingProxyType
 
 PAGE = Path(__file__).parents[2] / "docs" / "accuracy.md"
 PARTS: Mapping[str, str] = MappingProxyType(
-    {"memory": "tests.accuracy.memory_page", "activations": "tests.accuracy.activations"}
+    {
+        "memory": "tests.accuracy.memory_page",
+        "activations": "tests.accuracy.activations",
+        "time": "tests.accuracy.time_page",
+    }
 )
 """A module for each part; its ``section()`` gives the lines of Markdown below the part's heading."""
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ridgeline.core.flops import attended_positions
 from ridgeline.core.model import Attention
-from ridgeline.parallel.ops.context import Spread, context_comms
+from ridgeline.parallel.ops.context import Spread, context_comms, merged_bytes
 from ridgeline.parallel.ops.sizes import Sizes
 from ridgeline.parallel.ops.stream import column_comms, dropped, row_comms, whole
 from ridgeline.parallel.ops.words import Comm, Op, Saved
@@ -36,7 +36,7 @@ def attention_ops(mixer: Attention, sizes: Sizes) -> Iterator[Op]:
     queries: tuple[Saved, ...] = (Saved("q", q),)
     if "attention" in sizes.plain and mixer.positions != "rope" and not mixer.qk_norm:
         queries, keys = (), (Saved("v", fused),)  # nothing turned them: all are views of the fused tensor
-    positions = attended_positions(mixer, sizes.seq_len, "causal")
+    positions = attended_positions(mixer, sizes.seq_len, "full" if "attention" in sizes.plain else "causal")
     yield Op(
         "linear_qkv",
         gemms=((tokens, sizes.hidden, columns),),
@@ -50,7 +50,8 @@ def attention_ops(mixer: Attention, sizes: Sizes) -> Iterator[Op]:
         "attention",
         part="core_attn",
         attention_flops=4 * positions * tokens * heads * mixer.head_dim,
-        attention_scores=positions * tokens * heads,
+        attention_scores=0.0 if "attention" in sizes.plain else positions * tokens * heads,
+        moved_bytes=weights_bytes(tokens * heads, sizes) + merged_bytes(q, sizes),
         saved=(
             *queries,
             *keys,
@@ -66,6 +67,14 @@ def attention_ops(mixer: Attention, sizes: Sizes) -> Iterator[Op]:
         saved = (Saved("gates", gates), Saved("gated_context", q, for_weight=True))
         yield Op("gate", gemms=rows, moved_bytes=2 * q + gates, saved=saved, backward_work_bytes=q + gates)
     yield out_op(tokens * heads * mixer.head_dim, heads * mixer.head_dim, sizes)
+
+
+def weights_bytes(rows: int, sizes: Sizes) -> int:
+    """Memory traffic of attention's weights, where they exist: products, masked softmax and dropout pass over them."""
+    if "attention" not in sizes.plain:
+        return 0
+    passes = 6 * sizes.width + 1 if sizes.dropout else 4 * sizes.width
+    return rows * sizes.seq_len * passes
 
 
 def kept_weights(rows: int, sizes: Sizes) -> Iterator[Saved]:

@@ -17,6 +17,18 @@ class Spread(NamedTuple):
     context: int = 0
 
 
+MERGED_BYTES = 20
+"""Of an element of the context and step of a ring: the new part is merged with the sum in fp32 by plain operations,
+62 bytes for the three quarters of rows that are merged, and its gradients added, 12 bytes; told as one forward and a
+backward of twice that. MindSpeed 2.0.0_core_r0.8.0, core/context_parallel/ring_context_parallel.py."""
+
+
+def merged_bytes(context: int, sizes: Sizes) -> int:
+    """Memory traffic of merging the parts of attention that a ring makes, of a context of so many bytes."""
+    ring = sizes.cp_algorithm == "ring"
+    return (sizes.cp - 1) * context // sizes.width * MERGED_BYTES if ring else 0
+
+
 def context_comms(spread: Spread, sizes: Sizes) -> Iterator[Comm]:
     """The collectives of attention over a sequence that cp ranks share."""
     if sizes.cp == 1:

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 from ridgeline.core.flops import attended_positions
 from ridgeline.core.model import Indexer, LatentAttention
-from ridgeline.parallel.ops.attention import kept_weights, out_op
-from ridgeline.parallel.ops.context import Spread, context_comms
+from ridgeline.parallel.ops.attention import kept_weights, out_op, weights_bytes
+from ridgeline.parallel.ops.context import Spread, context_comms, merged_bytes
 from ridgeline.parallel.ops.sizes import Sizes
 from ridgeline.parallel.ops.stream import column_comms
 from ridgeline.parallel.ops.words import Comm, Op, Saved
@@ -48,12 +48,13 @@ def latent_ops(mixer: LatentAttention, sizes: Sizes) -> Iterator[Op]:
         forward_work_bytes=2 * q + v,
         backward_work_bytes=2 * q + v,
     )
-    positions = attended_positions(mixer, sizes.seq_len, "causal")
+    positions = attended_positions(mixer, sizes.seq_len, "full" if "attention" in sizes.plain else "causal")
     yield Op(
         "attention",
         part="core_attn",
         attention_flops=2 * positions * tokens * heads * (mixer.qk_head_dim + mixer.v_head_dim),
-        attention_scores=positions * tokens * heads,
+        attention_scores=0.0 if "attention" in sizes.plain else positions * tokens * heads,
+        moved_bytes=weights_bytes(tokens * heads, sizes) + merged_bytes(v, sizes),
         saved=(
             Saved("q", q, "mla_up_proj"),
             Saved("k", q, "mla_up_proj"),

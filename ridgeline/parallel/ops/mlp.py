@@ -17,7 +17,9 @@ def mlp_ops(mlp: Mlp, sizes: Sizes) -> tuple[Op, ...]:
     weight = sizes.hidden * ffn * width
     rows = 2 if is_gated(mlp.activation) else 1
     before = () if mlp.activation == "relu" else (Saved("gate_up", rows * activation, "mlp"),)
+    passes = rows + 1
     if "activation" in sizes.plain and rows == 2:
+        passes = 5  # the gate's activation is written, and read for the product
         # The gate on its own and its activation; tanh's approximation of GELU, written out, two more on its way.
         copies = 4 if mlp.activation == "geglu_tanh" else 2
         before = (*before, Saved("gate", copies * activation, "mlp activation"))
@@ -33,7 +35,7 @@ def mlp_ops(mlp: Mlp, sizes: Sizes) -> tuple[Op, ...]:
         Op(
             mlp.activation,
             "mlp",
-            moved_bytes=(rows + 1) * activation,
+            moved_bytes=passes * activation,
             saved=before,
             backward_work_bytes=(rows + 1) * activation,
         ),

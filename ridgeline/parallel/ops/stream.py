@@ -16,9 +16,11 @@ def norm(name: str, saves: str, sizes: Sizes) -> Op:
     elements = sizes.own_tokens * sizes.hidden
     stream = elements * sizes.width
     kept = (Saved(saves, stream), Saved("rstd", sizes.own_tokens * (8 if sizes.norm == "layer" else 4)))
+    moved = 2 * stream
     if "norm" in sizes.plain and sizes.norm != "layer":  # which torch has a kernel for
         kept = (Saved(saves, elements * 4), Saved("normalized", stream))
-    return Op(name, part="layernorm" if name != "final_layernorm" else "", moved_bytes=2 * stream, saved=kept)
+        moved = 6 * stream + 24 * elements  # cast, square, mean, scale and cast back in fp32, then the weight
+    return Op(name, part="layernorm" if name != "final_layernorm" else "", moved_bytes=moved, saved=kept)
 
 
 def dropped(sizes: Sizes) -> tuple[Saved, ...]:
