@@ -53,7 +53,8 @@ class Family:
         mixers, feed_forwards: The kinds of parts its layers may have.
         spec_of: Checked values and rotary positions to a spec, its name and family left to the caller.
         config_of: The inverse, for a spec of this family's kinds of layer.
-        weights: Where each parameter is found in the published files, by its name within the model.
+        weights: Where each parameter is found in the published files, by its name within the model; None while the way
+            is not known, so that the family can be planned and not converted.
     """
 
     name: str
@@ -67,7 +68,7 @@ class Family:
     feed_forwards: tuple[type[FeedForward], ...]
     spec_of: Callable[[Values, Rope], ModelSpec]
     config_of: Callable[[ModelSpec], dict[str, Any]]
-    weights: Mapping[str, Template]
+    weights: Mapping[str, Template] | None = None
 
 
 def read_fields(config: Values, fields: Iterable[Field]) -> tuple[dict[str, Any], list[Problem]]:

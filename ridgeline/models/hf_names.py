@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from functools import cache
 from types import MappingProxyType
 
+from ridgeline.core.errors import Problem, SpecError
 from ridgeline.core.model import ModelSpec
 from ridgeline.core.params import fqn_of, model_params
 from ridgeline.models.families.table import FAMILIES
@@ -42,6 +43,9 @@ def hf_derived(spec: ModelSpec) -> frozenset[str]:
 def _entries(spec: ModelSpec) -> list[tuple[str, Source, Shape]]:
     hf_config_of(spec)  # refuses what the family's files have no names for
     weights, blocks = FAMILIES[spec.family].weights, spec.layers()
+    if weights is None:
+        rule = "can be planned, but how its weights are published is not modelled yet"
+        raise SpecError(Problem("family", spec.family, rule))
     entries = []
     for layer, param in model_params(spec):
         name, place = (param.name, layer) if layer is not None else _published_place(param.name, spec.num_layers)

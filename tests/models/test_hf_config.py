@@ -56,8 +56,68 @@ LATENT = {
     "n_group": 4,
     "topk_group": 2,
     "routed_scaling_factor": 2.5,
+    "num_nextn_predict_layers": 0,
+}
+INDEXED = {"index_n_heads": 3, "index_head_dim": 8, "index_topk": 5}
+SPARSE = {
+    name: LATENT[name]
+    for name in LATENT
+    if name.startswith(("first_k", "moe_", "n_", "num_experts", "num_next", "topk"))
 }
 CONFIGS: dict[str, dict[str, Any]] = {
+    "deepseek_v32": {**LATENT, **INDEXED, "model_type": "deepseek_v32", "q_lora_rank": 16},
+    "gemma": {**DENSE, "model_type": "gemma", "tie_word_embeddings": True},
+    "gemma2": {
+        **DENSE,
+        "model_type": "gemma2",
+        "tie_word_embeddings": True,
+        "query_pre_attn_scalar": 5,
+        "sliding_window": 16,
+        "final_logit_softcapping": 30.0,
+        "attn_logit_softcapping": 50.0,
+    },
+    "glm4_moe": {**DENSE, **SPARSE, "model_type": "glm4_moe", "attention_bias": True, "use_qk_norm": True},
+    "glm_moe_dsa": {**LATENT, **INDEXED, "model_type": "glm_moe_dsa", "q_lora_rank": 16},
+    "minimax_m2": {
+        **DENSE,
+        "model_type": "minimax_m2",
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "rotary_dim": 4,
+    },
+    "mistral": {**DENSE, "model_type": "mistral", "sliding_window": 16},
+    "qwen2_moe": {
+        **DENSE,
+        "model_type": "qwen2_moe",
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 14,
+        "shared_expert_intermediate_size": 18,
+        "mlp_only_layers": [1],
+    },
+    "gpt_oss": {
+        **DENSE,
+        "model_type": "gpt_oss",
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 16,
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "truncate": False},
+        "layer_types": ["sliding_attention", "full_attention"] * 2 + ["full_attention"],
+    },
+    "qwen3_next": {
+        **DENSE,
+        "model_type": "qwen3_next",
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 14,
+        "shared_expert_intermediate_size": 18,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 6,
+        "linear_value_head_dim": 5,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "partial_rotary_factor": 0.5,
+    },
     "deepseek_v2": {**LATENT, "model_type": "deepseek_v2", "q_lora_rank": None, "topk_method": "group_limited_greedy"},
     "deepseek_v3": {**LATENT, "model_type": "deepseek_v3", "q_lora_rank": 16, "num_nextn_predict_layers": 1},
     "llama": {**DENSE, "model_type": "llama"},
@@ -427,7 +487,7 @@ def test_what_a_family_cannot_express_is_named():
     normed = attrs.evolve(block, mixer=attrs.evolve(block.mixer, qk_norm=True))
     cases = {
         "mtp=1: cannot be written as family='llama', which would make it 0": _llama(mtp=1),
-        "family='custom': has no Hugging Face class; known: llama, ": _llama(family="custom"),
+        "family='custom': has no Hugging Face class; known: deepseek_v2, ": _llama(family="custom"),
         "layers[2].feed_forward.ffn_hidden=21: cannot be written as family='llama', which would": _with(spec, wide, 2),
         "layers[0].mixer.qk_norm=True: cannot be written as family='llama'": _with(spec, normed, 0),
         "blocks[1].block.mixer.kind='latent_attention': cannot be written": _with(
@@ -436,7 +496,7 @@ def test_what_a_family_cannot_express_is_named():
         "blocks[0].block.feed_forward.kind='mlp': cannot be written as family='mixtral'; known: moe": _llama(
             family="mixtral"
         ),
-        "family='qwen3_moe': needs a layer with experts; use 'qwen3'": _llama(family="qwen3_moe"),
+        "family='qwen3_moe': needs a layer of kind='moe'": _llama(family="qwen3_moe"),
     }
     for message, model in cases.items():
         with pytest.raises(SpecError) as caught:

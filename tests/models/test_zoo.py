@@ -14,7 +14,7 @@ from tests.models.transformers_models import built, transformers_config
 
 # What may differ between a published config and the one written for the same spec: no part of the architecture.
 NOT_IN_A_SPEC = {"bos_token_id", "eos_token_id", "pad_token_id", "dtype", "qkv_bias", "use_qk_norm"}
-NOT_IN_A_SPEC |= {"max_window_layers"}
+NOT_IN_A_SPEC |= {"max_window_layers", "shared_expert_intermediate_size"}
 
 
 @pytest.mark.parametrize("name", model_names())
@@ -34,15 +34,13 @@ def test_the_written_config_is_the_published_one(name: str):
     published = transformers_config(preset_of(name).config).to_dict()
     written = transformers_config(hf_config_of(spec)).to_dict()
     ignored = set(NOT_IN_A_SPEC)
-    if all(isinstance(run.block.feed_forward, Moe) for run in spec.blocks) and spec.family == "qwen3_moe":
+    if all(isinstance(run.block.feed_forward, Moe) for run in spec.blocks) and "mlp_only_layers" in hf_config_of(spec):
         ignored.add("intermediate_size")  # the width of dense layers, of which there are none
     if "head_dim" not in preset_of(name).config and "head_dim" in hf_config_of(spec):
         ignored.add("head_dim")
         assert written["head_dim"] == published["hidden_size"] // published["num_attention_heads"]
     for config in (published, written):
-        (config.get("rope_parameters") or {}).pop(
-            "type", None
-        )  # transformers 4's name for rope_type, which is there too
+        (config.get("rope_parameters") or {}).pop("type", None)  # transformers 4's name for rope_type
     differing = {key for key in (*published, *written) if published.get(key) != written.get(key)}
     assert differing <= ignored
 
@@ -67,45 +65,60 @@ def test_a_preset_says_where_it_comes_from(name: str):
 
 
 SIZES = """
-deepseek-r1            682,636,487,424  37,552,297,472
-deepseek-v2            235,741,434,880  21,375,800,320
-deepseek-v2-lite        15,706,484,224   2,661,150,208
-deepseek-v2.5          235,741,434,880  21,375,800,320
-deepseek-v3            682,636,487,424  37,552,297,472
-kimi-k2                1,026,408,232,448  32,861,500,928
-llama2-13b              13,015,864,320  13,015,864,320
-llama2-70b              68,976,648,192  68,976,648,192
-llama2-7b                6,738,415,616   6,738,415,616
-llama3-70b              70,553,706,496  70,553,706,496
-llama3-8b                8,030,261,248   8,030,261,248
-llama3.1-405b          405,853,388,800 405,853,388,800
-llama3.1-70b            70,553,706,496  70,553,706,496
-llama3.1-8b              8,030,261,248   8,030,261,248
-llama3.2-1b              1,235,814,400   1,235,814,400
-llama3.2-3b              3,212,749,824   3,212,749,824
-llama3.3-70b            70,553,706,496  70,553,706,496
-mixtral-8x22b          140,620,634,112  39,152,031,744
-mixtral-8x7b            46,702,792,704  12,879,925,248
-qwen2-0.5b                 494,032,768     494,032,768
-qwen2-1.5b               1,543,714,304   1,543,714,304
-qwen2-72b               72,706,203,648  72,706,203,648
-qwen2-7b                 7,615,616,512   7,615,616,512
-qwen2.5-0.5b               494,032,768     494,032,768
-qwen2.5-1.5b             1,543,714,304   1,543,714,304
-qwen2.5-14b             14,770,033,664  14,770,033,664
-qwen2.5-32b             32,763,876,352  32,763,876,352
-qwen2.5-3b               3,085,938,688   3,085,938,688
-qwen2.5-72b             72,706,203,648  72,706,203,648
-qwen2.5-7b               7,615,616,512   7,615,616,512
-qwen3-0.6b                 596,049,920     596,049,920
-qwen3-1.7b               1,720,574,976   1,720,574,976
-qwen3-14b               14,768,307,200  14,768,307,200
-qwen3-235b-a22b        235,093,634,560  22,190,763,520
-qwen3-30b-a3b           30,532,122,624   3,353,032,704
-qwen3-32b               32,762,123,264  32,762,123,264
-qwen3-4b                 4,022,468,096   4,022,468,096
-qwen3-8b                 8,190,735,360   8,190,735,360
-qwen3-coder-480b-a35b  480,154,875,392  35,474,765,312
+deepseek-r1                 682,636,487,424  37,552,297,472
+deepseek-v2                 235,741,434,880  21,375,800,320
+deepseek-v2-lite             15,706,484,224   2,661,150,208
+deepseek-v2.5               235,741,434,880  21,375,800,320
+deepseek-v3                 682,636,487,424  37,552,297,472
+deepseek-v3.2               683,501,971,712  38,403,822,336
+gemma-2-27b                  27,227,128,320  27,227,128,320
+gemma-2-2b                    2,614,341,888   2,614,341,888
+gemma-2-9b                    9,241,705,984   9,241,705,984
+gemma-2b                      2,506,172,416   2,506,172,416
+glm-4.5                     356,785,898,816  33,632,266,144
+glm-4.5-air                 109,227,310,848  13,424,129,664
+glm-5                       753,864,139,008  41,784,728,832
+gpt-oss-120b                116,829,156,672   5,711,982,912
+gpt-oss-20b                  20,914,757,184   4,187,440,704
+kimi-k2                     1,026,408,232,448  32,861,500,928
+llama2-13b                   13,015,864,320  13,015,864,320
+llama2-70b                   68,976,648,192  68,976,648,192
+llama2-7b                     6,738,415,616   6,738,415,616
+llama3-70b                   70,553,706,496  70,553,706,496
+llama3-8b                     8,030,261,248   8,030,261,248
+llama3.1-405b               405,853,388,800 405,853,388,800
+llama3.1-70b                 70,553,706,496  70,553,706,496
+llama3.1-8b                   8,030,261,248   8,030,261,248
+llama3.2-1b                   1,235,814,400   1,235,814,400
+llama3.2-3b                   3,212,749,824   3,212,749,824
+llama3.3-70b                 70,553,706,496  70,553,706,496
+minimax-m2.7                228,689,764,864  11,030,553,088
+mistral-7b-v0.1               7,241,732,096   7,241,732,096
+mistral-7b-v0.3               7,248,023,552   7,248,023,552
+mixtral-8x22b               140,620,634,112  39,152,031,744
+mixtral-8x7b                 46,702,792,704  12,879,925,248
+qwen1.5-moe-a2.7b            14,315,784,192   2,689,173,504
+qwen2-0.5b                      494,032,768     494,032,768
+qwen2-1.5b                    1,543,714,304   1,543,714,304
+qwen2-72b                    72,706,203,648  72,706,203,648
+qwen2-7b                      7,615,616,512   7,615,616,512
+qwen2.5-0.5b                    494,032,768     494,032,768
+qwen2.5-1.5b                  1,543,714,304   1,543,714,304
+qwen2.5-14b                  14,770,033,664  14,770,033,664
+qwen2.5-32b                  32,763,876,352  32,763,876,352
+qwen2.5-3b                    3,085,938,688   3,085,938,688
+qwen2.5-72b                  72,706,203,648  72,706,203,648
+qwen2.5-7b                    7,615,616,512   7,615,616,512
+qwen3-0.6b                      596,049,920     596,049,920
+qwen3-1.7b                    1,720,574,976   1,720,574,976
+qwen3-14b                    14,768,307,200  14,768,307,200
+qwen3-235b-a22b             235,093,634,560  22,190,763,520
+qwen3-30b-a3b                30,532,122,624   3,353,032,704
+qwen3-32b                    32,762,123,264  32,762,123,264
+qwen3-4b                      4,022,468,096   4,022,468,096
+qwen3-8b                      8,190,735,360   8,190,735,360
+qwen3-coder-480b-a35b       480,154,875,392  35,474,765,312
+qwen3-next-80b-a3b-thinking  79,674,391,296   3,874,929,408
 """
 
 
@@ -113,7 +126,7 @@ def test_every_size_and_its_parameters():
     """Total and active parameters of every published size; a changed figure here is a changed model."""
     variants = ("-instruct", "-base", "-2507")  # the same sizes again
     lines = [
-        f"{name:22} {num_params(spec):>15,} {num_active_params(spec):>15,}"
+        f"{name:27} {num_params(spec):>15,} {num_active_params(spec):>15,}"
         for name, spec in ((name, model_preset(name)) for name in model_names())
         if not name.endswith(variants)
     ]

@@ -31,7 +31,7 @@ DECODER_FIELDS = (
 
 WINDOW_FIELDS = (
     Field("use_sliding_window", bool, False),
-    Field("sliding_window", int | None, None),
+    Field("sliding_window", int | None, None, minimum=0),  # 0 where none slides, in files of transformers 5
     Field("max_window_layers", int, 28, minimum=0),
     Field("layer_types", list | None, None),
 )

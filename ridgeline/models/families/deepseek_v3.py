@@ -21,7 +21,7 @@ SIGMOID_FIELDS = (
     Field("scoring_func", str, "sigmoid", only=("sigmoid",)),
     Field("topk_method", str, "noaux_tc", only=("noaux_tc",)),
     Field("norm_topk_prob", bool, True),
-    Field("num_nextn_predict_layers", int, 0, minimum=0, alias="num_mtp_layers"),
+    Field("num_nextn_predict_layers", int, minimum=0, alias="num_mtp_layers"),
 )
 FIELDS = (*LATENT_FIELDS, *DEEPSEEK_FIELDS, *SIGMOID_FIELDS, Field("rope_interleave", bool, True))
 

@@ -1,0 +1,79 @@
+"""DeepSeek-V3.2 and GLM-5: DeepSeek-V3 whose attention sees the positions that a lightning indexer chooses."""
+
+from types import MappingProxyType
+from typing import Any
+
+from ridgeline.core.model import Indexer, LatentAttention, Mlp, ModelSpec, Moe, Rope
+from ridgeline.models.families.decoder import first_mixer
+from ridgeline.models.families.deepseek_v3 import SIGMOID_FIELDS, sigmoid_config, sigmoid_of
+from ridgeline.models.families.latent import DEEPSEEK_FIELDS, LATENT_FIELDS, LATENT_WEIGHTS, latent_config, latent_of
+from ridgeline.models.family import Family, Field, Values, require
+from ridgeline.models.hf_template import direct
+
+FIELDS = (
+    *LATENT_FIELDS,
+    *DEEPSEEK_FIELDS,
+    *SIGMOID_FIELDS,
+    Field("rope_interleave", bool, True, only=(True,)),
+    Field("index_n_heads", int),
+    Field("index_head_dim", int),
+    Field("index_topk", int),
+    Field("indexer_types", list | None, None),
+    Field("mlp_layer_types", list | None, None),
+    Field("layer_types", list | None, None),
+)
+
+
+def _spec_of(hf: Values, rope: Rope) -> ModelSpec:
+    layers, dense = hf["num_hidden_layers"], hf["first_k_dense_replace"]
+    rule = "must be all 'full': indexers that layers share are not modelled"
+    require(set(hf["indexer_types"] or ()) <= {"full"}, "indexer_types", hf["indexer_types"], rule)
+    expected = ["dense"] * dense + ["sparse"] * (layers - dense)
+    rule = f"must be what first_k_dense_replace={dense} says"
+    require(hf["mlp_layer_types"] in (None, expected), "mlp_layer_types", hf["mlp_layer_types"], rule)
+    kinds = hf["layer_types"]
+    require(set(kinds or ()) <= {"indexed_attention"}, "layer_types", kinds, "must be all 'indexed_attention'")
+    indexer = Indexer(heads=hf["index_n_heads"], head_dim=hf["index_head_dim"], topk=hf["index_topk"])
+    return sigmoid_of(hf, latent_of(hf, rope, indexer=indexer))
+
+
+def _config_of(spec: ModelSpec) -> dict[str, Any]:
+    indexer = first_mixer(spec, LatentAttention).indexer
+    interleaved = {"rope_interleave": True} if spec.family == "glm_moe_dsa" else {}  # DeepSeek-V3.2 does not say
+    traits = (
+        {"index_n_heads": indexer.heads, "index_head_dim": indexer.head_dim, "index_topk": indexer.topk}
+        if (indexer)
+        else {}
+    )
+    return {**latent_config(spec), **sigmoid_config(spec), **traits, **interleaved}
+
+
+_OURS, _THEIRS = "self_attention.core_attention.indexer.", "model.layers.{layer}.self_attn.indexer."
+_WEIGHTS = MappingProxyType(
+    {
+        **LATENT_WEIGHTS,
+        _OURS + "linear_wq_b.weight": direct(_THEIRS + "wq_b.weight"),
+        _OURS + "linear_wk.weight": direct(_THEIRS + "wk.weight"),
+        _OURS + "k_norm.weight": direct(_THEIRS + "k_norm.weight"),
+        _OURS + "k_norm.bias": direct(_THEIRS + "k_norm.bias"),
+        _OURS + "linear_weights_proj.weight": direct(_THEIRS + "weights_proj.weight"),
+    }
+)
+
+
+def _family(name: str, architecture: str) -> Family:
+    return Family(
+        name=name,
+        architectures=(architecture,),
+        fields=FIELDS,
+        interleaved=True,
+        mixers=(LatentAttention,),
+        feed_forwards=(Moe, Mlp),
+        spec_of=_spec_of,
+        config_of=_config_of,
+        weights=_WEIGHTS,
+    )
+
+
+DEEPSEEK_V32 = _family("deepseek_v32", "DeepseekV32ForCausalLM")
+GLM_MOE_DSA = _family("glm_moe_dsa", "GlmMoeDsaForCausalLM")

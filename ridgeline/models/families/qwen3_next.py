@@ -1,0 +1,93 @@
+"""Qwen3-Next and Qwen3-Coder-Next: three gated delta nets to each gated attention, a shared expert behind a gate."""
+
+from typing import Any
+
+from ridgeline.core.errors import Problem, SpecError
+from ridgeline.core.model import Attention, Block, GatedDeltaNet, Mlp, ModelSpec, Moe, Rope
+from ridgeline.models.families.decoder import (
+    DECODER_FIELDS,
+    attention_of,
+    decoder_config,
+    decoder_of,
+    first_attention,
+    first_feed_forward,
+    first_mixer,
+)
+from ridgeline.models.families.sparse_steps import SPARSE_FIELDS, feed_forwards_config, feed_forwards_of
+from ridgeline.models.family import Family, Field, Values, require
+
+FIELDS = (
+    *DECODER_FIELDS,
+    *(field for field in SPARSE_FIELDS if field.name != "norm_topk_prob"),
+    Field("norm_topk_prob", bool, True),
+    Field("num_key_value_heads", int),
+    Field("head_dim", int),
+    Field("attention_bias", bool, False),
+    Field("use_sliding_window", bool, False, only=(False,)),
+    Field("shared_expert_intermediate_size", int),
+    Field("full_attention_interval", int, 4),
+    Field("layer_types", list | None, None),
+    Field("linear_conv_kernel_dim", int),
+    Field("linear_key_head_dim", int),
+    Field("linear_value_head_dim", int),
+    Field("linear_num_key_heads", int),
+    Field("linear_num_value_heads", int),
+)
+KINDS = ("linear_attention", "full_attention")
+
+
+def _layer_types(hf: Values) -> list[str]:
+    layers, interval = hf["num_hidden_layers"], hf["full_attention_interval"]
+    kinds = hf["layer_types"] or [KINDS[(i + 1) % interval == 0] for i in range(layers)]
+    require(len(kinds) == layers, "layer_types", kinds, f"must name num_hidden_layers={layers} layers")
+    require(all(kind in KINDS for kind in kinds), "layer_types", kinds, f"must hold only {' and '.join(KINDS)}")
+    return kinds
+
+
+def _spec_of(hf: Values, rope: Rope) -> ModelSpec:
+    bias = hf["attention_bias"]
+    mixers = {
+        "full_attention": attention_of(hf, rope, qk_norm=True, gate="element", qkv_bias=bias, out_bias=bias),
+        "linear_attention": GatedDeltaNet(
+            key_heads=hf["linear_num_key_heads"],
+            value_heads=hf["linear_num_value_heads"],
+            key_head_dim=hf["linear_key_head_dim"],
+            value_head_dim=hf["linear_value_head_dim"],
+            conv_kernel=hf["linear_conv_kernel_dim"],
+        ),
+    }
+    parts = feed_forwards_of(hf, shared_ffn=hf["shared_expert_intermediate_size"], shared_gate=True)
+    blocks = (Block(mixer=mixers[kind], feed_forward=part) for kind, part in zip(_layer_types(hf), parts, strict=True))
+    return decoder_of(hf, tuple(blocks), norm="zero_centred_rms")
+
+
+def _config_of(spec: ModelSpec) -> dict[str, Any]:
+    attention, linear = first_attention(spec), first_mixer(spec, GatedDeltaNet)
+    kinds = [KINDS[isinstance(block.mixer, Attention)] for block in spec.layers()]
+    if spec.norm != "zero_centred_rms":
+        raise SpecError(Problem("norm", spec.norm, "cannot be written as family='qwen3_next'", "use zero_centred_rms"))
+    return {
+        **decoder_config(spec),
+        **feed_forwards_config(spec),
+        "attention_bias": attention.qkv_bias,
+        "shared_expert_intermediate_size": first_feed_forward(spec, Moe).shared_ffn,
+        "layer_types": kinds,
+        "use_sliding_window": False,
+        "linear_conv_kernel_dim": linear.conv_kernel,
+        "linear_key_head_dim": linear.key_head_dim,
+        "linear_value_head_dim": linear.value_head_dim,
+        "linear_num_key_heads": linear.key_heads,
+        "linear_num_value_heads": linear.value_heads,
+    }
+
+
+QWEN3_NEXT = Family(
+    name="qwen3_next",
+    architectures=("Qwen3NextForCausalLM",),
+    fields=FIELDS,
+    rotary_share=0.25,
+    mixers=(Attention, GatedDeltaNet),
+    feed_forwards=(Moe, Mlp),
+    spec_of=_spec_of,
+    config_of=_config_of,
+)
