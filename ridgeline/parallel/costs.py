@@ -41,7 +41,7 @@ class Parts(NamedTuple):
 
     def plus(self, other: "Parts", times: float = 1.0) -> "Parts":
         """The sum of both, the other one ``times`` times."""
-        return Parts(*(mine + theirs * times for mine, theirs in zip(self, other, strict=True)))
+        return Parts._make([mine + theirs * times for mine, theirs in zip(self, other, strict=True)])
 
 
 class Costs(NamedTuple):
