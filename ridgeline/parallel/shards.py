@@ -106,7 +106,7 @@ def shard_of(param: Param, layout: Layout) -> Shard:
 
     Example:
         >>> shard_of(Param("mlp.linear_fc1.weight", (64, 8), "gate_up"), Layout(tp=4))
-        Shard(global_shape=(64, 8), splits=(Split(dim=0, axis='tp', blocks=2),))
+        Shard(global_shape=(64, 8), splits=(Split(dim=0, axis='tp', blocks=2, parts=()),))
     """
     axis = "etp" if param.experts else "tp"
     match param.role:
