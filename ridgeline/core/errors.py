@@ -98,6 +98,17 @@ def divisors(number: int) -> tuple[int, ...]:
     return tuple(small + [number // i for i in reversed(small) if i * i != number])
 
 
+def multiples(size: int, step: int) -> str:
+    """The multiples of ``step`` next to ``size``, as a sentence ends with them.
+
+    Example:
+        >>> multiples(10, 4)
+        'use 8 or 12'
+    """
+    below, above = size // step * step, -(-size // step) * step
+    return one_of((below, above) if below else (above,))
+
+
 def one_of(values: Sequence[object]) -> str:
     """The values as a sentence ends with them.
 
