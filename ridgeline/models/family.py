@@ -46,7 +46,6 @@ class Family:
         name: Hugging Face's ``model_type``.
         architectures: The classes it is published under; the first is the one written on export.
         fields: Every field its transformers class reads the architecture from; others cannot change it.
-        model_types: Further values of ``model_type`` under which these classes are published.
         rope_base: The base of the rotary positions where the file gives none.
         rotary_share: The share of a head that rotates where the file gives none; None where all of it always does.
         interleaved: Rotary dims are paired as neighbours.
@@ -60,7 +59,6 @@ class Family:
     name: str
     architectures: tuple[str, ...]
     fields: tuple[Field, ...]
-    model_types: tuple[str, ...] = ()
     rope_base: float = 10000.0
     rotary_share: float | None = None
     interleaved: bool = False

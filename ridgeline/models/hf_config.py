@@ -10,7 +10,7 @@ import msgspec
 from ridgeline.core.codec import unstructure
 from ridgeline.core.errors import Problem, SpecError, nearest
 from ridgeline.core.model import ModelSpec
-from ridgeline.models.families.table import FAMILIES
+from ridgeline.models.families.table import ARCHITECTURES, FAMILIES, MODEL_TYPES
 from ridgeline.models.family import Family, read_fields
 from ridgeline.models.hf_rope import read_rope
 
@@ -42,19 +42,17 @@ def family_of(config: Mapping[str, Any]) -> Family:
     """
     architectures, model_type = config.get("architectures"), config.get("model_type")
     if not architectures:
-        typed = {name: family for family in FAMILIES.values() for name in (family.name, *family.model_types)}
-        if str(model_type) not in typed:
-            raise SpecError(Problem("model_type", model_type, "unknown", nearest(str(model_type), typed)))
-        return typed[str(model_type)]
-    named = {architecture: family for family in FAMILIES.values() for architecture in family.architectures}
+        if str(model_type) not in MODEL_TYPES:
+            raise SpecError(Problem("model_type", model_type, "unknown", nearest(str(model_type), MODEL_TYPES)))
+        return FAMILIES[MODEL_TYPES[str(model_type)]]
     architecture = str(architectures[0] if isinstance(architectures, list) else architectures)
-    if architecture not in named:
-        raise SpecError(Problem("architectures", architecture, "unknown", nearest(architecture, named)))
-    family = named[architecture]
-    if model_type not in (None, family.name, *family.model_types):
-        rule = f"contradicts architectures={architecture!r}, which is of {family.name!r}"
+    if architecture not in ARCHITECTURES:
+        raise SpecError(Problem("architectures", architecture, "unknown", nearest(architecture, ARCHITECTURES)))
+    name = ARCHITECTURES[architecture]
+    if model_type is not None and MODEL_TYPES.get(str(model_type)) != name:
+        rule = f"contradicts architectures={architecture!r}, which is of {name!r}"
         raise SpecError(Problem("model_type", model_type, rule))
-    return family
+    return FAMILIES[name]
 
 
 def model_from_hf(config: Mapping[str, Any], *, name: str = "custom") -> ModelSpec:

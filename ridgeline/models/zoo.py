@@ -44,19 +44,22 @@ class Preset:
 
 def model_names() -> tuple[str, ...]:
     """Every preset's name, sorted."""
-    return tuple(sorted(_presets()))
+    return tuple(sorted(name for file in _files() for name in _series(file)["models"]))
 
 
+@cache
 def preset_of(name: str) -> Preset:
     """A published model as data.
 
     Raises:
         SpecError: There is no preset of this name.
     """
-    presets = _presets()
-    if name not in presets:
-        raise SpecError(Problem("model", name, "unknown preset", nearest(name, presets)))
-    return presets[name]
+    quoted = f'"{name}"'.encode()
+    for file in _files():
+        # Reading a file is quick, and decoding all of them for one model is not.
+        if quoted in file.read_bytes() and (entry := _series(file)["models"].get(name)):
+            return _preset(name, entry, _series(file))
+    raise SpecError(Problem("model", name, "unknown preset", nearest(name, model_names())))
 
 
 @cache
@@ -75,12 +78,13 @@ def model_preset(name: str) -> ModelSpec:
 
 
 @cache
-def _presets() -> Mapping[str, Preset]:
-    folder = Path(__file__).with_name("presets")
-    series = [msgspec.json.decode(file.read_bytes()) for file in sorted(folder.glob("*.json"))]
-    return MappingProxyType(
-        {name: _preset(name, entry, one) for one in series for name, entry in one["models"].items()}
-    )
+def _files() -> tuple[Path, ...]:
+    return tuple(sorted(Path(__file__).with_name("presets").glob("*.json")))
+
+
+@cache
+def _series(file: Path) -> Mapping[str, Any]:
+    return MappingProxyType(msgspec.json.decode(file.read_bytes()))
 
 
 def _preset(name: str, entry: Mapping[str, Any], series: Mapping[str, Any]) -> Preset:

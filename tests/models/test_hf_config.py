@@ -25,7 +25,7 @@ from ridgeline.core.model import (
     Rope,
     YarnRope,
 )
-from ridgeline.models.families.table import FAMILIES
+from ridgeline.models.families.table import ARCHITECTURES, FAMILIES, MODEL_TYPES
 from ridgeline.models.hf_config import family_of, hf_config_of, model_from_hf, read_hf_config
 from tests.strategies import specs
 
@@ -138,6 +138,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
 def test_every_family_is_tried_here():
     """A new family must bring an example config."""
     assert set(CONFIGS) == set(FAMILIES)
+
+
+def test_families_are_found_by_every_name_they_have():
+    """The table says of each class and model type what its family says, and nothing else."""
+    classes = {architecture: name for name, family in FAMILIES.items() for architecture in family.architectures}
+    assert classes == ARCHITECTURES
+    assert {family.name for family in FAMILIES.values()} == set(FAMILIES)
+    assert set(MODEL_TYPES.values()) == set(FAMILIES)
 
 
 # What a transformers class reads besides the architecture.

@@ -55,7 +55,6 @@ def _config_of(spec: ModelSpec) -> dict[str, Any]:
 DEEPSEEK_V3 = Family(
     name="deepseek_v3",
     architectures=("DeepseekV3ForCausalLM",),
-    model_types=("kimi_k2",),
     fields=FIELDS,
     mixers=(LatentAttention,),
     feed_forwards=(Moe, Mlp),

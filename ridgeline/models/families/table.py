@@ -1,43 +1,71 @@
-"""The families there are."""
+"""The families there are, each read from its module when it is first asked for: a plan needs one of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from types import MappingProxyType
 
-from ridgeline.models.families.deepseek_v2 import DEEPSEEK_V2
-from ridgeline.models.families.deepseek_v3 import DEEPSEEK_V3
-from ridgeline.models.families.gemma import GEMMA, GEMMA2
-from ridgeline.models.families.glm4_moe import GLM4_MOE
-from ridgeline.models.families.gpt_oss import GPT_OSS
-from ridgeline.models.families.indexed import DEEPSEEK_V32, GLM_MOE_DSA
-from ridgeline.models.families.llama import LLAMA
-from ridgeline.models.families.minimax_m2 import MINIMAX_M2
-from ridgeline.models.families.mistral import MISTRAL
-from ridgeline.models.families.mixtral import MIXTRAL
-from ridgeline.models.families.qwen2 import QWEN2
-from ridgeline.models.families.qwen2_moe import QWEN2_MOE
-from ridgeline.models.families.qwen3 import QWEN3
-from ridgeline.models.families.qwen3_moe import QWEN3_MOE
-from ridgeline.models.families.qwen3_next import QWEN3_NEXT
 from ridgeline.models.family import Family
 
-FAMILIES: Mapping[str, Family] = MappingProxyType(
+MODULES: Mapping[str, str] = MappingProxyType(
     {
-        "deepseek_v2": DEEPSEEK_V2,
-        "deepseek_v3": DEEPSEEK_V3,
-        "deepseek_v32": DEEPSEEK_V32,
-        "gemma": GEMMA,
-        "gemma2": GEMMA2,
-        "glm4_moe": GLM4_MOE,
-        "glm_moe_dsa": GLM_MOE_DSA,
-        "gpt_oss": GPT_OSS,
-        "llama": LLAMA,
-        "minimax_m2": MINIMAX_M2,
-        "mistral": MISTRAL,
-        "mixtral": MIXTRAL,
-        "qwen2": QWEN2,
-        "qwen2_moe": QWEN2_MOE,
-        "qwen3": QWEN3,
-        "qwen3_moe": QWEN3_MOE,
-        "qwen3_next": QWEN3_NEXT,
+        "deepseek_v2": "deepseek_v2:DEEPSEEK_V2",
+        "deepseek_v3": "deepseek_v3:DEEPSEEK_V3",
+        "deepseek_v32": "indexed:DEEPSEEK_V32",
+        "gemma": "gemma:GEMMA",
+        "gemma2": "gemma:GEMMA2",
+        "glm4_moe": "glm4_moe:GLM4_MOE",
+        "glm_moe_dsa": "indexed:GLM_MOE_DSA",
+        "gpt_oss": "gpt_oss:GPT_OSS",
+        "llama": "llama:LLAMA",
+        "minimax_m2": "minimax_m2:MINIMAX_M2",
+        "mistral": "mistral:MISTRAL",
+        "mixtral": "mixtral:MIXTRAL",
+        "qwen2": "qwen2:QWEN2",
+        "qwen2_moe": "qwen2_moe:QWEN2_MOE",
+        "qwen3": "qwen3:QWEN3",
+        "qwen3_moe": "qwen3_moe:QWEN3_MOE",
+        "qwen3_next": "qwen3_next:QWEN3_NEXT",
     }
 )
+"""Where each family is written down, by Hugging Face's ``model_type``."""
+
+ARCHITECTURES: Mapping[str, str] = MappingProxyType(
+    {
+        "DeepseekV2ForCausalLM": "deepseek_v2",
+        "DeepseekV3ForCausalLM": "deepseek_v3",
+        "DeepseekV32ForCausalLM": "deepseek_v32",
+        "GemmaForCausalLM": "gemma",
+        "Gemma2ForCausalLM": "gemma2",
+        "Glm4MoeForCausalLM": "glm4_moe",
+        "GlmMoeDsaForCausalLM": "glm_moe_dsa",
+        "GptOssForCausalLM": "gpt_oss",
+        "LlamaForCausalLM": "llama",
+        "MiniMaxM2ForCausalLM": "minimax_m2",
+        "MistralForCausalLM": "mistral",
+        "MixtralForCausalLM": "mixtral",
+        "Qwen2ForCausalLM": "qwen2",
+        "Qwen2MoeForCausalLM": "qwen2_moe",
+        "Qwen3ForCausalLM": "qwen3",
+        "Qwen3MoeForCausalLM": "qwen3_moe",
+        "Qwen3NextForCausalLM": "qwen3_next",
+    }
+)
+"""The family of each class that models are published under."""
+
+MODEL_TYPES: Mapping[str, str] = MappingProxyType({**{name: name for name in MODULES}, "kimi_k2": "deepseek_v3"})
+"""The family of each ``model_type``."""
+
+
+class _Families(Mapping[str, Family]):
+    def __getitem__(self, name: str) -> Family:
+        module, constant = MODULES[name].split(":")
+        return getattr(import_module(f"ridgeline.models.families.{module}"), constant)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(MODULES)
+
+    def __len__(self) -> int:
+        return len(MODULES)
+
+
+FAMILIES: Mapping[str, Family] = _Families()
