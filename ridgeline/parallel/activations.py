@@ -61,15 +61,18 @@ def stage_live(job: Job, work: Sequence[StageWork]) -> tuple[StageLive, ...]:
 
 
 def moments(actions: Sequence[Action], stages: Sequence[StageLive], *, pairs: Collection[int] = ()) -> Iterator[Moment]:
-    """The worst moment of each action of a rank, in order; of the first of a pair, with what both take."""
+    """The worst moment of each action of a rank, in order; of both of a pair, what they take together."""
     steps = _steps(actions, stages)
     held = in_flight = 0
+    together = _Together(0, 0)
     for index, action in enumerate(actions):
         begins, work, ends, enters, leaves = steps[action[0], action[1]]
         held, in_flight = held + begins, in_flight + enters
         if index in pairs:
-            work += steps[actions[index + 1][:2]].work
-        yield Moment(Action(*action), held, work, in_flight, held + ends)
+            together = _together(steps[action[0], action[1]], steps[actions[index + 1][:2]])
+        elif index - 1 not in pairs:
+            together = _Together(0, work)
+        yield Moment(Action(*action), held - together.shared, together.work, in_flight, held + ends)
         held, in_flight = held + ends, in_flight - leaves
 
 
@@ -81,11 +84,23 @@ def peak_moment(actions: Sequence[Action], stages: Sequence[StageLive], *, pairs
         begins, work, ends, _, _ = steps[stage, kind]
         held += begins
         if index in pairs:
-            work += steps[actions[index + 1][:2]].work
-        if held + work > best:
+            shared, work = _together(steps[stage, kind], steps[actions[index + 1][:2]])
+            work -= shared
+        if held + work > best and index - 1 not in pairs:  # of a pair, the first tells for both
             best, at = held + work, index
         held += ends
     return next(islice(moments(actions, stages, pairs=pairs), at, None))
+
+
+class _Together(NamedTuple):
+    """A forward and a backward layer by layer: what one keeps in the place of what the other gives back, and work."""
+
+    shared: int
+    work: int
+
+
+def _together(forward: _Step, backward: _Step) -> _Together:
+    return _Together(min(forward.begins, max(0, -backward.ends)), forward.work + backward.work)
 
 
 def _steps(actions: Sequence[Action], stages: Sequence[StageLive]) -> Mapping[tuple[int, str], _Step]:

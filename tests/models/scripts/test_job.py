@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ridgeline.core.errors import SpecError
-from ridgeline.core.job import Dpo, FullRecompute, Lora, Memory, Precision, SelectiveRecompute, Sft
+from ridgeline.core.job import Dpo, FullRecompute, Lora, Memory, Precision, Pretraining, SelectiveRecompute, Sft
 from ridgeline.models.jobs import job_of, preset
 from ridgeline.models.scripts.flags import FLAGS
 from ridgeline.models.scripts.job import import_command
@@ -252,7 +252,9 @@ def test_dropout_is_what_upstream_drops(flags, dropout):
     told = {entry.flag: entry for entry in imported.entries}
     assert told["--attention-dropout"].note.startswith("objective.dropout")
     job = job_of({"name": "x", **imported.plain})
-    assert back(job).objective.dropout == dropout
+    objective = back(job).objective
+    assert isinstance(objective, Pretraining)
+    assert objective.dropout == dropout
 
 
 def test_a_misspelt_flag_is_told_with_the_nearest():
