@@ -1,6 +1,7 @@
 """A search as tables: the best layouts, the front, the neighbours of the best, and what was covered."""
 
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -13,7 +14,12 @@ from ridgeline.parallel.search.grid import PATHS, Grid, Point
 from ridgeline.parallel.search.result import Found, Neighbour, SearchResult
 
 GIB = 2**30
-NEUTRAL = {"cp": 1, "ep": 1, "etp": 1, "vpp": 1, "sp": False, "recompute": None, "stages": None}
+NEUTRAL = {
+    **dict.fromkeys(("cp", "ep", "etp", "vpp"), 1),
+    **dict.fromkeys(("sp", "swap_attention", "swap_optimizer"), False),
+    **dict.fromkeys(("recompute", "stages")),
+    "masters": "fp32",
+}
 """Values that go without saying."""
 
 
@@ -56,8 +62,8 @@ def value_text(value: Any) -> str:
     """A value of an axis as a reader takes it.
 
     Example:
-        >>> value_text(FullRecompute(method="block", num_layers=2)), value_text((3, 4, 4, 3)), value_text(None)
-        ('full, block of 2', '3,4,4,3', 'none')
+        >>> value_text(FullRecompute(method="block", num_layers=2)), value_text((3, 4, 4, 4, 3)), value_text(None)
+        ('full, block of 2', '3,4*3,3', 'none')
     """
     match value:
         case SelectiveRecompute(modules=modules):
@@ -69,7 +75,10 @@ def value_text(value: Any) -> str:
         case bool():
             return "yes" if value else "no"
         case tuple():
-            return ",".join(map(str, value))
+            runs = [(count, len(tuple(run))) for count, run in groupby(value)]
+            return ",".join(
+                f"{count}*{times}" if times > 2 else ",".join([str(count)] * times) for count, times in runs
+            )
         case None:
             return "none"
     return str(value)

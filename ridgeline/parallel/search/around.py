@@ -1,7 +1,6 @@
 """What surrounds the best layout, and, where nothing fits, what lacks."""
 
-from collections.abc import Iterator
-from operator import itemgetter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -13,7 +12,7 @@ from ridgeline.parallel.search.explore import least_memory
 from ridgeline.parallel.search.grid import PATHS, Grid, Point, changed, grid_of, job_at, shapes
 from ridgeline.parallel.search.narrow import Faults, narrowed
 from ridgeline.parallel.search.result import Found, Neighbour, Shortage, found_of
-from ridgeline.parallel.search.tree import Opener, opener
+from ridgeline.parallel.search.tree import Branch, Opener, opener
 
 MOST_DOUBLINGS = 6
 """Of nodes, that are tried where nothing fits."""
@@ -41,32 +40,47 @@ def _near(grid: Grid, axis: str, point: Point) -> list[Any]:
 
 
 def _neighbour(job: Job, opened: Opener, best: Found, axis: str, value: Any) -> Neighbour:
-    fastest: Found | None = None
-    refused = "is no other layout, or its degrees do not divide what they must"
-    for bound_us, point in sorted(_moved(opened, best.point, axis, value), key=itemgetter(0)):
-        if fastest is not None and fastest.fits and bound_us >= fastest.step_us:
-            break
-        try:
-            found = found_of(point, plan(job_at(job, point)))
-        except PlanError as error:
-            refused = str(error.problems[0])
-            continue
-        if fastest is None or _rank(found) < _rank(fastest):
-            fastest = found
-    if fastest is None:
+    found, refused = _fastest(job, tuple(_moved(opened, best.point, axis, value)))
+    if found is None:
         return Neighbour(axis=axis, value=value, found=None, refused=refused)
-    over_bytes = fastest.total_bytes - fastest.capacity_bytes
-    return Neighbour(
-        axis=axis, value=value, found=fastest, slower=fastest.step_us / best.step_us - 1, over_bytes=over_bytes
-    )
+    slower, over_bytes = found.step_us / best.step_us - 1, found.total_bytes - found.capacity_bytes
+    return Neighbour(axis=axis, value=value, found=found, slower=slower, over_bytes=over_bytes)
 
 
-def _rank(found: Found) -> tuple[float, ...]:
-    """Smaller is better: what fits by its time, what does not by its memory."""
-    return (0, found.step_us) if found.fits else (1, found.total_bytes)
+def _fastest(job: Job, leaves: Sequence[Branch]) -> tuple[Found | None, str]:
+    """The fastest of some layouts that fits, else the smallest; where none has a plan, why."""
+    capacity = job.cluster.chip.hbm_bytes
+    fastest: Found | None = None
+    smallest: Found | None = None
+    refused = "is no other layout, or its degrees do not divide what they must"
+    for leaf in sorted(leaves, key=lambda leaf: (leaf.floor_bytes > capacity, leaf.bound_us)):
+        if leaf.floor_bytes > capacity or (fastest is not None and leaf.bound_us >= fastest.step_us):
+            break
+        found, refused = _planned(job, leaf, refused)
+        if found is not None and found.fits and (fastest is None or found.step_us < fastest.step_us):
+            fastest = found
+        if found is not None and (smallest is None or found.total_bytes < smallest.total_bytes):
+            smallest = found
+    if fastest is not None:
+        return fastest, ""
+    for leaf in sorted(leaves, key=lambda leaf: leaf.floor_bytes):
+        if smallest is not None and leaf.floor_bytes >= smallest.total_bytes:
+            break
+        found, refused = _planned(job, leaf, refused) if leaf.floor_bytes > capacity else (None, refused)
+        if found is not None and (smallest is None or found.total_bytes < smallest.total_bytes):
+            smallest = found
+    return smallest, refused
 
 
-def _moved(opened: Opener, point: Point, axis: str, value: Any) -> Iterator[tuple[float, Point]]:
+def _planned(job: Job, leaf: Branch, refused: str) -> tuple[Found | None, str]:
+    point = Point(*leaf.at)
+    try:
+        return found_of(point, plan(job_at(job, point))), refused
+    except PlanError as error:
+        return None, str(error.problems[0])
+
+
+def _moved(opened: Opener, point: Point, axis: str, value: Any) -> Iterator[Branch]:
     """The point with an axis at another value; stages and schedule follow in every way that the grid has."""
     shape, scheme, pipeline = changed(point, axis, value)
     for branch in opened((shape,)):
@@ -75,7 +89,7 @@ def _moved(opened: Opener, point: Point, axis: str, value: Any) -> Iterator[tupl
                 other = leaf.at[2]
                 follows = axis == "pp" or (axis in ("vpp", "schedule") and getattr(other, axis) == value)
                 if follows or other == pipeline:
-                    yield leaf.bound_us, Point(*leaf.at)
+                    yield leaf
 
 
 def shortage_of(job: Job, grid: Grid, *, faults: Faults) -> Shortage | None:

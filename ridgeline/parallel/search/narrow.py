@@ -37,5 +37,6 @@ def narrowed(job: Job, grid: Grid, *, faults: Faults) -> Grid:
 
 
 def _refusal(job: Job, faults: Faults) -> str:
-    refused = [str(problem) for problem in refusals(job)]
-    return next(iter((*refused, *faults(job))), "")
+    """The first fault, without the value that it names, so that values with one fault are told together."""
+    refused = [problem.rule for problem in refusals(job)]
+    return next(iter((*refused, *(fault.partition(": ")[2] or fault for fault in faults(job)))), "")
