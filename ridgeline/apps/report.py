@@ -19,6 +19,8 @@ PART_NAMES = {
     "elementwise": "norms, activations, rotary",
     "accumulate": "adding up gradients",
     "recompute": "recomputed forwards",
+    "reference": "reference model",
+    "swap": "waiting for the host",
     "tp": "tp communication",
     "cp": "cp communication",
     "ep": "ep communication",

@@ -50,6 +50,7 @@ class Chip:
         vector_flops: Peak of the vector unit, FLOP/s.
         hbm_bytes: Memory of one device.
         hbm_bandwidth: Bytes per second.
+        host_bandwidth: Bytes per second in one direction, to or from the host's memory.
         reserved_bytes: Held back by the driver and runtime before the first tensor.
         efficiency: What of these peaks a step reaches.
         source: Where the figures come from.
@@ -62,6 +63,7 @@ class Chip:
     vector_flops: float = real(above=0.0)
     hbm_bytes: int = at_least(1)
     hbm_bandwidth: float = real(above=0.0)
+    host_bandwidth: float = real(25.6e9, above=0.0)
     reserved_bytes: int = at_least(0, default=0)
     efficiency: Efficiency = Efficiency()
     source: str = ""

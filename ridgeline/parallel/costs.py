@@ -27,7 +27,11 @@ ACCUMULATE_BYTES = 10  # a weight and microbatch: its half-precision gradient is
 
 
 class Parts(NamedTuple):
-    """Microseconds by what they are spent on; ``weight`` are the products of weight gradients."""
+    """Microseconds by what they are spent on.
+
+    ``weight`` are products of weight gradients, ``reference`` the forward of a reference model, ``swap`` what is waited
+    for of tensors kept on the host.
+    """
 
     gemm: float = 0.0
     weight: float = 0.0
@@ -35,6 +39,8 @@ class Parts(NamedTuple):
     elementwise: float = 0.0
     accumulate: float = 0.0
     recompute: float = 0.0
+    reference: float = 0.0
+    swap: float = 0.0
     tp: float = 0.0
     cp: float = 0.0
     ep: float = 0.0
@@ -68,20 +74,36 @@ def op_parts(op: Op, costs: Costs) -> tuple[Parts, Parts]:
     """The forward and the backward of an operation."""
     chip = costs.job.cluster.chip
     launch = chip.efficiency.launch_us
-    products = [
-        [product_us(*shape, chip, costs.width) * op.gemm_repeats for shape in ((m, k, n), (m, n, k), (k, m, n))]
-        for m, k, n in op.gemms
-    ]
+    products = _products(op, costs)
     there, back = attention_us(op, chip) if op.attention_flops else (0.0, 0.0)
     moved = traffic_us(op.moved_bytes, chip, scattered=op.scattered) + launch if op.moved_bytes else 0.0
-    forward = Parts(gemm=sum(product[0] for product in products), attention=there, elementwise=moved)
-    backward = Parts(
-        gemm=sum(product[1] for product in products),
-        weight=sum(product[2] for product in products),
-        attention=back,
-        elementwise=2 * moved,
-    )
+    forward = Parts(gemm=products.forward, attention=there, elementwise=moved)
+    backward = Parts(gemm=products.inputs, weight=products.weights, attention=back, elementwise=2 * moved)
     return _with_comms(forward, op, "F", costs), _with_comms(backward, op, "B", costs)
+
+
+class _Products(NamedTuple):
+    """Time of an operation's products: forward, of its inputs' gradients, of its weights' gradients."""
+
+    forward: float
+    inputs: float
+    weights: float
+
+
+def _products(op: Op, costs: Costs) -> _Products:
+    """Frozen weights have no gradients; the two low-rank ones beside them have."""
+    adapter, chip, width = costs.job.adapter, costs.job.cluster.chip, costs.width
+    trained = op.gemms
+    if adapter:
+        targeted = op.name.replace("expert_", "linear_") in adapter.targets
+        pairs = (((m, k, adapter.rank), (m, adapter.rank, n)) for m, k, n in op.gemms if targeted)
+        trained = tuple(product for pair in pairs for product in pair)
+    every = (*op.gemms, *trained) if adapter else op.gemms
+    return _Products(
+        forward=op.gemm_repeats * sum(product_us(m, k, n, chip, width) for m, k, n in every),
+        inputs=op.gemm_repeats * sum(product_us(m, n, k, chip, width) for m, k, n in every),
+        weights=op.gemm_repeats * sum(product_us(k, m, n, chip, width) for m, k, n in trained),
+    )
 
 
 def product_us(m: int, k: int, n: int, chip: Chip, width: int = 2) -> float:
@@ -109,6 +131,11 @@ def traffic_us(moved_bytes: float, chip: Chip, *, scattered: bool = False) -> fl
     """Time of memory traffic."""
     share = chip.efficiency.scatter if scattered else chip.efficiency.memory
     return moved_bytes / (chip.hbm_bandwidth * share) * 1e6
+
+
+def swap_us(moved_bytes: float, chip: Chip, *, beside_us: float) -> float:
+    """What moving bytes to or from the host adds to compute that runs beside it."""
+    return max(0.0, moved_bytes / chip.host_bandwidth * 1e6 - beside_us)
 
 
 def accumulate_us(elements: int, job: Job) -> float:

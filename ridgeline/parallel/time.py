@@ -12,16 +12,16 @@ from typing import NamedTuple
 
 from ridgeline.core.flops import training_flops_per_token
 from ridgeline.core.frozen import frozen
-from ridgeline.core.job import Job
+from ridgeline.core.job import Dpo, Job
 from ridgeline.parallel.collectives import Collective
-from ridgeline.parallel.costs import Costs, Parts, accumulate_us, costs_of, op_parts, traffic_us
-from ridgeline.parallel.held import Held
+from ridgeline.parallel.costs import Costs, Parts, accumulate_us, costs_of, op_parts, swap_us, traffic_us
+from ridgeline.parallel.held import WIDTHS, Held
 from ridgeline.parallel.links import collective_us, spread_of_ranks
 from ridgeline.parallel.mesh import Mesh, embedding_ranks, group_of
 from ridgeline.parallel.ops import sizes_of
 from ridgeline.parallel.simulate import Timeline
 from ridgeline.parallel.stages import StageMap
-from ridgeline.parallel.work import Run, StageWork
+from ridgeline.parallel.work import Run, StageWork, swapped_bytes
 
 UPDATE_BYTES = 42  # a parameter: norm and clipping read or write its gradient 3 times, Adam reads and writes the rest
 
@@ -139,6 +139,8 @@ def stage_parts(
                 known[key] = _run_parts(key, costs)
             forward = forward.plus(known[key][0], run.layers)
             backward = backward.plus(known[key][1], run.layers)
+        if isinstance(job.objective, Dpo) and job.objective.loss != "simpo":
+            forward = forward.plus(Parts(reference=sum(forward)))
         forwards.append(forward)
         backwards.append(backward)
     return tuple(forwards), tuple(backwards)
@@ -194,6 +196,10 @@ def _run_parts(run: Run, costs: Costs) -> tuple[Parts, Parts]:
         forward, backward = forward.plus(once), backward.plus(back)
         if run.recomputes(op):
             backward = backward.plus(Parts(recompute=sum(once)))
+    if moved := swapped_bytes(run):
+        chip = costs.job.cluster.chip
+        forward = forward.plus(Parts(swap=swap_us(moved, chip, beside_us=sum(forward))))
+        backward = backward.plus(Parts(swap=swap_us(moved, chip, beside_us=sum(backward))))
     return forward, backward
 
 
@@ -204,7 +210,12 @@ def update_us(job: Job, mesh: Mesh, held: Sequence[Held]) -> float:
         params.dense / (mesh.dp * mesh.cp if shared else 1) + params.expert / (mesh.edp if shared else 1)
         for params in held
     )
-    return traffic_us(owned * UPDATE_BYTES, job.cluster.chip)
+    chip = job.cluster.chip
+    update = traffic_us(owned * UPDATE_BYTES, chip)
+    if job.memory.swap_optimizer:
+        states = WIDTHS["fp32"] + 2 * WIDTHS[job.precision.moments]
+        update += swap_us(owned * states, chip, beside_us=update)
+    return update
 
 
 def _exposed_us(

@@ -67,7 +67,7 @@ def kept_bytes(run: Run, sizes: Sizes) -> int:
     """What a run of layers keeps of one microbatch from its forward to its backward."""
     if run.group:
         return run.layers * sizes.own_tokens * sizes.hidden * sizes.width // run.group
-    return run.layers * (kept(run.ops, run.parts) - _swapped_bytes(run))
+    return run.layers * (kept(run.ops, run.parts) - swapped_bytes(run))
 
 
 def restored_bytes(run: Run, op: Op, sizes: Sizes) -> int:
@@ -78,7 +78,7 @@ def restored_bytes(run: Run, op: Op, sizes: Sizes) -> int:
     if run.group:
         return run.group * kept(run.ops, ()) - sizes.own_tokens * sizes.hidden * sizes.width
     again = kept(run.ops, ()) - kept(run.ops, run.parts) if _needs_again(op, run.parts) else 0
-    return again + min(2, run.layers) * _swapped_bytes(run)
+    return again + min(2, run.layers) * swapped_bytes(run)
 
 
 def _needs_again(op: Op, parts: tuple[str, ...]) -> bool:
@@ -86,7 +86,8 @@ def _needs_again(op: Op, parts: tuple[str, ...]) -> bool:
     return op.part in parts or kept((op,), parts) < kept((op,), ())
 
 
-def _swapped_bytes(run: Run) -> int:
+def swapped_bytes(run: Run) -> int:
+    """What one layer of a run moves to the host after its forward, and back for its backward."""
     return kept(tuple(op for op in run.ops if op.name in SWAPPED), run.parts) if run.swaps else 0
 
 

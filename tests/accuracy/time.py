@@ -24,7 +24,7 @@ import attrs
 from ridgeline.core.cluster import Cluster
 from ridgeline.core.codec import unstructure
 from ridgeline.core.flops import training_flops_per_token
-from ridgeline.core.job import Batch, Comm, FullRecompute, Job, Memory, Precision, Pretraining, SelectiveRecompute
+from ridgeline.core.job import Batch, Comm, FullRecompute, Job, Lora, Memory, Precision, Pretraining, SelectiveRecompute
 from ridgeline.core.layout import Layout
 from ridgeline.core.model import Attention, Block, LatentAttention, Mlp, ModelSpec, Moe, Repeat
 from ridgeline.parallel.calibration import MeasuredRun, with_constants
@@ -198,6 +198,7 @@ def _job(fields: Mapping[str, Any]) -> Job:
             moe_dispatcher=fields.get("dispatcher", "allgather"),
             tp_overlap=tp_overlap if layout.sp else "none",
         ),
+        adapter=Lora(rank=fields["lora_rank"]) if "lora_rank" in fields else None,
     )
 
 

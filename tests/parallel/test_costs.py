@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ridgeline.core.job import Comm, Memory
+from ridgeline.core.job import Comm, Dpo, Lora, Memory
 from ridgeline.models.jobs import preset
 from ridgeline.parallel.check import mesh_of
 from ridgeline.parallel.clusters import chip_of
@@ -80,6 +80,33 @@ def test_fused_communication_hides_some_of_it(tp_overlap):
     plain, fused = (dict(plan(attrs.evolve(JOB, comm=Comm(tp_overlap=one))).time.parts) for one in ("none", tp_overlap))
     assert 0 < fused["tp"] < plain["tp"]
     assert fused["gemm"] == plain["gemm"]
+
+
+def test_frozen_weights_have_no_gradients_and_adapters_cost_little():
+    tuned = attrs.evolve(JOB, adapter=Lora(rank=8))
+    there, back = parts(Op("linear_qkv", gemms=((8192, 4096, 4096),)))
+    with_adapter, its_back = parts(Op("linear_qkv", gemms=((8192, 4096, 4096),)), tuned)
+    assert there.gemm < with_adapter.gemm < 1.5 * there.gemm
+    assert 0 < its_back.weight < back.weight / 2
+    assert parts(Op("head", gemms=((8192, 4096, 4096),)), tuned)[1].weight == 0
+    assert plan(tuned).time.step_us < plan(JOB).time.step_us
+
+
+def test_a_reference_model_costs_a_forward():
+    alone, beside = (plan(attrs.evolve(JOB, objective=Dpo(loss=loss))).time for loss in ("simpo", "sigmoid"))
+    assert beside.forward_us[0] == pytest.approx(2 * alone.forward_us[0], rel=0.02)
+    assert beside.backward_us[0] == pytest.approx(alone.backward_us[0], rel=0.02)  # the loss reads both models
+
+
+@pytest.mark.parametrize("memory", [{"swap_attention": True}, {"swap_optimizer": True}])
+def test_a_slow_host_is_waited_for_and_a_fast_one_is_not(memory):
+    def step_us(host_bandwidth, **fields):
+        chip = attrs.evolve(JOB.cluster.chip, host_bandwidth=host_bandwidth)
+        job = attrs.evolve(JOB, cluster=attrs.evolve(JOB.cluster, chip=chip), memory=Memory(**fields))
+        return plan(job).time.step_us
+
+    assert step_us(1e15, **memory) == pytest.approx(step_us(1e15))
+    assert step_us(1e9, **memory) > 1.1 * step_us(1e9)
 
 
 def test_products_that_add_up_gradients_leave_nothing_to_add():
