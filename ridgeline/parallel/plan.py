@@ -112,7 +112,7 @@ def plan(job: Job) -> Plan:
 
 
 def schedule_of(job: Job, times: StageTimes) -> Schedule:
-    """The pipeline schedule of one step of a job, for the times its stages take."""
+    """The pipeline schedule of one step of a job, for the times its stages take; its pairs do run together."""
     layout = job.layout
     pipeline = Pipeline(
         pp=layout.pp,
@@ -124,7 +124,7 @@ def schedule_of(job: Job, times: StageTimes) -> Schedule:
         p2p_us=times.p2p_us,
     )
     schedule = plan_schedule(layout.schedule_name, pipeline)
-    return paired(schedule) if job.comm.moe_fb_overlap else schedule
+    return paired(schedule) if job.comm.moe_fb_overlap else attrs.evolve(schedule, pairs=())
 
 
 def _head_shapes(model: ModelSpec) -> Iterator[tuple[int, int]]:
