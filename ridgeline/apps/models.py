@@ -1,38 +1,97 @@
 """``ridgeline models``: the published models known by name."""
 
 import sys
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from ridgeline.apps.output import write_json
 from ridgeline.core.codec import FORMATS, dumps
 from ridgeline.core.errors import Problem, SpecError, nearest
-from ridgeline.core.params import num_active_params, num_params
+from ridgeline.core.params import mtp_params, num_active_params, num_params
+from ridgeline.models.describe import draw_model, traits_of
 from ridgeline.models.zoo import model_names, model_preset, preset_of
+
+HEAD = "| model | family | layers | parameters | active | context | traits | source, read |"
 
 
 def models(
-    name: str | None = None, /, *, format: Annotated[str, Parameter(help="toml, yaml or json.")] = "toml"
+    *words: str,
+    json: bool = False,
+    markdown: bool = False,
+    format: Annotated[str, Parameter(help="Of a spec: toml, yaml or json.")] = "toml",
 ) -> None:
-    """List the published models known by name, or show one.
+    """List the published models known by name, or show one: its spec, with a drawing of its blocks.
 
     Args:
-        name: Of a model to show as a spec, with where its figures come from.
-        format: Of the spec.
+        words: Nothing, or ``show`` and the name of a model; the name alone does too.
+        json: List, or show, as JSON.
+        markdown: List as the table of docs/models.md.
+        format: Of a spec.
     """
     if format not in FORMATS:
         raise SpecError(Problem("--format", format, "unknown", nearest(format, FORMATS)))
-    if name is None:
-        for known in model_names():
-            sys.stdout.write(f"{_row(known)}\n")
-        return
-    preset = preset_of(name)
+    names = words[1:] if words[:1] == ("show",) else words
+    if len(names) > 1 or (words and not names):
+        raise SpecError(Problem("models", " ".join(words), "must be one name", "write: ridgeline models show NAME"))
+    if names:
+        _show(names[0], format="json" if json else format)
+    elif json:
+        write_json([_entry(name) for name in model_names()])
+    else:
+        lines = _markdown() if markdown else map(_row, model_names())
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+
+def _show(name: str, *, format: str) -> None:
+    preset, model = preset_of(name), model_preset(name)
     sys.stderr.write(f"source: {preset.source}, read {preset.retrieved}\n")
-    sys.stdout.write(dumps(model_preset(name), format=format))
+    for copy in preset.copies:
+        sys.stderr.write(f"  from {copy}\n")
+    if preset.unsourced:
+        sys.stderr.write(f"  no copy showed: {', '.join(preset.unsourced)}\n")
+    sys.stderr.write(f"\n{draw_model(model)}\n\n")
+    sys.stdout.write(dumps(model, format=format))
+
+
+def _entry(name: str) -> dict[str, Any]:
+    preset, model = preset_of(name), model_preset(name)
+    return {
+        "name": name,
+        "family": model.family,
+        "layers": model.num_layers,
+        "hidden": model.hidden,
+        "parameters": num_params(model),
+        "prediction_parameters": sum(param.elements for param in mtp_params(model)),
+        "active_parameters": num_active_params(model),
+        "context": model.max_position,
+        "traits": list(traits_of(model)),
+        "source": preset.source,
+        "retrieved": preset.retrieved,
+        "unsourced": list(preset.unsourced),
+    }
 
 
 def _row(name: str) -> str:
     model = model_preset(name)
     total, active = num_params(model), num_active_params(model)
     size = f"{total / 1e9:7.2f}B" + (f", {active / 1e9:.2f}B active" if active != total else "")
-    return f"{name:34}{model.family:12}{model.num_layers:4} layers  {size}"
+    return f"{name:34}{model.family:14}{model.num_layers:4} layers  {size:28}{', '.join(traits_of(model))}"
+
+
+def _markdown() -> Iterator[str]:
+    yield "# Models known by name"
+    yield ""
+    yield "Written by `ridgeline models --markdown`. Parameters are exact and include those of multi-token prediction,"
+    yield "which active ones leave out; each total is checked against transformers' own model of the same config."
+    yield ""
+    yield HEAD
+    yield "|---|---|--:|--:|--:|--:|---|---|"
+    for entry in map(_entry, model_names()):
+        numbers = (f"{entry[key]:,}" for key in ("layers", "parameters", "active_parameters", "context"))
+        traits, source = (
+            ", ".join(entry["traits"]),
+            f"{entry['source'].removesuffix('/config.json')}, {entry['retrieved']}",
+        )
+        yield f"| {entry['name']} | {entry['family']} | {' | '.join(numbers)} | {traits} | {source} |"
