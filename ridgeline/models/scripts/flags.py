@@ -103,7 +103,8 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("mapped", "moe.device_aux_loss, moe.comm_aux_loss", """
         moe-device-level-aux-loss-coeff= moe-comm-aux-loss-coeff=
     """),
-    ("mapped", "mixer.rope.interleaved", "rotary-interleaved"),
+    ("mapped", "mixer.rope.interleaved", "rotary-interleaved use-glm-rope"),
+    ("mapped", "mixer.rope.share", "rotary-percent= partial-rotary-factor="),
     ("mapped", "precision.params", "bf16 fp16"),
     ("mapped", "precision.grads", "grad-reduce-in-bf16 accumulate-allreduce-grads-in-fp32 o2-gradient"),
     ("mapped", "precision.masters", "reuse-fp32-param"),
@@ -215,7 +216,7 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
         mamba-state-dim=
     """),
     ("not expressible", "these positions", """
-        rotary-percent= partial-rotary-factor= use-glm-rope apply-rope-no-in-complex longrope-freqs-type=
+        apply-rope-no-in-complex longrope-freqs-type=
         long-factor= short-factor= long-mscale= short-mscale= dynamic-factor= rope-factor= original-seq-len=
         square-alibi-mask fill-neg-inf
     """),
@@ -247,7 +248,7 @@ def _rows() -> Iterator[tuple[str, Flag]]:
 FLAGS: Mapping[str, Flag] = MappingProxyType(dict(_rows()))
 """Known flags by name, without their dashes."""
 
-NEUTRAL: Mapping[str, str] = MappingProxyType({"rotary-percent": "1", "cp-window-size": "1", "optimizer": "adam"})
+NEUTRAL: Mapping[str, str] = MappingProxyType({"cp-window-size": "1", "optimizer": "adam"})
 """Flags without a word in a job, each with the value by which it changes nothing."""
 
 
@@ -255,7 +256,7 @@ def is_neutral(name: str, value: str) -> bool:
     """Whether a flag with this value asks for nothing.
 
     Example:
-        >>> is_neutral("rotary-percent", "1.0"), is_neutral("rotary-percent", "0.5"), is_neutral("optimizer", "adam")
+        >>> is_neutral("cp-window-size", "1"), is_neutral("cp-window-size", "2"), is_neutral("optimizer", "adam")
         (True, False, True)
     """
     neutral = NEUTRAL.get(name)

@@ -5,13 +5,18 @@ fine-tuning take flags of MindSpeed-LLM.
 """
 
 from collections.abc import Iterator
+from itertools import chain
 from types import MappingProxyType
 
 import attrs
 
+from ridgeline.core.diff import diff
 from ridgeline.core.errors import LoweringError
 from ridgeline.core.job import Dpo, FullRecompute, Job, Pretraining, SelectiveRecompute, Sft, WsdLr
 from ridgeline.core.model import Attention, LatentAttention, LinearRope, Llama3Rope, Mlp, Moe, RopeScaling, YarnRope
+from ridgeline.models.jobs import job_of
+from ridgeline.models.scripts.job import import_command
+from ridgeline.models.scripts.shell import Command
 from ridgeline.parallel.stages import layout_text
 
 CP_COMM_TYPES = MappingProxyType({"ring": "p2p", "ulysses": "a2a", "kv_allgather": "all_gather"})
@@ -26,7 +31,25 @@ def megatron_args(job: Job) -> tuple[tuple[str, ...], ...]:
     """
     if faults := tuple(_faults(job)):
         raise LoweringError("\n".join(faults))
-    return tuple((f"--{flag}", *map(_text, values)) for flag, *values in _flags(job))
+    arguments = tuple((f"--{flag}", *map(_text, values)) for flag, *values in _flags(job))
+    if lost := tuple(_lost(job, arguments)):
+        raise LoweringError("\n".join(lost))
+    return arguments
+
+
+def _lost(job: Job, arguments: tuple[tuple[str, ...], ...]) -> Iterator[str]:
+    """What the arguments do not say: each field that is another one when they are read again."""
+    cluster = job.cluster
+    launcher = (("nnodes", str(cluster.nodes)), ("nproc_per_node", str(cluster.devices_per_node)))
+    again = import_command(Command("pretrain_gpt.py", launcher, tuple(chain.from_iterable(arguments)))).plain
+    read = job_of({"name": job.name, **again, "cluster": cluster})
+    model = attrs.evolve(read.model, name=job.model.name, family=job.model.family)
+    layout = attrs.evolve(read.layout, schedule=job.layout.schedule)  # an order that Megatron-LM runs by itself
+    read = attrs.evolve(read, model=model, layout=layout)
+    for part in ("model", "layout", "batch", "precision", "memory", "comm", "optimizer", "objective", "adapter"):
+        for change in diff(attrs.evolve(read, **{part: getattr(job, part)}), read):
+            instead = "its default" if change.right is None else repr(change.right)
+            yield f"{change.path}={change.left!r}: no flag says it; {instead} would stand in its place"
 
 
 def _text(value: object) -> str:
@@ -118,6 +141,8 @@ def _model_flags(job: Job) -> Iterator[tuple[object, ...]]:
         yield "rotary-base", mixer.rope.base
         if mixer.rope.interleaved:
             yield ("rotary-interleaved",)
+        if mixer.rope.share != 1.0:
+            yield "rotary-percent", mixer.rope.share
         yield from _scaling_flags(mixer.rope.scaling)
     if isinstance(mixer, Attention):
         yield "kv-channels", mixer.head_dim

@@ -75,7 +75,7 @@ def _is_latent(reader: Reader) -> bool:
 
 def _mixer(reader: Reader, hidden: int, heads: int, positions: str) -> Plain:
     rope = {"base": reader.real("rotary-base", 10000.0), "scaling": _scaling(reader)}
-    if reader.has("rotary-interleaved"):
+    if reader.has("rotary-interleaved") or reader.has("use-glm-rope"):
         rope["interleaved"] = True
     if _is_latent(reader):
         nope = "qk-nope-head-dim" if reader.has("qk-nope-head-dim") else "qk-head-dim"
@@ -91,6 +91,8 @@ def _mixer(reader: Reader, hidden: int, heads: int, positions: str) -> Plain:
             "rope": without_none(rope),
             **without_none({"indexer": _indexer(reader)}),
         }
+    share = (reader.real("rotary-percent", 1.0) or 1.0) * (reader.real("partial-rotary-factor", 1.0) or 1.0)
+    rope["share"] = share if share != 1.0 else None
     grouped = reader.has("group-query-attention")
     if not grouped and reader.has("num-query-groups"):
         reader.lost("num-query-groups", "without --group-query-attention it does nothing", "no effect")

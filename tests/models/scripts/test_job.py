@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ridgeline.core.errors import SpecError
+from ridgeline.core.errors import LoweringError, SpecError
 from ridgeline.core.job import Dpo, FullRecompute, Lora, Memory, Precision, Pretraining, SelectiveRecompute, Sft
 from ridgeline.models.jobs import job_of, preset
 from ridgeline.models.scripts.flags import FLAGS
@@ -185,6 +185,7 @@ def test_a_fault_is_told_once():
 
 
 EXPERTS = "torchrun pretrain_gpt.py --num-layers 8 --hidden-size 64 --num-attention-heads 8 --vocab-size 64 "
+USUAL = "--seq-length 64 --position-embedding-type rope --swiglu --disable-bias-linear --normalization RMSNorm"
 
 
 def test_experts_are_placed_as_upstream_places_them():
@@ -224,7 +225,7 @@ def test_flags_of_experts_that_contradict():
 @pytest.mark.parametrize(
     ("flags", "fates"),
     [
-        ("--rotary-percent 1.0 --optimizer adam", {"--rotary-percent": "no effect", "--optimizer": "no effect"}),
+        ("--cp-window-size 1 --optimizer adam", {"--cp-window-size": "no effect", "--optimizer": "no effect"}),
         ("--optimizer sgd", {"--optimizer": "not expressible"}),
         ("--hidden-dropout 0.2 --attention-dropout 0.1", {"--hidden-dropout": "approximated"}),
         ("--stage sft --hidden-dropout 0.2", {"--hidden-dropout": "not expressible"}),
@@ -247,7 +248,7 @@ def test_a_fate_depends_on_the_value(flags, fates):
 )
 def test_dropout_is_what_upstream_drops(flags, dropout):
     """Which is a tenth where the script does not say, as Megatron-LM has it; exported, it is the same again."""
-    imported = imported_of(f"{EXPERTS} --seq-length 64 --swiglu --disable-bias-linear --normalization RMSNorm {flags}")
+    imported = imported_of(f"{EXPERTS} {USUAL} {flags}")
     assert imported.plain["objective"]["dropout"] == dropout
     told = {entry.flag: entry for entry in imported.entries}
     assert told["--attention-dropout"].note.startswith("objective.dropout")
@@ -305,3 +306,38 @@ def test_mindspeeds_schedules_are_named(words, schedule, slices, overlap):
     layout = imported.plain["layout"]
     assert (layout.get("schedule"), layout.get("slices", 1)) == (schedule, slices)
     assert imported.plain["comm"]["moe_fb_overlap"] == overlap
+
+
+@pytest.mark.parametrize(
+    ("flags", "rope"),
+    [
+        ("--rotary-percent 1.0", (1.0, False)),
+        ("--rotary-percent 0.5", (0.5, False)),
+        ("--partial-rotary-factor 0.25", (0.25, False)),
+        ("--use-glm-rope --rotary-percent 0.5", (0.5, True)),  # ChatGLM3 pairs neighbours (_process_partial_rope)
+    ],
+)
+def test_a_share_of_each_head_rotates(flags, rope):
+    """Also when it is exported and read again."""
+    still = "--hidden-dropout 0 --attention-dropout 0"
+    job = job_of({"name": "x", **imported_of(f"{EXPERTS} {USUAL} {still} {flags}").plain})
+    for one in (job, back(job)):
+        mixer = one.model.blocks[0].block.mixer
+        assert (mixer.rope.share, mixer.rope.interleaved) == rope
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"sinks": True}, r"model.blocks\[0\].block.mixer.sinks=True: no flag says it"),
+        ({"gate": "head"}, r"model.blocks\[0\].block.mixer.gate='head': no flag says it"),
+    ],
+)
+def test_nothing_is_lost_in_silence(change, told):
+    """A field that no flag says is told, with what would stand in its place."""
+    job = preset("llama2-7b")
+    run = job.model.blocks[0]
+    block = attrs.evolve(run.block, mixer=attrs.evolve(run.block.mixer, **change))
+    model = attrs.evolve(job.model, blocks=(attrs.evolve(run, block=block),))
+    with pytest.raises(LoweringError, match=told):
+        megatron_args(attrs.evolve(job, model=model))
