@@ -165,6 +165,11 @@ def _model_flags(job: Job) -> Iterator[tuple[object, ...]]:
         yield "qk-head-dim", mixer.nope_head_dim
         yield "qk-pos-emb-head-dim", mixer.rope_head_dim
         yield "v-head-dim", mixer.v_head_dim
+        if mixer.indexer is not None:
+            yield ("enable-dsa-indexer",)
+            yield "index-n-heads", mixer.indexer.heads
+            yield "index-head-dim", mixer.indexer.head_dim
+            yield "index-topk", mixer.indexer.topk
     yield from _feed_forward_flags(job)
 
 

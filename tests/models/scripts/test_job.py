@@ -32,10 +32,18 @@ def back(job):
     return named(job_of({"name": "x", **imported.plain}))
 
 
+NO_FLAGS = frozenset(("gemma", "gemma2", "gpt_oss", "minimax_m2", "qwen3_next"))
+"""Families with something that Megatron-LM and MindSpeed-LLM have no flag for, or none that every layer shares."""
+
+
 @pytest.mark.parametrize("name", model_names())
 def test_a_preset_comes_back(name):
     """Exported and imported, a published model's job has the same model, layout, batch and training."""
     job = preset(name, nodes=16)
+    if job.model.family in NO_FLAGS:
+        with pytest.raises(LoweringError, match=r"no flag says it|the flags say one"):
+            back(job)
+        return
     again = back(job)
     # Several published models are equal in all but their name, which no flag says.
     again = attrs.evolve(again, model=attrs.evolve(again.model, name=name))
