@@ -11,6 +11,7 @@ PARTS: Mapping[str, str] = MappingProxyType(
     {
         "memory": "tests.accuracy.memory_page",
         "activations": "tests.accuracy.activations",
+        "schedules": "tests.accuracy.schedules",
         "time": "tests.accuracy.time_page",
     }
 )
