@@ -10,6 +10,7 @@ import torch
 import ridgeline.kernels.npu
 from ridgeline.kernels.npu.virtual.emulate import emulated_npu
 from ridgeline.kernels.npu.virtual.fake import fake_npu
+from ridgeline.kernels.npu.virtual.single import npu_ops_on_cpu
 from ridgeline.kernels.table import KERNELS
 from tests.kernels.npu.cases import CASES
 from tests.kernels.npu.running import arguments_of, everything, moved
@@ -31,6 +32,18 @@ def test_numbers_equal_the_reference(name: str) -> None:
         got = [x.detach().cpu() for x in got]
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours, theirs.detach(), rtol=case.rtol, atol=case.atol)
+
+
+@EVERY_CASE
+@pytest.mark.usefixtures("virtual_npu")
+def test_single_ops_equal_the_reference(name: str) -> None:
+    """The same with CPU tensors, each op alone, where gradients are torch's own through what the op computes."""
+    case = CASES[name]
+    expected = everything(case, "torch", moved(arguments_of(case), lambda x: x))
+    with npu_ops_on_cpu():
+        got = everything(case, case.kernel, moved(arguments_of(case), lambda x: x))
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=case.rtol, atol=case.atol)
 
 
 @EVERY_CASE

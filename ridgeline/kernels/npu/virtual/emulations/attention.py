@@ -195,28 +195,31 @@ def _gathered(x_ntd: Tensor, call: _Call) -> Tensor:
     return x_ntd.unflatten(0, (call.kv_heads, -1)).sum(1)
 
 
-def _like(query: Tensor, call: _Call, value: Tensor) -> Tensor:
-    """The output: the query's shape with the value's head_dim."""
-    shape = list(query.shape)
-    if call.layout in ("BSH", "SBH"):
-        shape[-1] = value.shape[-1] // call.kv_heads * call.head_num
-    else:
-        shape[-1] = value.shape[-1]
-    return query.new_zeros(shape)
+def _joined(outs_nsd: Sequence[Tensor], call: _Call) -> Tensor:
+    """The outputs of all sequences as one tensor of the layout."""
+    if call.layout == "TND":
+        return torch.cat([out.transpose(0, 1) for out in outs_nsd])
+    out_bnsd = torch.stack(list(outs_nsd))
+    if call.layout == "BNSD":
+        return out_bnsd
+    if call.layout == "SBH":
+        return out_bnsd.permute(2, 0, 1, 3).flatten(2)
+    out_bsnd = out_bnsd.transpose(1, 2)
+    return out_bsnd.flatten(2) if call.layout == "BSH" else out_bsnd.contiguous()
 
 
 def _forward(call: _Call, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-    out = _like(query, call, value)
     queries = _sequences(query, call.head_num, call.layout, call.q_ends)
     keys = _sequences(key, call.kv_heads, call.layout, call.kv_ends)
     values = _sequences(value, call.kv_heads, call.layout, call.kv_ends)
-    outs = _sequences(out, call.head_num, call.layout, call.q_ends)
     size = (query.shape[0], call.head_num) if call.layout == "TND" else (len(queries), *queries[0].shape[:2])
     maxima, sums = (torch.zeros(*size, _LANES) for _ in range(2))
     seed = int(torch.randint(2**31, ())) if call.keep_prob < 1 else 0
-    rows = zip(queries, keys, values, outs, _statistics(maxima, call), _statistics(sums, call), strict=True)
-    for index, (q, k, v, o, maximum, total) in enumerate(rows):
+    rows = zip(queries, keys, values, _statistics(maxima, call), _statistics(sums, call), strict=True)
+    outs = []
+    for index, (q, k, v, maximum, total) in enumerate(rows):
         if not q.shape[1]:
+            outs.append(q.new_zeros(call.head_num, 0, v.shape[-1]))
             continue
         scores = _scores(call, q.double(), _spread(k, call), index, len(queries))
         top = scores.amax(-1, keepdim=True)
@@ -226,10 +229,11 @@ def _forward(call: _Call, query: Tensor, key: Tensor, value: Tensor) -> tuple[Te
         norm = weights.sum(-1, keepdim=True)
         if call.sink is not None:
             norm = norm + (call.sink.double()[:, None, None] - top).exp()
-        o.copy_((weights / norm * _kept(call, weights.shape, seed, index)) @ _spread(v, call))
-        maximum.copy_(top.expand_as(maximum))
-        total.copy_(norm.expand_as(total))
-    return out, maxima, sums, seed
+        out = (weights / norm * _kept(call, weights.shape, seed, index)) @ _spread(v, call)
+        outs.append(out.to(query.dtype))
+        maximum.copy_(top.detach().expand_as(maximum))
+        total.copy_(norm.detach().expand_as(total))
+    return _joined(outs, call), maxima, sums, seed
 
 
 def _backward(
