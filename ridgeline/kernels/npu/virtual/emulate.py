@@ -14,9 +14,12 @@ from ridgeline.kernels.npu.virtual.load import load_torch_npu
 
 Executed = set[str]
 
-_ALLOCATING = frozenset(
-    f"aten::{name}" for name in ("empty", "empty_strided", "detach", "alias", "lift_fresh", "set_", "resize_")
+_OF_MEMORY = frozenset(
+    f"aten::{name}"
+    for name in ("empty", "empty_strided", "detach", "alias", "lift_fresh", "set_", "resize_", "record_stream")
 )
+"""Ops that move no number: torch_npu's own do them."""
+
 _CPU = torch.device("cpu")
 
 
@@ -55,7 +58,7 @@ class _Emulation(TorchDispatchMode):
         leaves, spec = tree_flatten((args, kwargs or {}))
         target = _target(kwargs or {}, leaves)
         name = func._schema.name
-        if target is None or func.is_view or name in _ALLOCATING:
+        if target is None or func.is_view or name in _OF_MEMORY:
             return func(*args, **(kwargs or {}))
         hosts = {id(leaf): host_alias(leaf) for leaf in leaves if _is_npu(leaf)}
         host_args, host_kwargs = tree_unflatten([_on_host(leaf, hosts) for leaf in leaves], spec)
