@@ -30,6 +30,7 @@ def convert(
     experts: Literal["sequential", "grouped"] = "sequential",
     impl: Literal["local", "te"] = "local",
     tp_extend_ep: bool = False,
+    dialect: Literal["mindspeed", "megatron"] = "mindspeed",
     dry_run: bool = False,
     verify: bool = False,
     check: Path | None = None,
@@ -52,6 +53,7 @@ def convert(
         experts: Of a classic checkpoint: grouped as --moe-grouped-gemm has them, or one module each.
         impl: Of a classic checkpoint: names of the layers as --transformer-impl has them.
         tp_extend_ep: Of a classic checkpoint: experts are spread over tp too, layout.ep counts all of them.
+        dialect: Of a classic checkpoint: whose way with latent attention and shared experts, where the two differ.
         dry_run: Print the plan, and write nothing.
         verify: Read the folder again and compare checksums; without an output, those of the source.
         check: A Hugging Face folder: run it under transformers and compare its logits with the source's. Exit code 1:
@@ -64,7 +66,7 @@ def convert(
         wanted = edge("ridgeline.checkpoint.io.convert:Wanted")(
             format=format or _usual_format(source, layout),
             layout=layout,
-            form=_form(experts, impl, tp_extend_ep=tp_extend_ep),
+            form=_form(experts=experts, impl=impl, tp_extend_ep=tp_extend_ep, dialect=dialect),
             dtype=dtype,
             tokenizer=None if tokenizer is None else str(tokenizer),
             adapter=None if adapter is None else str(adapter),
@@ -127,10 +129,10 @@ def _usual_format(source: Path, layout: "Layout") -> str:
     return "torch_dist" if (source / "config.json").is_file() else "hf"
 
 
-def _form(experts: Any, impl: Any, *, tp_extend_ep: bool) -> Any:
+def _form(**fields: Any) -> Any:
     from ridgeline.checkpoint.classic import ClassicForm
 
-    return ClassicForm(experts=experts, impl=impl, tp_extend_ep=tp_extend_ep)
+    return ClassicForm(**fields)
 
 
 def _model_of(name: str | None) -> "ModelSpec | None":

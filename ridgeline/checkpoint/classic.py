@@ -19,9 +19,9 @@ from typing import Literal, NamedTuple
 
 import attrs
 
-from ridgeline.checkpoint.boxes import Box
+from ridgeline.checkpoint.boxes import Box, whole
 from ridgeline.checkpoint.names import stored
-from ridgeline.checkpoint.pieces import Buffer, Holder, Piece, row_major
+from ridgeline.checkpoint.pieces import Buffer, Holder, Piece, piece_of, row_major
 from ridgeline.checkpoint.ranks import rank_buffers
 from ridgeline.core.errors import PlanError, Problem
 from ridgeline.core.fields import check_spec
@@ -50,11 +50,14 @@ class ClassicForm:
         experts: ``grouped`` (``--moe-grouped-gemm``) or one module an expert.
         impl: Names of the layers (``--transformer-impl``): Transformer Engine keeps a norm within the layer behind it.
         tp_extend_ep: Experts are spread over tp too (``--moe-tp-extend-ep``): ``layout.ep`` counts all of them.
+        dialect: Where the two differ: MindSpeed-LLM keeps the down-projections of latent attention as one
+            ``linear_qkv``, whole on every rank, and shared experts whole where ``etp`` is 1 and tp is not.
     """
 
     experts: Literal["sequential", "grouped"] = "sequential"
     impl: Literal["local", "te"] = "local"
     tp_extend_ep: bool = False
+    dialect: Literal["mindspeed", "megatron"] = "mindspeed"
     __attrs_post_init__ = check_spec
 
 
@@ -170,11 +173,39 @@ def _file_buffers(
 def _dense_buffers(params: Iterable[LocalParam], rank: int, mesh: Mesh, form: ClassicForm) -> Iterator[Buffer]:
     params = list(params)
     plain = {before for before, found, _ in (p.name.partition(".mlp.linear_fc1.weight") for p in params) if found}
-    for param, buffer in zip(params, rank_buffers(params, rank, mesh), strict=True):
-        rows = range(sum(piece.box.shape[0] for piece in buffer.pieces), buffer.shape[0])
-        padding = _padding(param, rows) if param.param.role in ("embedding", "head", "head_bias") else ()
-        name = param.name if form.impl == "local" else _te_name(param.name, plain)
-        yield buffer._replace(name=name, padding=tuple(padding))
+    for name, buffer in _in_dialect(params, rank_buffers(params, rank, mesh), mesh, form):
+        yield buffer._replace(name=name if form.impl == "local" else _te_name(name, plain))
+
+
+def _in_dialect(
+    params: Sequence[LocalParam], buffers: Sequence[Buffer], mesh: Mesh, form: ClassicForm
+) -> Iterator[tuple[str, Buffer]]:
+    """Each buffer under its name, with what the dialect keeps whole or as one."""
+    whole_shared = mesh.etp == 1 < mesh.tp and not form.tp_extend_ep
+    queries: Buffer | None = None
+    for param, buffer in zip(params, buffers, strict=True):
+        layer, _, part = param.name.rpartition(".self_attention.")
+        if form.dialect == "mindspeed" and part in ("linear_q_proj.weight", "linear_q_down_proj.weight"):
+            queries = _whole(param)
+        elif form.dialect == "mindspeed" and part == "linear_kv_down_proj.weight":
+            assert queries is not None
+            yield f"{layer}.self_attention.linear_qkv.weight", _one_below_other(queries, _whole(param))
+        elif form.dialect == "mindspeed" and whole_shared and ".shared_experts.linear_fc" in param.name:
+            yield param.name, _whole(param)
+        else:
+            rows = range(sum(piece.box.shape[0] for piece in buffer.pieces), buffer.shape[0])
+            padding = _padding(param, rows) if param.param.role in ("embedding", "head", "head_bias") else ()
+            yield param.name, buffer._replace(padding=tuple(padding))
+
+
+def _whole(param: LocalParam) -> Buffer:
+    shape = param.param.shape
+    return Buffer(param.name, shape, (piece_of(param.fqn, whole(shape), shape=shape, at=(0,) * len(shape)),))
+
+
+def _one_below_other(above: Buffer, below: Buffer) -> Buffer:
+    pieces = [piece._replace(start=piece.start + above.elements) for piece in below.pieces]
+    return Buffer(above.name, (above.shape[0] + below.shape[0], *above.shape[1:]), (*above.pieces, *pieces))
 
 
 def _te_name(name: str, plain: Collection[str]) -> str:

@@ -35,9 +35,18 @@ def hf_shapes(spec: ModelSpec) -> Mapping[str, Shape]:
 
 
 def hf_derived(spec: ModelSpec) -> frozenset[str]:
-    """Tensors that files may hold and that say nothing: a tied head again, old releases' rotary frequencies."""
-    frequencies = (f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(spec.num_layers))
-    return frozenset((*frequencies, *(("lm_head.weight",) if spec.tied_embeddings else ())))
+    """Tensors that files may hold and that say nothing: a tied head again, old releases' rotary frequencies.
+
+    Of multi-token prediction too: it shares embedding and head, and DeepSeek's files hold them again with its layers.
+    """
+    layers = range(spec.num_layers + spec.mtp)
+    frequencies = (f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in layers)
+    again = (
+        f"model.layers.{layer}.{name}.weight"
+        for layer in layers[spec.num_layers :]
+        for name in ("embed_tokens", "shared_head.head")
+    )
+    return frozenset((*frequencies, *again, *(("lm_head.weight",) if spec.tied_embeddings else ())))
 
 
 def _entries(spec: ModelSpec) -> list[tuple[str, Source, Shape]]:

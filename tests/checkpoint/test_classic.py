@@ -12,6 +12,7 @@ from ridgeline.checkpoint.reshard import reshard
 from ridgeline.core.errors import PlanError
 from ridgeline.core.layout import Layout
 from ridgeline.core.model import ModelSpec
+from ridgeline.models.hf_config import model_from_hf
 from ridgeline.parallel.stages import plan_stages
 from tests.checkpoint.test_reshard import Arrays, executed
 from tests.parallel.examples import dense_model, moe_model
@@ -179,12 +180,63 @@ def test_chunks_and_padding() -> None:
     assert (embedding[38:] == numbers(DENSE)["model.embed_tokens.weight"][37]).all()
 
 
+LATENT = {
+    "model_type": "deepseek_v3",
+    "vocab_size": 38,
+    "hidden_size": 20,
+    "intermediate_size": 28,
+    "moe_intermediate_size": 12,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "q_lora_rank": 14,
+    "kv_lora_rank": 10,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 2,
+    "v_head_dim": 8,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "n_group": 2,
+    "topk_group": 1,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6,
+    "num_nextn_predict_layers": 1,
+}
+
+
+@pytest.mark.parametrize("dialect", ["mindspeed", "megatron"])
+def test_latent_attention_shared_experts_and_mtp(dialect: str) -> None:
+    """MindSpeed-LLM's one linear_qkv and whole shared experts, or Megatron-core's parts; and a layer of MTP."""
+    model = model_from_hf(LATENT)
+    hf = numbers(model)
+    file = converted(model, Layout(tp=2, ep=2), ClassicForm(dialect=dialect))["mp_rank_01_001"]
+    ours, theirs = "model/decoder.layers.2.", "model.layers.2."
+    down = [hf[f"{theirs}self_attn.{name}.weight"] for name in ("q_a_proj", "kv_a_proj_with_mqa")]
+    gate, up = (hf[f"{theirs}mlp.shared_experts.{name}_proj.weight"] for name in ("gate", "up"))
+    if dialect == "mindspeed":
+        assert np.array_equal(file[ours + "self_attention.linear_qkv.weight"], np.concatenate(down))
+        assert np.array_equal(file[ours + "mlp.shared_experts.linear_fc1.weight"], np.concatenate([gate, up]))
+    else:
+        assert np.array_equal(file[ours + "self_attention.linear_q_down_proj.weight"], down[0])
+        assert np.array_equal(file[ours + "self_attention.linear_kv_down_proj.weight"], down[1])
+        half = np.concatenate([np.split(gate, 2)[1], np.split(up, 2)[1]])
+        assert np.array_equal(file[ours + "mlp.shared_experts.linear_fc1.weight"], half)
+    up_proj = np.split(hf[f"{theirs}self_attn.kv_b_proj.weight"], 2)[1]
+    assert np.array_equal(file[ours + "self_attention.linear_kv_up_proj.weight"], up_proj)
+    assert np.array_equal(file[ours + "mlp.router.expert_bias"], hf[f"{theirs}mlp.gate.e_score_correction_bias"])
+    mtp = "model/mtp.layers.0."
+    assert np.array_equal(file[mtp + "eh_proj.weight"], np.split(hf["model.layers.3.eh_proj.weight"], 2)[1])
+    assert np.array_equal(file[mtp + "enorm.weight"], hf["model.layers.3.enorm.weight"])
+    assert any(name.startswith(mtp + "transformer_layer.mlp.experts.local_experts.3.") for name in file)
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_there_and_back(data: st.DataObject) -> None:
     """From published tensors through any classic layout, and through another one, and back: nothing changed."""
-    moe = data.draw(st.booleans())
-    model = MOE if moe else DENSE
+    model = data.draw(st.sampled_from([DENSE, MOE, model_from_hf(LATENT)]))
+    moe = model is not DENSE
 
     def some_holders() -> tuple[Holder, ...]:
         tp, pp = data.draw(st.sampled_from([1, 2, 4])), data.draw(st.sampled_from([1, 2]))
@@ -197,6 +249,7 @@ def test_there_and_back(data: st.DataObject) -> None:
         form = ClassicForm(
             experts=data.draw(st.sampled_from(["sequential", "grouped"])),
             impl=data.draw(st.sampled_from(["local", "te"])),
+            dialect=data.draw(st.sampled_from(["mindspeed", "megatron"])),
         )
         return classic_holders(lay_out(model, Layout(tp=tp, pp=pp, noop_layers=noops, **fields)), form)
 

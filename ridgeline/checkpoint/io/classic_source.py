@@ -208,4 +208,8 @@ def _forms(files: Files) -> list[ClassicForm]:
     te = any(name.endswith(".layer_norm_weight") for name in names)
     grouped = any(re.search(r"\.experts\.(weight1|linear_fc1\.weight\d+)$", name) for name in names)
     impl, experts = "te" if te else "local", "grouped" if grouped else "sequential"
-    return [ClassicForm(impl=impl, experts=experts, tp_extend_ep=extend) for extend in (False, True)]
+    return [
+        ClassicForm(impl=impl, experts=experts, tp_extend_ep=extend, dialect=dialect)
+        for dialect in ("mindspeed", "megatron")
+        for extend in (False, True)
+    ]
