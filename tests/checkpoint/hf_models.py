@@ -14,6 +14,24 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "Mixtral": {"num_key_value_heads": 2, "num_local_experts": 5, **_MOE},
     "Qwen3Moe": {"num_key_value_heads": 6, "head_dim": 10, "num_experts": 5, "moe_intermediate_size": 20, **_MOE},
 }
+ALL_CONFIGS: dict[str, dict[str, Any]] = {
+    **CONFIGS,
+    "DeepseekV3": {
+        "num_key_value_heads": 6,
+        "q_lora_rank": 28,
+        "kv_lora_rank": 24,
+        "qk_nope_head_dim": 10,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 12,
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 10,
+        "n_shared_experts": 1,
+        "n_group": 2,
+        "topk_group": 1,
+        "moe_intermediate_size": 20,
+        **_MOE,
+    },
+}
 
 
 def random_model(family: str, **changes: Any) -> transformers.PreTrainedModel:
@@ -26,7 +44,7 @@ def random_model(family: str, **changes: Any) -> transformers.PreTrainedModel:
         "num_attention_heads": 6,
         "max_position_embeddings": 64,
         "initializer_range": 0.1,
-        **CONFIGS[family],
+        **ALL_CONFIGS[family],
         **changes,
     }
     config = getattr(transformers, f"{family}Config")(**fields)

@@ -17,20 +17,22 @@ from ridgeline.checkpoint.classic import ClassicForm
 from ridgeline.checkpoint.io import convert as module
 from ridgeline.checkpoint.io.convert import Wanted, convert, export_hf, plan_conversion, verify
 from ridgeline.checkpoint.io.execute import chunks_of
-from ridgeline.checkpoint.io.open_source import open_source
+from ridgeline.checkpoint.io.open_source import hf_model, open_source
 from ridgeline.checkpoint.io.sources import weights_in
 from ridgeline.checkpoint.names import params_of
 from ridgeline.core.errors import CheckpointError, RidgelineError
 from ridgeline.core.layout import Layout
 from ridgeline.core.model import ModelSpec
-from ridgeline.models.hf_config import model_from_hf, read_hf_config
-from tests.checkpoint.hf_models import CONFIGS, logits_of, random_model
+from tests.checkpoint.hf_models import ALL_CONFIGS, logits_of, random_model
 
 CLASSIC = {
     "Llama": Wanted(format="classic", layout=Layout(tp=2, pp=3, vocab_multiple=8)),
     "Qwen2": Wanted(format="classic", layout=Layout(pp=2, noop_layers=(1,)), form=ClassicForm(impl="te")),
     "Qwen3": Wanted(format="classic", layout=Layout(pp=2, vpp=2, noop_layers=(3,))),
     "Mixtral": Wanted(format="classic", layout=Layout(tp=2, ep=5), form=ClassicForm(experts="grouped")),
+    "DeepseekV3": Wanted(
+        format="classic", layout=Layout(tp=2, ep=5, pp=2, noop_layers=(3,)), form=ClassicForm(experts="grouped")
+    ),
     "Qwen3Moe": Wanted(
         format="classic", layout=Layout(tp=2, etp=2, ep=5), form=ClassicForm(impl="te", experts="grouped")
     ),
@@ -41,13 +43,13 @@ CLASSIC = {
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A random model of each family."""
     root = tmp_path_factory.mktemp("hf")
-    for family in CONFIGS:
+    for family in ALL_CONFIGS:
         random_model(family).save_pretrained(root / family, max_shard_size="100KB")
-    return {family: root / family for family in CONFIGS}
+    return {family: root / family for family in ALL_CONFIGS}
 
 
 def model_of(folder: Path) -> ModelSpec:
-    return model_from_hf(read_hf_config(folder), name=folder.name)
+    return hf_model(folder)
 
 
 def made(source: Path, out: Path, wanted: Wanted, **options: object) -> Path:
@@ -67,7 +69,7 @@ def same_weights(one: Path, other: Path, model: ModelSpec) -> bool:
     return True
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", ALL_CONFIGS)
 def test_around_all_formats(folders: dict[str, Path], tmp_path: Path, family: str) -> None:
     """hf to classic to torch_dist to another classic to hf: all hold the same, and transformers gives equal logits."""
     source = folders[family]

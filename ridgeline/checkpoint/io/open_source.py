@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import attrs
+
 from ridgeline.checkpoint.io.classic_source import is_classic, open_classic, step_folder
 from ridgeline.checkpoint.io.dist_source import open_dist
-from ridgeline.checkpoint.io.hf import open_hf
+from ridgeline.checkpoint.io.hf import hf_tensors, open_hf
 from ridgeline.checkpoint.io.quantised import without_quantisation
 from ridgeline.checkpoint.io.recorded import find_checkpoint
 from ridgeline.checkpoint.io.sources import Opened
@@ -40,7 +42,15 @@ def open_source(source: str | Path, *, model: ModelSpec | None = None, masters: 
 def hf_model(folder: Path) -> ModelSpec:
     """The model of a Hugging Face folder, its weights dequantised.
 
+    Where a config counts layers of multi-token prediction and the folder holds none, as transformers saves it, the
+    model is one without.
+
     Raises:
+        CheckpointError: No weights are there, or a file of them is damaged.
         SpecError: The config is none that is known.
     """
-    return model_from_hf(without_quantisation(read_hf_config(folder)), name=folder.resolve().name)
+    model = model_from_hf(without_quantisation(read_hf_config(folder)), name=folder.resolve().name)
+    first = f"model.layers.{model.num_layers}."
+    if model.mtp and not any(name.startswith(first) for name in hf_tensors(folder)):
+        return attrs.evolve(model, mtp=0)
+    return model
