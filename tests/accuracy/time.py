@@ -27,6 +27,7 @@ from ridgeline.core.flops import training_flops_per_token
 from ridgeline.core.job import Batch, Comm, FullRecompute, Job, Lora, Memory, Precision, Pretraining, SelectiveRecompute
 from ridgeline.core.layout import Layout
 from ridgeline.core.model import Attention, Block, LatentAttention, Mlp, ModelSpec, Moe, Repeat
+from ridgeline.models.zoo import model_preset
 from ridgeline.parallel.calibration import MeasuredRun, with_constants
 from ridgeline.parallel.clusters import cluster_preset
 from ridgeline.parallel.plan import plan
@@ -189,6 +190,7 @@ def _job(fields: Mapping[str, Any]) -> Job:
             recompute=_recompute(fields["recompute"], flags),
             distributed_optimizer="DO" in flags,
             swap_attention="swapA" in flags,
+            swap_optimizer="swapO" in flags,
             plain=_plain(fields, flags),
             fused_accumulation="noGAF" not in flags,
         ),
@@ -223,6 +225,8 @@ def _is_one_of(fields: Mapping[str, Any], names: Sequence[str]) -> bool:
 
 
 def _model(fields: Mapping[str, Any]) -> ModelSpec:
+    if "preset" in fields:
+        return model_preset(fields["preset"])
     heads, hidden = fields["heads"], fields["hidden"]
     plain = _is_one_of(fields, ALIBI)
     mixer = LATENT.get(fields["model"]) or Attention(
@@ -272,8 +276,10 @@ def _layout(fields: Mapping[str, Any], flags: set[str]) -> Layout:
         cp=fields["cp"],
         cp_algorithm=CP_ALGORITHMS[fields.get("cp_algo", "megatron_cp_algo")],
         ep=fields["ep"],
-        etp=tp if "experts" in fields else 1,
+        etp=fields.get("etp", tp if "experts" in fields else 1),
         sp=tp > 1 and ("SP" in flags or "experts" in fields),
+        schedule=fields.get("schedule"),
+        noop_layers=tuple(fields.get("noop_layers", ())),
         stages=tuple(map(int, fields["layer_list"].split(","))) if "layer_list" in fields else None,
     )
 

@@ -68,6 +68,15 @@ def test_recomputing_more_takes_longer(job):
     assert times == sorted(times)
 
 
+def test_recomputing_a_part_takes_longer_and_the_whole_feed_forward_longer_still():
+    none, activation, mlp = (
+        plan(job_of(DENSE, memory=Memory(recompute=recompute))).time
+        for recompute in (None, SelectiveRecompute(modules=("activation",)), SelectiveRecompute(modules=("mlp",)))
+    )
+    assert none.step_us < activation.step_us < mlp.step_us
+    assert dict(activation.parts)["recompute"] < dict(none.parts)["elementwise"]
+
+
 @given(jobs)
 @settings(deadline=None, max_examples=25)
 def test_a_faster_chip_and_faster_links_never_take_longer(job):
