@@ -32,8 +32,10 @@ class Run(NamedTuple):
 
     def recomputes(self, op: Op) -> bool:
         """Whether the backward runs this operation's forward again: for its part, or a product's input it makes."""
-        if self.group > 0 or op.part in self.parts or not self.parts:
-            return self.group > 0 or op.part in self.parts
+        if self.group > 0 or op.part in self.parts:
+            return True
+        if not self.parts:
+            return False
         after = self.ops[self.ops.index(op) + 1 :][:1]
         inputs = tuple(one._replace(saved=tuple(saved for saved in one.saved if saved.for_weight)) for one in after)
         return kept(inputs, self.parts) < kept(inputs, ())
