@@ -115,7 +115,7 @@ def _rows(judged: Sequence[Outcome]) -> Iterator[str]:
 
 
 def _not_planned(judged: Sequence[Outcome]) -> Iterator[str]:
-    yield "Rows that no job can say yet:"
+    yield "Rows left out:"
     yield ""
     for one in judged:
         if not one.points:
