@@ -113,10 +113,11 @@ def figures_of(left: Plan, right: Plan) -> Iterator[Figure]:
 def table_of(left: str, right: str, figures: tuple[Figure, ...]) -> "Table":
     """The figures, a section each for the step, the fullest rank's memory and the busiest rank's time."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table()
     for name in ("", "", "unit", left, right, "change"):
-        table.add_column(name, justify="left" if name in ("", "unit") else "right")
+        table.add_column(Text(name), justify="left" if name in ("", "unit") else "right")
     for section, rows in groupby(figures, lambda figure: figure.section):
         for index, row in enumerate(rows):
             numbers = number_text(row.left), number_text(row.right), change_text(row)

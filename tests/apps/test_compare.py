@@ -59,6 +59,17 @@ def test_as_a_table(capsys):
     assert "MFU, full attention" in out
 
 
+def test_a_file_is_named_as_it_is(capsys, tmp_path, monkeypatch):
+    """Brackets in a file's name are no markup."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a[red].toml").write_text(
+        'model = "llama2-7b"\ncluster = "atlas-800t-a2"\n[batch]\nseq_len = 2048\ngbs = 8\n'
+    )
+    code, out, _ = outcome(capsys, "compare", "llama2-7b", "a[red].toml")
+    assert code == 0
+    assert "a[red].toml" in out
+
+
 def test_equal_jobs(capsys):
     assert outcome(capsys, "compare", "llama2-7b", "llama2-7b") == (0, "The jobs are equal.\n", "")
 

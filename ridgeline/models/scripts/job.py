@@ -21,6 +21,16 @@ CP_ALGORITHMS = MappingProxyType(
     | {"p2p": "ring", "a2a": "ulysses", "all_gather": "kv_allgather", "allgather": "kv_allgather"}
 )
 """MindSpeed's and Megatron's names to ours."""
+CONTRADICTIONS = (
+    ("bf16", "fp16"),
+    ("num-layers-per-virtual-pipeline-stage", "num-virtual-stages-per-pipeline-rank"),
+    ("pipeline-model-parallel-layout", "num-layers-per-virtual-pipeline-stage"),
+    ("pipeline-model-parallel-layout", "num-virtual-stages-per-pipeline-rank"),
+    ("num-layer-list", "num-layers-per-virtual-pipeline-stage"),
+    ("use-ascend-mc2", "use-ascend-coc"),
+    ("train-iters", "train-samples"),
+)
+"""Flags that upstream refuses together (Megatron-LM's validate_args; MindSpeed-LLM's TransformerBlockFeature)."""
 DROPOUTS = ("hidden-dropout", "attention-dropout")
 PART_NAMES = MappingProxyType(
     {name: name for name in ("core_attn", "mlp", "moe", "layernorm")} | {"moe_act": "activation"}
@@ -47,6 +57,9 @@ def import_command(command: Command) -> Imported:
     """
     given, entries, problems = read_given(command.arguments)
     reader = Reader(given, problems)
+    for one, other in CONTRADICTIONS:
+        if reader.has(one) and reader.has(other):
+            reader.fault(one, f"contradicts --{other}", "keep one of the two")
     cluster = _cluster(reader, command, entries)
     layout, batch = _layout(reader, cluster), _batch(reader)
     _check_world(reader, cluster, layout, batch)
@@ -212,8 +225,6 @@ def _check_world(reader: Reader, cluster: Plain, layout: Plain, batch: Plain) ->
 
 
 def _precision(reader: Reader) -> Plain:
-    if reader.has("bf16") and reader.has("fp16"):
-        reader.fault("bf16", "contradicts --fp16", "keep one of the two")
     params = "bf16" if reader.has("bf16") else "fp16" if reader.has("fp16") else "fp32"
     # Megatron accumulates bf16 gradients in fp32 unless told otherwise, and fp16 ones in fp16.
     half_grads = reader.has("grad-reduce-in-bf16") or reader.has("o2-gradient")

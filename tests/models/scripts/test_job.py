@@ -12,7 +12,7 @@ from ridgeline.core.errors import LoweringError, SpecError
 from ridgeline.core.job import Dpo, FullRecompute, Lora, Memory, Precision, Pretraining, SelectiveRecompute, Sft
 from ridgeline.models.jobs import job_of, preset
 from ridgeline.models.scripts.flags import FLAGS
-from ridgeline.models.scripts.job import import_command
+from ridgeline.models.scripts.job import CONTRADICTIONS, import_command
 from ridgeline.models.scripts.megatron_args import megatron_args
 from ridgeline.models.scripts.model import named
 from ridgeline.models.scripts.shell import Command, training_command
@@ -349,3 +349,14 @@ def test_nothing_is_lost_in_silence(change, told):
     model = attrs.evolve(job.model, blocks=(attrs.evolve(run, block=block),))
     with pytest.raises(LoweringError, match=told):
         megatron_args(attrs.evolve(job, model=model))
+
+
+@pytest.mark.parametrize("pair", CONTRADICTIONS, ids=" ".join)
+def test_contradictions_are_told(pair):
+    """What upstream refuses together is refused, with both flags; each alone is not."""
+    values = {"nothing": "", "one": " 2", "many": " 2"}
+    one, other = (f" --{name}{values[FLAGS[name].takes]}" for name in pair)
+    told = "\n".join(map(str, imported_of(EXPERTS + one + other).problems))
+    assert f"--{pair[0]}=" in told
+    assert f"contradicts --{pair[1]}; keep one of the two" in told
+    assert "contradicts" not in "\n".join(map(str, imported_of(EXPERTS + one).problems))
