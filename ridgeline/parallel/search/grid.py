@@ -233,7 +233,7 @@ def points(job: Job, grid: Grid) -> Iterator[Point]:
     """Every point of a grid."""
     for shape in shapes(job, grid):
         for scheme in schemes(job, grid, shape):
-            for pipeline in pipelines(job, grid, scheme.pp, scheme.recompute):
+            for pipeline, _ in pipelines(job, grid, scheme.pp, first=first_layers(scheme.recompute)):
                 yield Point(shape, scheme, pipeline)
 
 
@@ -263,12 +263,16 @@ def schemes(job: Job, grid: Grid, shape: Shape) -> Iterator[Scheme]:
         yield from (Scheme(pp, *values) for values in product(*axes))
 
 
-def pipelines(job: Job, grid: Grid, pp: int, recompute: Recompute) -> Iterator[Pipeline]:
-    """The parts and orders in which the layers may run on so many ranks.
+def first_layers(recompute: Recompute) -> int:
+    """How many layers of each stage are recomputed, its first ones; 0 where it is not told so."""
+    return recompute.num_layers if isinstance(recompute, FullRecompute) and recompute.method == "block" else 0
 
-    Where no stage has more layers than the first ones that are recomputed, that is recomputing whole layers anyway.
+
+def pipelines(job: Job, grid: Grid, pp: int, *, first: int) -> Iterator[tuple[Pipeline, tuple[int, ...]]]:
+    """The parts and orders in which the layers may run on so many ranks, each with the layers of every stage.
+
+    Where no stage has more layers than its ``first`` ones, which are recomputed, whole layers are recomputed anyway.
     """
-    first = recompute.num_layers if isinstance(recompute, FullRecompute) and recompute.method == "block" else 0
     for vpp, schedule in product(grid.vpp, grid.schedule):
         if (vpp > 1) != (schedule in INTERLEAVED) or (pp == 1 and schedule != "1f1b"):
             continue
@@ -276,7 +280,7 @@ def pipelines(job: Job, grid: Grid, pp: int, recompute: Recompute) -> Iterator[P
         for stages in stage_lists(job.model.num_layers, num_stages) if grid.stages is None else grid.stages:
             counts = stages or (job.model.num_layers // num_stages,) * num_stages
             if len(counts) == num_stages and sum(counts) == job.model.num_layers and first < max(counts):
-                yield Pipeline(vpp, schedule, stages)
+                yield Pipeline(vpp, schedule, stages), counts
 
 
 @cache

@@ -14,9 +14,9 @@ from ridgeline.parallel.search.grid import (
     Grid,
     Pipeline,
     Point,
-    Recompute,
     Scheme,
     Shape,
+    first_layers,
     job_at,
     pipelines,
     schemes,
@@ -66,8 +66,21 @@ def opener(job: Job, grid: Grid) -> Opener:
     capacity = job.cluster.chip.hbm_bytes
 
     @cache
-    def ways(pp: int, recompute: Recompute) -> tuple[_Way, ...]:
-        return tuple(_way(job, pp, pipeline) for pipeline in pipelines(job, grid, pp, recompute))
+    def ways_of(pp: int, first: int) -> tuple[_Way, ...]:
+        return tuple(
+            _Way(pipeline, tuple(accumulate(counts, initial=0)), owners(pp, pipeline.vpp, pipeline.schedule))
+            for pipeline, counts in pipelines(job, grid, pp, first=first)
+        )
+
+    def ways(scheme: Scheme) -> tuple[_Way, ...]:
+        return ways_of(scheme.pp, first_layers(scheme.recompute))
+
+    @cache
+    def owners(pp: int, vpp: int, schedule: str | None) -> tuple[int, ...]:
+        layout = attrs.evolve(job.layout, pp=pp, vpp=vpp, schedule=schedule)
+        none = ((),) * (pp * layout.chunks)
+        stages = StageMap(pp=pp, vpp=layout.chunks, layers=none, noop_layers=none, placement=layout.placement)
+        return tuple(map(stages.owner, range(stages.num_stages)))
 
     @cache
     def hops(shape: Shape, pp: int, owner: tuple[int, ...]) -> tuple[float, ...]:
@@ -78,11 +91,11 @@ def opener(job: Job, grid: Grid) -> Opener:
         match at:
             case ():
                 for shape in shapes(job, grid):
-                    if points := sum(len(ways(one.pp, one.recompute)) for one in schemes(job, grid, shape)):
+                    if points := sum(len(ways(one)) for one in schemes(job, grid, shape)):
                         yield Branch(mean_us(job, shape, units.running(shape, Scheme(1))), 0, points, (shape,))
             case (shape,):
                 for scheme in schemes(job, grid, shape):
-                    if points := len(ways(scheme.pp, scheme.recompute)):
+                    if points := len(ways(scheme)):
                         yield Branch(*scheme_bounds(shape, scheme), points, (shape, scheme))
             case (shape, scheme):
                 yield from leaves(shape, scheme)
@@ -95,18 +108,18 @@ def opener(job: Job, grid: Grid) -> Opener:
 
     def runnings(shape: Shape, scheme: Scheme) -> tuple[Running, ...]:
         """Of layers beyond the first ones of a stage, and of the first ones."""
-        if _is_block(scheme.recompute):
+        if first_layers(scheme.recompute):
             return tuple(units.running(shape, scheme._replace(recompute=one)) for one in (None, FullRecompute()))
         return (units.running(shape, scheme),) * 2
 
     def leaves(shape: Shape, scheme: Scheme) -> Iterator[Branch]:
         plain, whole = runnings(shape, scheme)
-        first = scheme.recompute.num_layers if isinstance(scheme.recompute, FullRecompute) else 0
+        first = first_layers(scheme.recompute)
         lasting = units.lasting(shape, scheme)
         scheme_us, _ = scheme_bounds(shape, scheme)
         dp = job.cluster.world_size // (shape.tp * shape.cp * scheme.pp)
         num_microbatches = job.batch.gbs // (shape.mbs * dp)
-        for pipeline, cuts, owner in ways(scheme.pp, scheme.recompute):
+        for pipeline, cuts, owner in ways(scheme):
             how = {"schedule": pipeline.schedule or "1f1b", "num_microbatches": num_microbatches}
             kept = plain.kept_bytes.by_stage(cuts, first, whole.kept_bytes)
             size = device_bytes(job, line_bytes(owner, lasting.state_bytes.by_stage(cuts), kept, **how))
@@ -122,16 +135,3 @@ def opener(job: Job, grid: Grid) -> Opener:
             yield Branch(max(scheme_us, us), size, 1, (shape, scheme, pipeline))
 
     return opened
-
-
-def _way(job: Job, pp: int, pipeline: Pipeline) -> _Way:
-    layout = attrs.evolve(job.layout, vpp=pipeline.vpp, schedule=pipeline.schedule)
-    num_stages = pp * layout.chunks
-    none = ((),) * num_stages
-    stages = StageMap(pp=pp, vpp=layout.chunks, layers=none, noop_layers=none, placement=layout.placement)
-    counts = pipeline.stages or (job.model.num_layers // num_stages,) * num_stages
-    return _Way(pipeline, tuple(accumulate(counts, initial=0)), tuple(map(stages.owner, range(num_stages))))
-
-
-def _is_block(recompute: Recompute) -> bool:
-    return isinstance(recompute, FullRecompute) and recompute.method == "block"
