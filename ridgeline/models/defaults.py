@@ -21,7 +21,7 @@ from ridgeline.core.errors import PlanError, divisors
 from ridgeline.core.frozen import frozen
 from ridgeline.core.job import Job
 from ridgeline.core.layout import Layout
-from ridgeline.core.model import Attention, Mlp, ModelSpec, Moe
+from ridgeline.core.model import Attention, Mlp, ModelSpec
 from ridgeline.parallel.memory import RankMemory
 from ridgeline.parallel.plan import plan
 
@@ -131,7 +131,7 @@ def _divides(model: ModelSpec, tp: int) -> bool:
 
 def _expert_degree(model: ModelSpec, cluster: Cluster, *, ranks: int) -> int:
     """As many devices of a node as divide the experts and the ranks that hold them."""
-    experts = [run.block.feed_forward.experts for run in model.blocks if isinstance(run.block.feed_forward, Moe)]
+    experts = [moe.experts for moe in model.moes]
     if not experts:
         return 1
     return max(

@@ -129,9 +129,7 @@ def _split_over_tp(block: Block) -> Iterator[tuple[str, int]]:
 
 def _expert_parallel(job: Job) -> Iterator[Problem]:
     layout = job.layout
-    moes = list(
-        dict.fromkeys(run.block.feed_forward for run in job.model.blocks if isinstance(run.block.feed_forward, Moe))
-    )
+    moes = job.model.moes
     if not moes:
         if layout.ep > 1:
             yield Problem("layout.ep", layout.ep, "needs a model with experts", "use 1")
@@ -232,11 +230,7 @@ def _stored_states(job: Job) -> Iterator[Problem]:
 
 
 def _adapters(job: Job) -> Iterator[Problem]:
-    if (
-        job.adapter
-        and job.comm.moe_dispatcher == "allgather"
-        and any(isinstance(run.block.feed_forward, Moe) for run in job.model.blocks)
-    ):
+    if job.adapter and job.comm.moe_dispatcher == "allgather" and job.model.moes:
         rule = "of experts need tokens sent to them one by one"
         yield Problem("adapter", "lora", rule, "set comm.moe_dispatcher to 'alltoall'")
 
@@ -290,7 +284,7 @@ def no_effect(job: Job) -> Iterator[str]:
     if layout.microbatch_group_size is not None and layout.schedule_name != "interleaved_1f1b":
         group = layout.microbatch_group_size
         yield f"layout.microbatch_group_size={group} has no effect with schedule {layout.schedule_name}"
-    if layout.etp > 1 and not any(isinstance(run.block.feed_forward, Moe) for run in job.model.blocks):
+    if layout.etp > 1 and not job.model.moes:
         yield f"layout.etp={layout.etp} has no effect, since no layer holds experts"
     if job.memory.moe_balance > 1 and layout.ep == 1:
         yield f"memory.moe_balance={job.memory.moe_balance} has no effect with ep=1: a rank holds every expert"

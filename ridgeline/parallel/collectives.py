@@ -14,7 +14,6 @@ from math import ceil, prod
 from typing import NamedTuple
 
 from ridgeline.core.job import Job
-from ridgeline.core.model import Moe
 from ridgeline.parallel.held import WIDTHS, Held
 from ridgeline.parallel.mesh import Mesh
 from ridgeline.parallel.ops import Sizes, sizes_of
@@ -146,7 +145,7 @@ def gradient_collectives(job: Job, mesh: Mesh, params: Held, stage: int) -> Iter
 
 
 def _has_experts(job: Job) -> bool:
-    return any(isinstance(run.block.feed_forward, Moe) for run in job.model.blocks)
+    return bool(job.model.moes)
 
 
 def _step_collectives(job: Job, mesh: Mesh, *, has_head: bool) -> Iterator[tuple[_Key, int]]:

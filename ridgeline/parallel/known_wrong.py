@@ -14,7 +14,7 @@ import attrs
 
 from ridgeline.core.errors import Problem
 from ridgeline.core.job import Job
-from ridgeline.core.model import GatedDeltaNet, LatentAttention, Moe
+from ridgeline.core.model import GatedDeltaNet, LatentAttention
 
 MEGATRON = "https://github.com/NVIDIA/Megatron-LM"
 
@@ -75,7 +75,7 @@ def _has_mixer(job: Job, kind: type) -> bool:
 
 
 def _has_experts(job: Job) -> bool:
-    return any(isinstance(run.block.feed_forward, Moe) for run in job.model.blocks)
+    return bool(job.model.moes)
 
 
 def _overlap_p2p(job: Job) -> Job:

@@ -11,7 +11,6 @@ from ridgeline.core.errors import Problem, divisors
 from ridgeline.core.fields import literal_choices
 from ridgeline.core.job import Job
 from ridgeline.core.layout import Layout
-from ridgeline.core.model import Moe
 from ridgeline.parallel.check import job_problems
 from ridgeline.parallel.known_wrong import refusals, repaired
 
@@ -92,7 +91,7 @@ def _padded(job: Job, layout: Layout) -> Layout | None:
 def _choices(job: Job) -> Iterator[list[tuple[float, str, Any]]]:
     """For each field that may change its other values, ``(distance, name, value)``."""
     layout, world = job.layout, divisors(job.cluster.world_size)
-    experts = {run.block.feed_forward.experts for run in job.model.blocks if isinstance(run.block.feed_forward, Moe)}
+    experts = {moe.experts for moe in job.model.moes}
     layers = job.model.num_layers + len(layout.noop_layers)
     degrees = {"tp": world, "pp": world, "cp": world, "vpp": divisors(layers), "slices": (1, 2, 4, 8)}
     degrees |= {"ep": divisors(max(experts)) if experts else (1,), "etp": world}

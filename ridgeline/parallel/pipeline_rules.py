@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from ridgeline.core.errors import Problem, multiples
 from ridgeline.core.job import Job
 from ridgeline.core.layout import INTERLEAVED, V_SHAPED
-from ridgeline.core.model import Moe
 from ridgeline.parallel.stages import stage_problems
 
 
@@ -110,7 +109,7 @@ def microbatches(job: Job) -> Iterator[Problem]:
 def pairs(job: Job) -> Iterator[Problem]:
     """Source: MindSpeed, docs/features/megatron_moe/megatron-moe-fb-overlap.md."""
     layout, comm, path = job.layout, job.comm, "comm.moe_fb_overlap"
-    if not any(isinstance(run.block.feed_forward, Moe) for run in job.model.blocks) or layout.ep == 1:
+    if not job.model.moes or layout.ep == 1:
         yield Problem(path, True, "hides what experts exchange over ep > 1, and nothing else", "set it to false")
     if layout.schedule_name not in ("1f1b", "interleaved_1f1b", *DUALPIPE):
         rule = f"has no forwards beside backwards, which {path} runs together"

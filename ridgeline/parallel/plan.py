@@ -12,7 +12,7 @@ import attrs
 from ridgeline.core.errors import PlanError
 from ridgeline.core.frozen import frozen
 from ridgeline.core.job import Job
-from ridgeline.core.model import Attention, LatentAttention, ModelSpec, Moe
+from ridgeline.core.model import Attention, LatentAttention, ModelSpec
 from ridgeline.kernels.select import Choice, select
 from ridgeline.kernels.table import LAYER_OPS
 from ridgeline.parallel.check import job_problems, mesh_of, no_effect, stages_of
@@ -200,7 +200,7 @@ def _assumptions(job: Job) -> Iterator[str]:
         f"the allocator's peak is expected within {BAND[0]:+.0%} .. {BAND[1]:+.0%} of allocated_bytes, as that of four "
         "published runs in five is; fragments leave room above it"
     )
-    if any(isinstance(run.block.feed_forward, Moe) for run in job.model.blocks):
+    if job.model.moes:
         yield "experts get equal shares of the tokens; a hot expert takes longer and more memory"
     if job.batch.packing == "eod_reset":
         yield "attention is counted as over whole samples; packed documents cost less"

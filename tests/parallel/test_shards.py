@@ -3,11 +3,24 @@
 from collections import Counter
 from itertools import product
 
+import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ridgeline.core.layout import Layout
+from ridgeline.core.model import (
+    Attention,
+    Block,
+    GatedDeltaNet,
+    Indexer,
+    LatentAttention,
+    Mamba2,
+    Mlp,
+    Moe,
+    Repeat,
+    Rope,
+)
 from ridgeline.core.params import Param, fqn_of, model_params, num_params
 from ridgeline.parallel.mesh import Mesh
 from ridgeline.parallel.plan import plan
@@ -76,6 +89,44 @@ def test_the_vocabulary_is_padded_to_whole_parts(vocab, tp, multiple, rows):
     assert padded_vocab(vocab, Layout(tp=tp, vocab_multiple=multiple)) == rows
 
 
+LATENT = LatentAttention(
+    heads=4, q_lora_rank=24, kv_lora_rank=16, nope_head_dim=8, rope_head_dim=4, v_head_dim=12, rope=Rope()
+)
+EXPERTS = Moe(experts=8, topk=2, ffn_hidden=32, score="sigmoid", expert_bias=True, shared_ffn=48, shared_gate=True)
+DEEPSEEK = attrs.evolve(
+    DENSE,
+    mtp=1,
+    blocks=(
+        Repeat(block=Block(mixer=LATENT, feed_forward=Mlp(ffn_hidden=96)), count=2),
+        Repeat(block=Block(mixer=LATENT, feed_forward=EXPERTS), count=4),
+    ),
+)
+MIXERS = (
+    attrs.evolve(LATENT, indexer=Indexer(heads=2, head_dim=8, topk=4)),
+    GatedDeltaNet(key_heads=2, value_heads=4, key_head_dim=8, value_head_dim=6),
+    Mamba2(heads=8, head_dim=8, state=16, groups=2, bias=True),
+    Attention(heads=8, kv_heads=4, head_dim=8, sinks=True, gate="element", qk_norm=True, qk_norm_over="layer"),
+    Attention(heads=8, kv_heads=4, head_dim=8, gate="head", shares_kv=True, positions="alibi"),
+)
+HYBRID = attrs.evolve(
+    DENSE,
+    norm="layer",
+    learned_positions=True,
+    embedding_norm=True,
+    head_bias=True,
+    blocks=(
+        *(Repeat(block=Block(mixer=mixer), count=1) for mixer in MIXERS),
+        Repeat(block=Block(feed_forward=Mlp(ffn_hidden=96, activation="gelu", bias=True), norms="sandwich"), count=1),
+        Repeat(block=Block(mixer=MIXERS[3], feed_forward=Mlp(ffn_hidden=32), shortcut=EXPERTS), count=1),
+        Repeat(block=Block(mixer=MIXERS[3], feed_forward=Mlp(ffn_hidden=32)), count=1),
+    ),
+)
+NOT_BUILT_YET = [
+    (DEEPSEEK, {"layout__tp": 2, "layout__sp": True, "layout__ep": 2, "layout__pp": 2}),
+    (attrs.evolve(DEEPSEEK, tied_embeddings=True), {"layout__ep": 4, "layout__pp": 2}),
+    (HYBRID, {"layout__tp": 2, "layout__sp": True, "layout__ep": 2}),
+    (HYBRID, {"layout__pp": 2, "layout__stages": (5, 3), "layout__etp": 2}),
+]
 LAYOUTS = [
     (DENSE, {"layout__tp": 2, "layout__pp": 2}),
     (DENSE, {"layout__tp": 8}),
@@ -88,7 +139,7 @@ LAYOUTS = [
 ]
 
 
-@pytest.mark.parametrize(("model", "layout"), LAYOUTS)
+@pytest.mark.parametrize(("model", "layout"), LAYOUTS + NOT_BUILT_YET)
 def test_together_the_ranks_hold_every_parameter_and_no_other(model, layout):
     planned = plan(job_of(model, **layout))
     held = {param.fqn for rank in range(8) for param in rank_params(planned, rank)}
@@ -100,7 +151,7 @@ def test_together_the_ranks_hold_every_parameter_and_no_other(model, layout):
     assert held == expected
 
 
-@pytest.mark.parametrize(("model", "layout"), LAYOUTS)
+@pytest.mark.parametrize(("model", "layout"), LAYOUTS + NOT_BUILT_YET)
 def test_shares_of_the_ranks_add_up_to_the_model(model, layout):
     planned = plan(job_of(model, **layout))
     mesh = planned.mesh
@@ -111,13 +162,13 @@ def test_shares_of_the_ranks_add_up_to_the_model(model, layout):
             split = any(split.axis in ("tp", "etp") for split in param.shard.splits)
             degree = (mesh.etp if param.param.experts else mesh.tp) if split else 1
             size = len(list(product(*map(range, param.local_shape))))
-            tied = 2 if model.tied_embeddings and mesh.pp > 1 and param.param.role == "embedding" else 1
+            tied = 2 if model.shares_embedding and mesh.pp > 1 and param.param.role == "embedding" else 1
             total += size * degree / copies / tied
     padding = padded_vocab(model.vocab_size, planned.job.layout) - model.vocab_size
     assert total == pytest.approx(num_params(model) + padding * model.hidden * (1 if model.tied_embeddings else 2))
 
 
-@pytest.mark.parametrize(("model", "layout"), LAYOUTS)
+@pytest.mark.parametrize(("model", "layout"), LAYOUTS + NOT_BUILT_YET)
 def test_rows_of_a_stage_count_what_its_ranks_hold(model, layout):
     planned = plan(job_of(model, **layout))
     pp = planned.mesh.pp

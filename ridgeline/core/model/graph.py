@@ -112,6 +112,12 @@ class ModelSpec:
         return tuple(run.block for run in self.blocks for _ in range(run.count))
 
     @property
+    def moes(self) -> tuple[Moe, ...]:
+        """Every kind of routed experts, in layers and beside them, each once."""
+        parts = (part for run in self.blocks for part in (run.block.feed_forward, run.block.shortcut))
+        return tuple(dict.fromkeys(part for part in parts if isinstance(part, Moe)))
+
+    @property
     def shares_embedding(self) -> bool:
         """Whether the model's end reads the embedding too, for a tied head or for multi-token prediction."""
         return self.tied_embeddings or self.mtp > 0
