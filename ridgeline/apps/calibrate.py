@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -58,8 +57,8 @@ def calibrate(
             | ({"held_out_error": apart[index]} if apart else {})
             for index, run in enumerate(measured)
         ],
-        "median_error": _median(found.errors),
-        "median_held_out_error": _median(apart) if apart else None,
+        "errors": _sizes(found.errors),
+        "held_out_errors": _sizes(apart) if apart else None,
     }
     if json:
         write_json(data)
@@ -68,8 +67,10 @@ def calibrate(
     return 0
 
 
-def _median(errors: Sequence[float]) -> float:
-    return median(map(abs, errors))
+def _sizes(errors: Sequence[float]) -> dict[str, float]:
+    """Half of all errors are at most the median, nine in ten at most the other."""
+    ranked = sorted(map(abs, errors))
+    return {"median": ranked[(len(ranked) - 1) // 2], "nine_in_ten": ranked[(9 * len(ranked) + 9) // 10 - 1]}
 
 
 def _write(path: Path, run: "MeasuredRun", found: "Fit") -> None:
@@ -104,6 +105,7 @@ def _print(data: dict[str, Any]) -> None:
         runs.add_row(row["name"], row["family"], f"{row['step_ms']:,.1f}", f"{row['error']:+.1%}", apart)
     console.print(constants)
     console.print(runs)
-    console.print(f"median error {data['median_error']:.1%}", highlight=False)
-    if data["median_held_out_error"] is not None:
-        console.print(f"median error held out {data['median_held_out_error']:.1%}", highlight=False)
+    for name, words in (("errors", "fitted"), ("held_out_errors", "held out")):
+        if sizes := data[name]:
+            half, most = sizes["median"], sizes["nine_in_ten"]
+            console.print(f"{words}: half within {half:.1%}, nine in ten within {most:.1%}", highlight=False)

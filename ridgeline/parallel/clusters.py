@@ -1,9 +1,9 @@
 """Clusters by name: chips and machines are data, every figure with its source.
 
 ``chips/`` holds a file a chip. ``figures`` are the vendor's; ``efficiency`` says what a step reaches of them, fitted to
-measured runs or public, or names the chip whose it takes. GEMMs run on the cube alone, so ``cube_flops`` is the cube's
-peak, and it divides MFU. Product pages add the vector unit's to it (910B2: 376 = 353.9 + 22.1 TFLOP/s); such a sum is
-no roofline. ``machines/`` holds nodes and their links.
+measured runs or public, or names the chip whose it takes; ``step_error`` says how far measured steps lay from plans.
+GEMMs run on the cube alone, so ``cube_flops`` is the cube's peak, and it divides MFU. Product pages add the vector
+unit's to it (910B2: 376 = 353.9 + 22.1 TFLOP/s); such a sum is no roofline. ``machines/`` holds nodes and their links.
 """
 
 from collections.abc import Mapping
@@ -89,6 +89,7 @@ def chip_of(name: str) -> Chip:
         device=data["device"],
         **figures,
         efficiency=Efficiency(**{key: share["value"] for key, share in shares.items()}),
+        step_error=data["step_error"]["value"] if "step_error" in data else None,
         source="; ".join((data["note"], *sources) if "note" in data else sources),
     )
 

@@ -182,6 +182,10 @@ def _assumptions(job: Job) -> Iterator[str]:
         f"score, memory traffic {efficiency.memory:.2f} of HBM bandwidth, links {links[0].efficiency:.2f} within a "
         f"node and {links[1].efficiency:.2f} between nodes, {efficiency.launch_us:.0f} us a kernel"
     )
+    if chip.step_error is None:
+        yield f"no measured step of a {chip.name} was compared with its plan; see ridgeline calibrate"
+    else:
+        yield f"nine of ten measured steps of a {chip.name} lay within {chip.step_error:.0%} of their plans"
     yield "mfu_full counts attention over the whole sequence (Megatron's formula), mfu_causal what the mask leaves"
     if not job.memory.fused_accumulation:
         yield "gradients are added to the fp32 sum by a kernel of their own, not by the GEMM that makes them"

@@ -33,6 +33,12 @@ def test_half_of_the_judged_rows_are_within_ten_percent_and_nine_in_ten_within_a
     assert quantile(errors, 0.9) <= 0.25
 
 
+def test_the_chips_file_says_how_far_steps_lie():
+    told = cluster_preset("atlas-800t-a2").chip.step_error
+    assert told is not None
+    assert quantile(held_out("Mcore"), 0.9) <= told <= quantile(held_out("Mcore"), 0.9) + 0.02
+
+
 def test_the_headlines_are_within_ten_percent():
     assert max(held_out("headline")) <= 0.10
 

@@ -41,8 +41,8 @@ def test_constants_fit_the_runs_and_are_written_for_a_job_to_use(capsys, file):
     assert data["chip"] == "910B2"
     assert [one["name"] for one in data["runs"]] == ["llama2-7b", "again"]
     assert data["runs"][0]["step_ms"] == pytest.approx(data["runs"][1]["step_ms"])
-    assert data["median_error"] < 1 - 1 / 1.1
-    assert data["median_error"] <= data["median_held_out_error"]
+    assert data["errors"]["median"] <= data["errors"]["nine_in_ten"] < 1 - 1 / 1.1
+    assert data["errors"]["median"] <= data["held_out_errors"]["median"]
     assert data["constants"]["gemm"]["fitted"] < data["constants"]["gemm"]["before"]
     whole = file.with_name("whole.toml")
     whole.write_text('model = "llama2-7b"\nbatch = {seq_len = 4096, gbs = 64}\n' + output.read_text())
@@ -52,7 +52,7 @@ def test_constants_fit_the_runs_and_are_written_for_a_job_to_use(capsys, file):
 def test_the_tables_tell_constants_runs_and_the_error_held_out(capsys, file):
     code, out, _ = outcome(capsys, file, "--fit", "gemm")
     assert code == 0
-    for text in ("Constants of 910B2", "gemm", "again", "held out", "median error"):
+    for text in ("Constants of 910B2", "gemm", "again", "held out: half within", "nine in ten within"):
         assert text in out
 
 
