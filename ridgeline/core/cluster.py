@@ -53,8 +53,8 @@ class Chip:
         host_bandwidth: Bytes per second in one direction, to or from the host's memory.
         reserved_bytes: Held back by the driver and runtime before the first tensor.
         efficiency: What of these peaks a step reaches.
-        step_error: Nine of ten measured steps of models not fitted lay within this of their plans, either way; None where
-            none was measured.
+        step_error: Nine of ten measured steps of models not fitted lay within this of their plans, either way; None
+            where none was measured.
         source: Where the figures come from.
     """
 
