@@ -1,6 +1,7 @@
 """The kernel table as data."""
 
 import re
+from pathlib import Path
 
 import attrs
 import pytest
@@ -46,3 +47,21 @@ def test_limits() -> None:
     assert limit.rule(40) == "head_dim=40: must be a multiple of 16"
     among = Limit(trait="tp", minimum=2, among=(2, 4, 8))
     assert [among.rule(value) for value in (1, 2, 3)] == ["tp=1: must be >= 2", "", "tp=3: use 2, 4 or 8"]
+
+
+def test_the_page_names_every_op() -> None:
+    """docs/kernels.md has each op of the table and each kernel of torch_npu, and names none that is not there."""
+    page = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text()
+    listed = {name for line in page.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line)}
+    assert set(KERNELS) <= listed
+    kernels = {kernel.name for kernel in ROWS if kernel.name.startswith("npu_")} - {"npu_fusion_attention_no_sinks"}
+    assert kernels <= listed
+    assert (
+        not {name for name in listed if name.startswith("npu_")}
+        - kernels
+        - {
+            "npu_grouped_matmul_add_",
+            "npu_moe_gating_top_k_softmax",
+            "npu_rms_norm_backward",
+        }
+    )
