@@ -1,6 +1,6 @@
 """Choosing a kernel: which one an op gets, why, and what was passed over."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Literal
 
@@ -85,6 +85,44 @@ def select(
         passed.append(Passed(kernel=kernel.name, why=why))
     raise LoweringError(
         f"op={op!r} has no kernel on device={device!r} for dtype={dtype}; passed over: {', '.join(map(str, passed))}"
+    )
+
+
+def available(
+    chosen: Iterable[tuple[str, str]],
+    *,
+    software: Software,
+    policy: Policy = "auto",
+    table: Mapping[str, tuple[Kernel, ...]] = KERNELS,
+) -> tuple[Choice, ...]:
+    """Chosen kernels on the machine that is there: plain torch in the place of each that it has not the software for.
+
+    Args:
+        chosen: Ops and their kernels, as a plan has them.
+        software: What the machine has installed.
+        policy: "strict" replaces none.
+        table: Where all are found.
+
+    Raises:
+        LoweringError: Names every kernel that is missing under "strict", and what it needs.
+    """
+    choices = tuple(_available(op, name, software, table) for op, name in chosen)
+    missing = [f"{choice.op}: {choice.passed_over[0]}" for choice in choices if choice.passed_over]
+    if missing and policy == "strict":
+        raise LoweringError(f"run.kernels='strict': this machine lacks {'; '.join(missing)}; install it or use 'auto'")
+    return choices
+
+
+def _available(op: str, name: str, software: Software, table: Mapping[str, tuple[Kernel, ...]]) -> Choice:
+    kernel = next(kernel for kernel in table[op] if kernel.name == name)
+    why = next(filter(None, (need.rule(software) for need in kernel.needs)), "")
+    if not why:
+        return Choice(op=op, kernel=name, reason="as planned")
+    return Choice(
+        op=op,
+        kernel=table[op][-1].name,
+        reason="the planned kernel is not on this machine",
+        passed_over=(Passed(kernel=name, why=why),),
     )
 
 

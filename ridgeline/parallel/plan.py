@@ -145,7 +145,7 @@ def kernels_of(job: Job) -> tuple[Choice, ...]:
     heads, head_dim = map(max, zip(*_head_shapes(job.model), strict=True))
     traits = {"head_dim": head_dim, "heads": heads // job.layout.tp, "hidden": job.model.hidden}
     device, dtype = job.cluster.chip.device, DTYPES[job.precision.params]
-    return tuple(select(op, device=device, dtype=dtype, traits=traits) for op in LAYER_OPS)
+    return tuple(select(op, device=device, dtype=dtype, traits=traits, policy=job.run.kernels) for op in LAYER_OPS)
 
 
 def _warnings(job: Job, mesh: Mesh, memory: Sequence[RankMemory], kernels: Sequence[Choice]) -> Iterator[str]:

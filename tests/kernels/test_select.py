@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ridgeline.core.errors import LoweringError, SpecError
 from ridgeline.kernels.capabilities import ASSUMED, CAPABILITIES, Software, capabilities_of
-from ridgeline.kernels.select import Choice, Passed, kernel_of, select
+from ridgeline.kernels.select import Choice, Passed, available, kernel_of, select
 from ridgeline.kernels.table import KERNELS, Kernel, Limit
 
 FUSED = Kernel(
@@ -78,6 +78,20 @@ def test_old_software_is_passed_over(software: Software, why: str) -> None:
     assert choice.passed_over[0] == Passed(kernel="npu_fusion_attention", why=why)
     with pytest.raises(LoweringError, match=re.escape(f"npu_fusion_attention ({why})")):
         select("flash_attention", software=software, policy="strict", **call)
+
+
+def test_a_machine_gets_what_it_can_run() -> None:
+    """Kernels that the software lacks become plain torch and say so; all others stay; 'strict' names each."""
+    chosen = [("rope", "npu_rotary_mul"), ("gather_matmul", "npu_all_gather_base_mm"), ("gated_delta_rule", "torch")]
+    assert [choice.kernel for choice in available(chosen, software=ASSUMED)] == [name for _, name in chosen]
+    other = attrs.evolve(ASSUMED, chip="Ascend910_9391")
+    choices = available(chosen, software=other)
+    assert [choice.kernel for choice in choices] == ["npu_rotary_mul", "torch", "torch"]
+    why = "npu_all_gather_base_mm (chip=Ascend910_9391: must be Ascend910B*)"
+    assert str(choices[1]).endswith(f"passed over: {why}")
+    message = f"run.kernels='strict': this machine lacks gather_matmul: {why}; install it or use 'auto'"
+    with pytest.raises(LoweringError, match=f"^{re.escape(message)}$"):
+        available(chosen, software=other, policy="strict")
 
 
 def test_chips_that_a_kernel_is_for() -> None:

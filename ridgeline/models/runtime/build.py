@@ -11,7 +11,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from ridgeline.core.model import Rope
 from ridgeline.kernels.device import Device
-from ridgeline.kernels.runtime.load import load_kernel
+from ridgeline.kernels.runtime.load import kernels_here
 from ridgeline.models.program import RankProgram
 from ridgeline.models.runtime.model import build_chunk, build_config, in_precision, initialize, mark, resolved
 from ridgeline.models.runtime.rope import RotaryTable
@@ -58,7 +58,7 @@ def build(program: RankProgram, device: Device, *, local_rank: int = 0) -> Itera
     """
     job = program.job
     target = device.torch_device(local_rank)
-    kernels = {op: load_kernel(op, name) for op, name in program.kernels}
+    kernels = kernels_here(program.kernels, device.capabilities.name, policy=job.run.kernels)
     with device.bridge(), process_groups(job.layout, world_size=job.cluster.world_size, seed=job.run.seed):
         config = build_config(program)
         with target:
