@@ -223,6 +223,34 @@ def test_a_hot_rank_holds_more(balance):
         assert kept_by[1][name] == pytest.approx(expected, rel=1e-2)
 
 
+def test_repeated_heads_are_kept_as_their_kernel_sees_them():
+    """Heads that change places with too few keys and values to go round keep what a model without groups keeps."""
+    few, many = (dense_model(layers=2, hidden=128, heads=8, kv_heads=heads, ffn=96) for heads in (2, 8))
+    ulysses = {"layout__cp": 4, "layout__cp_algorithm": "ulysses"}
+    kept_by = [
+        sum(saved.size_bytes for op in layer_ops(job_of(one, **ulysses)) for saved in op.saved) for one in (few, many)
+    ]
+    assert kept_by[0] == kept_by[1]
+    rings = [
+        sum(saved.size_bytes for op in layer_ops(job_of(one, layout__cp=4)) for saved in op.saved)
+        for one in (few, many)
+    ]
+    assert rings[0] < rings[1] == kept_by[1]
+
+
+@pytest.mark.parametrize("algorithm", ["ring", "ulysses", "kv_allgather"])
+def test_attention_over_ranks_takes_more_than_alone(algorithm):
+    """Whatever the algorithm, while it runs it holds more than attention over the same tokens of one rank."""
+    alone = job_of(DENSE, world_size=1, batch__seq_len=32)
+    shared = job_of(DENSE, world_size=4, layout__cp=4, layout__cp_algorithm=algorithm, batch__seq_len=128)
+    works = [
+        next((op.forward_work_bytes, op.backward_work_bytes) for op in layer_ops(job) if op.name == "attention")
+        for job in (alone, shared)
+    ]
+    assert works[0][0] < works[1][0]
+    assert works[0][1] < works[1][1]
+
+
 def layer_ops(job):
     return stage_work(job, plan(job).stages)[0].layers[0].ops
 

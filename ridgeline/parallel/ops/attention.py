@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ridgeline.core.flops import attended_positions
 from ridgeline.core.model import Attention
-from ridgeline.parallel.ops.context import Spread, context_comms, merged_bytes
+from ridgeline.parallel.ops.context import Spread, context_comms, context_work, kv_kept, merged_bytes
 from ridgeline.parallel.ops.sizes import Sizes
 from ridgeline.parallel.ops.stream import column_comms, dropped, row_comms, whole
 from ridgeline.parallel.ops.words import Comm, Op, Saved
@@ -32,7 +32,9 @@ def attention_ops(mixer: Attention, sizes: Sizes) -> Iterator[Op]:
         head_norm = (Saved("q_before_norm", copied), Saved("qkv", fused), Saved("head_rstd", statistics))
     # A kernel saves v as a copy; the checkpoint around a recomputed one, as a view that keeps the fused tensor alive.
     v = fused if sizes.recomputes_attention and not mixer.qk_norm else kv
-    keys = () if mixer.shares_kv else (Saved("k", kv), Saved("v", v))
+    spread = Spread(q=q, k=kv, v=kv, kv_heads=mixer.kv_heads)
+    exchange, more = context_work(spread, sizes), kv_kept(spread, sizes) - 2 * kv
+    keys = () if mixer.shares_kv else (Saved("k", kv), Saved("v", v), *((Saved("repeated_kv", more),) if more else ()))
     queries: tuple[Saved, ...] = (Saved("q", q),)
     if "attention" in sizes.plain and mixer.positions != "rope" and not mixer.qk_norm:
         queries, keys = (), (Saved("v", fused),)  # nothing turned them: all are views of the fused tensor
@@ -58,8 +60,9 @@ def attention_ops(mixer: Attention, sizes: Sizes) -> Iterator[Op]:
             *kept_weights(tokens * heads, sizes),
             Saved("context", q, for_weight=mixer.gate == "none"),
         ),
-        comms=tuple(context_comms(Spread(q=q, k=kv, v=kv, kv_heads=mixer.kv_heads), sizes)),
-        backward_work_bytes=2 * q + 2 * kv,
+        comms=tuple(context_comms(spread, sizes)),
+        forward_work_bytes=exchange.forward,
+        backward_work_bytes=2 * q + kv_kept(spread, sizes) + exchange.backward,
     )
     if mixer.gate != "none":
         gates = tokens * heads * width * (mixer.head_dim if mixer.gate == "element" else 1)

@@ -46,3 +46,37 @@ def context_comms(spread: Spread, sizes: Sizes) -> Iterator[Comm]:
         for phase in ("F", "B"):
             for size in (spread.q, context, *((spread.q, context) if repeated else (spread.k, spread.v))):
                 yield Comm(phase, "all_to_all", "cp", size)
+
+
+class ContextWork(NamedTuple):
+    """Bytes that attention over a shared sequence takes while it runs."""
+
+    forward: int
+    backward: int
+
+
+def context_work(spread: Spread, sizes: Sizes) -> ContextWork:
+    """What the exchange of queries, keys and values holds beside them.
+
+    A ring receives the next keys and values while it works on these, and sums its output, and later the gradients of
+    keys and values, in fp32. Heads change places by copies. A gather holds the keys and values of the whole sequence.
+
+    Source:
+        Ascend/MindSpeed 2.0.0_core_r0.8.0, core/context_parallel: ring_context_parallel.py and
+        ulysses_context_parallel.py.
+    """
+    if sizes.cp == 1:
+        return ContextWork(0, 0)
+    kv, context = spread.k + spread.v, spread.context or spread.q
+    fp32 = 4 // sizes.width
+    if sizes.cp_algorithm == "ring":
+        return ContextWork(2 * kv + (1 + fp32) * context, (2 + 2 * fp32) * kv + fp32 * spread.q)
+    if sizes.cp_algorithm == "kv_allgather":
+        return ContextWork(kv * sizes.cp, 2 * kv * sizes.cp)
+    return ContextWork(spread.q + kv_kept(spread, sizes), spread.q + context + kv_kept(spread, sizes))
+
+
+def kv_kept(spread: Spread, sizes: Sizes) -> int:
+    """Keys and values as the kernel keeps them: for heads that change places, too few are repeated first."""
+    repeated = sizes.cp > 1 and sizes.cp_algorithm == "ulysses" and spread.kv_heads // sizes.tp < sizes.cp
+    return spread.q + (spread.context or spread.q) if repeated else spread.k + spread.v

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from ridgeline.core.flops import attended_positions
 from ridgeline.core.model import Indexer, LatentAttention
 from ridgeline.parallel.ops.attention import kept_weights, out_op, weights_bytes
-from ridgeline.parallel.ops.context import Spread, context_comms, merged_bytes
+from ridgeline.parallel.ops.context import Spread, context_comms, context_work, merged_bytes
 from ridgeline.parallel.ops.sizes import Sizes
 from ridgeline.parallel.ops.stream import column_comms
 from ridgeline.parallel.ops.words import Comm, Op, Saved
@@ -49,6 +49,8 @@ def latent_ops(mixer: LatentAttention, sizes: Sizes) -> Iterator[Op]:
         backward_work_bytes=2 * q + v,
     )
     positions = attended_positions(mixer, sizes.seq_len, "full" if "attention" in sizes.plain else "causal")
+    spread = Spread(q=q, k=q, v=v, kv_heads=mixer.heads, context=v)
+    exchange = context_work(spread, sizes)
     yield Op(
         "attention",
         part="core_attn",
@@ -63,8 +65,9 @@ def latent_ops(mixer: LatentAttention, sizes: Sizes) -> Iterator[Op]:
             *((Saved("padded_context", q),) if sizes.pads_values else ()),
             Saved("context", v, for_weight=True),
         ),
-        comms=tuple(context_comms(Spread(q=q, k=q, v=v, kv_heads=mixer.heads, context=v), sizes)),
-        backward_work_bytes=2 * q + 2 * v,
+        comms=tuple(context_comms(spread, sizes)),
+        forward_work_bytes=exchange.forward,
+        backward_work_bytes=2 * q + 2 * v + exchange.backward,
     )
     yield out_op(tokens * heads * mixer.v_head_dim, heads * mixer.v_head_dim, sizes)
 

@@ -16,6 +16,8 @@ def moe_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
     local_experts = moe.experts // sizes.ep
     rows = _rows(moe, sizes)
     dispatched = rows * sizes.hidden * width
+    group = sizes.etp * sizes.ep if sizes.dispatcher == "allgather" else 1
+    gathered = tokens * group * sizes.hidden * width if group > 1 else 0  # tokens of all ranks that share the experts
     activation = rows * ffn * width
     weight = sizes.hidden * ffn * width
     aux = [Comm("F", "all_reduce", "tp-cp", moe.experts * 8)] if moe.aux_loss and sizes.tp * sizes.cp > 1 else []
@@ -42,8 +44,8 @@ def moe_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
             moved_bytes=4 * dispatched,
             scattered=True,
             comms=dispatch,
-            forward_work_bytes=2 * dispatched,
-            backward_work_bytes=2 * dispatched,
+            forward_work_bytes=2 * dispatched + gathered,
+            backward_work_bytes=2 * dispatched + gathered,
         ),
         Op(
             "expert_fc1",
@@ -82,8 +84,8 @@ def moe_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
             moved_bytes=4 * dispatched,
             scattered=True,
             comms=combine,
-            forward_work_bytes=2 * dispatched,
-            backward_work_bytes=2 * dispatched,
+            forward_work_bytes=2 * dispatched + 4 // width * gathered,  # summed in the fp32 of the tokens' weights
+            backward_work_bytes=2 * dispatched + 4 // width * gathered,
         ),
         *shared_expert_ops(moe, sizes),
     )
