@@ -14,6 +14,9 @@ from ridgeline.models.families.table import ARCHITECTURES, FAMILIES, MODEL_TYPES
 from ridgeline.models.family import Family, read_fields
 from ridgeline.models.hf_rope import read_rope
 
+DEQUANTISED = ("fp8", "compressed-tensors", "mxfp4")
+"""The ``quant_method`` of published weights that ``ridgeline.checkpoint`` reads."""
+
 
 def read_hf_config(path: str | Path) -> dict[str, Any]:
     """The ``config.json`` in a folder, or the file itself; nothing is downloaded.
@@ -32,6 +35,12 @@ def read_hf_config(path: str | Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise SpecError(Problem("hf", str(file), "must hold a JSON object"))
     return config
+
+
+def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as of the weights in full: those of a known method are dequantised when they are read."""
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    return {name: value for name, value in config.items() if name != "quantization_config" or method not in DEQUANTISED}
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

@@ -17,7 +17,7 @@ from ridgeline.core.frozen import frozen
 from ridgeline.core.job import Job
 from ridgeline.core.model import ModelSpec
 from ridgeline.models.defaults import default_job
-from ridgeline.models.hf_config import model_from_hf, read_hf_config
+from ridgeline.models.hf_config import model_from_hf, read_hf_config, without_quantisation
 from ridgeline.models.zoo import model_preset
 from ridgeline.parallel.clusters import cluster_preset
 
@@ -139,7 +139,7 @@ def _model(value: Any) -> Any:
 
 def _model_from_folder(folder: str) -> ModelSpec:
     name = folder.rstrip("/").rsplit("/", 1)[-1]
-    return model_from_hf(read_hf_config(folder), name=name or "custom")
+    return model_from_hf(without_quantisation(read_hf_config(folder)), name=name or "custom")
 
 
 def _cluster(value: Any) -> Any:

@@ -13,10 +13,11 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from ridgeline.checkpoint.classic import ClassicForm
 from ridgeline.checkpoint.io.convert import Wanted, convert, plan_conversion
 from ridgeline.checkpoint.io.mapped import FileTensor, tensor_of
-from ridgeline.checkpoint.io.quantised import dequantised, without_quantisation
+from ridgeline.checkpoint.io.quantised import dequantised
 from ridgeline.checkpoint.pieces import row_major
 from ridgeline.core.errors import CheckpointError
 from ridgeline.core.layout import Layout
+from ridgeline.models.hf_config import without_quantisation
 from tests.checkpoint.hf_models import random_model
 
 

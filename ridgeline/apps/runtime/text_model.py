@@ -13,14 +13,13 @@ from ridgeline.apps.runtime.engine import Cache, Engine, continued, open_engine
 from ridgeline.apps.runtime.next_token import Sampling
 from ridgeline.checkpoint.io.dist_source import checkpoint_weights
 from ridgeline.checkpoint.io.hf import hf_weights
-from ridgeline.checkpoint.io.quantised import without_quantisation
 from ridgeline.checkpoint.io.recorded import find_checkpoint, open_record
 from ridgeline.checkpoint.io.weights import Weights
 from ridgeline.checkpoint.record import model_of
 from ridgeline.core.errors import DataError
 from ridgeline.core.model import ModelSpec
 from ridgeline.kernels.capabilities import DeviceName
-from ridgeline.models.hf_config import model_from_hf, read_hf_config
+from ridgeline.models.hf_config import model_from_hf, read_hf_config, without_quantisation
 
 CUT = "\ufffd"
 """What a tokenizer gives for bytes that do not yet make a character."""

@@ -7,13 +7,12 @@ import attrs
 from ridgeline.checkpoint.io.classic_source import is_classic, open_classic, step_folder
 from ridgeline.checkpoint.io.dist_source import open_dist
 from ridgeline.checkpoint.io.hf import hf_tensors, open_hf
-from ridgeline.checkpoint.io.quantised import without_quantisation
 from ridgeline.checkpoint.io.recorded import find_checkpoint
 from ridgeline.checkpoint.io.sources import Opened
 from ridgeline.checkpoint.io.torch_dist import INDEX
 from ridgeline.core.errors import CheckpointError
 from ridgeline.core.model import ModelSpec
-from ridgeline.models.hf_config import model_from_hf, read_hf_config
+from ridgeline.models.hf_config import model_from_hf, read_hf_config, without_quantisation
 
 
 def open_source(source: str | Path, *, model: ModelSpec | None = None, masters: bool = False) -> Opened:

@@ -14,7 +14,6 @@ Source:
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -25,16 +24,8 @@ from ridgeline.core.errors import CheckpointError
 
 FP8_BLOCK = 128
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-METHODS = ("fp8", "compressed-tensors", "mxfp4")
-"""What a config's ``quant_method`` calls these."""
 
 _FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
-
-
-def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A Hugging Face config as of the weights that ``dequantised`` gives; one of another method stays as it is."""
-    method = (config.get("quantization_config") or {}).get("quant_method")
-    return {name: value for name, value in config.items() if name != "quantization_config" or method not in METHODS}
 
 
 def dequantised(tensors: Mapping[str, FileTensor]) -> dict[str, FileTensor]:
