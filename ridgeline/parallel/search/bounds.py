@@ -133,13 +133,20 @@ def forwards_first(schedule: str, *, pp: int, rank: int, chunks: int, chunk: int
         >>> [forwards_first("1f1b", pp=4, rank=rank, chunks=1, chunk=0, num_microbatches=9) for rank in range(4)]
         [4, 3, 2, 1]
     """
+    behind = pp - rank - 1
     match schedule:
         case "gpipe":
-            return num_microbatches
+            count = num_microbatches
         case "1f1b" | "zb_h1":
-            return min(num_microbatches, pp - rank)
-        case "interleaved_1f1b":  # groups of pp microbatches, chunk after chunk
-            warmup = min(num_microbatches * chunks, 2 * (pp - rank - 1) + (chunks - 1) * pp + 1)
-            rounds, rest = divmod(warmup, pp * chunks)
-            return rounds * pp + min(pp, max(0, rest - chunk * pp))
-    return 1  # of whatever microbatch that backward is, all its forwards came before
+            count = behind + 1
+        case "zb_2p":
+            count = 2 * behind + 1
+        case "interleaved_1f1b" | "zb_vpp":  # groups of pp microbatches, chunk after chunk
+            warmup = (2 if schedule == "interleaved_1f1b" else 1) * behind + (chunks - 1) * pp + 1
+            rounds, rest = divmod(min(num_microbatches * chunks, warmup), pp * chunks)
+            count = rounds * pp + min(pp, max(0, rest - chunk * pp))
+        case "zb_v" | "dualpipe_v" | "dualpipe_v_split":
+            count = 2 * behind + rank + 1 if chunk == 0 else rank + 1
+        case _:
+            count = 1  # of whatever microbatch that backward is, all its forwards came before
+    return min(count, num_microbatches)

@@ -1,16 +1,21 @@
 """No bound lies above the plans that it stands for."""
 
+from itertools import takewhile
 from random import Random
-from typing import Any
+from typing import Any, get_args
 
 import attrs
 import pytest
 
 from ridgeline.core.errors import PlanError
 from ridgeline.core.job import Batch
+from ridgeline.core.layout import Layout
 from ridgeline.models.jobs import preset
 from ridgeline.parallel.plan import plan
+from ridgeline.parallel.schedules.known import Pipeline, plan_schedule
 from ridgeline.parallel.search import Point, grid_of, job_at, points
+from ridgeline.parallel.search.bounds import forwards_first
+from ridgeline.parallel.search.grid import INTERLEAVED
 from ridgeline.parallel.search.tree import Branch, opener
 from tests.parallel.search.small import small_search
 
@@ -56,3 +61,21 @@ def test_branches_hold_all_points():
     leaves = [leaf.at for shape in opened(()) for scheme in opened(shape.at) for leaf in opened(scheme.at)]
     assert sorted(leaves, key=repr) == sorted(points(job, grid), key=repr)
     assert sum(branch.points for branch in opened(())) == len(leaves)
+
+
+@pytest.mark.parametrize("schedule", get_args(get_args(Layout.__annotations__["schedule"])[0]))
+@pytest.mark.parametrize(("pp", "num_microbatches"), [(2, 4), (4, 8), (4, 12), (8, 16)])
+def test_forwards_before_the_first_backward_are_those_of_the_schedule(schedule, pp, num_microbatches):
+    """Told without the schedule, never more than it runs; and for the usual ones exactly as many."""
+    vpp = 2 if schedule in INTERLEAVED else 1
+    chunks = Layout(vpp=vpp, schedule=schedule).chunks
+    slices = 2 if schedule == "seq1f1b" else 1
+    made = plan_schedule(schedule, Pipeline(pp=pp, vpp=chunks, num_microbatches=num_microbatches, slices=slices))
+    for rank, actions in enumerate(made.ranks):
+        before = list(takewhile(lambda action: action.kind == "F", actions))
+        for chunk, stage in enumerate(sorted({action.stage for action in actions})):
+            told = forwards_first(
+                schedule, pp=pp, rank=rank, chunks=chunks, chunk=chunk, num_microbatches=num_microbatches
+            )
+            run = sum(action.stage == stage for action in before)
+            assert told == run if schedule in ("1f1b", "gpipe", "interleaved_1f1b", "zb_2p") else told <= run
