@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     from ridgeline.core.transforms import with_layout as with_layout
     from ridgeline.models.jobs import job_of as job_of
     from ridgeline.models.jobs import preset as preset
-    from ridgeline.models.megatron import lowering_faults as lowering_faults
+    from ridgeline.models.lowerable import lowering_faults as lowering_faults
     from ridgeline.models.program import RankProgram as RankProgram
     from ridgeline.models.program import lower as lower
     from ridgeline.models.zoo import model_names as model_names
@@ -105,7 +105,7 @@ HOMES = MappingProxyType(
             "compose distributed_optimizer identity noop_layers on_nodes recompute reduce_layers resize with_layout"
         ),
         "ridgeline.models.jobs": "job_of preset",
-        "ridgeline.models.megatron": "lowering_faults",
+        "ridgeline.models.lowerable": "lowering_faults",
         "ridgeline.models.program": "RankProgram lower",
         "ridgeline.models.zoo": "model_names model_preset",
         "ridgeline.parallel.clusters": "cluster_preset",

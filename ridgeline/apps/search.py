@@ -37,7 +37,7 @@ def search(
         json: Print everything as JSON instead.
     """
     from ridgeline.apps.reading import read_job
-    from ridgeline.models.megatron import lowering_faults
+    from ridgeline.models.lowerable import lowering_faults
     from ridgeline.parallel.search import grid_of
     from ridgeline.parallel.search import search as search_of
 

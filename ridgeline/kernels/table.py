@@ -245,6 +245,3 @@ KERNELS: Mapping[str, tuple[Kernel, ...]] = MappingProxyType(
         "vocab_parallel_cross_entropy": (_reference("vocab_parallel_cross_entropy", module="cross_entropy"),),
     }
 )
-
-LAYER_OPS = ("attention", "rms_norm", "rope", "swiglu")
-"""What the layers of a model call, and so what a plan chooses kernels for."""

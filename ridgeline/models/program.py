@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import attrs
 
 from ridgeline.core.job import Job
-from ridgeline.models.megatron import Fields, check_lowerable, ddp_fields, optimizer_fields, transformer_fields
+from ridgeline.models.lowerable import check_lowerable
+from ridgeline.models.megatron import Fields, ddp_fields, optimizer_fields, transformer_fields
 from ridgeline.parallel.actions import Action
 from ridgeline.parallel.mesh import PROCESS_GROUPS, ExpertCoords, RankCoords, expert_coords, group_of, rank_coords
 from ridgeline.parallel.plan import Plan

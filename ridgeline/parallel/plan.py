@@ -12,9 +12,8 @@ import attrs
 from ridgeline.core.errors import PlanError
 from ridgeline.core.frozen import frozen
 from ridgeline.core.job import Job
-from ridgeline.core.model import Attention, LatentAttention, ModelSpec
+from ridgeline.kernels.model_ops import model_ops, model_traits
 from ridgeline.kernels.select import Choice, select
-from ridgeline.kernels.table import LAYER_OPS
 from ridgeline.parallel.check import job_problems, mesh_of, no_effect, stages_of
 from ridgeline.parallel.collectives import Collective, plan_collectives
 from ridgeline.parallel.held import plan_held
@@ -127,25 +126,16 @@ def schedule_of(job: Job, times: StageTimes) -> Schedule:
     return paired(schedule) if job.comm.moe_fb_overlap else attrs.evolve(schedule, pairs=())
 
 
-def _head_shapes(model: ModelSpec) -> Iterator[tuple[int, int]]:
-    """How many heads attention has, and their dims; a single one of one for a model without attention."""
-    yield 1, 1
-    for run in model.blocks:
-        match run.block.mixer:
-            case Attention(heads=heads, head_dim=head_dim) | LatentAttention(heads=heads, qk_head_dim=head_dim):
-                yield heads, head_dim
-
-
 def kernels_of(job: Job) -> tuple[Choice, ...]:
     """The kernel of every op of a job, on its cluster's device and in its dtype.
 
     Raises:
         LoweringError: An op has no kernel there.
     """
-    heads, head_dim = map(max, zip(*_head_shapes(job.model), strict=True))
-    traits = {"head_dim": head_dim, "heads": heads // job.layout.tp, "hidden": job.model.hidden}
+    traits = model_traits(job.model, tp=job.layout.tp)
     device, dtype = job.cluster.chip.device, DTYPES[job.precision.params]
-    return tuple(select(op, device=device, dtype=dtype, traits=traits, policy=job.run.kernels) for op in LAYER_OPS)
+    policy, ops = job.run.kernels, model_ops(job.model)
+    return tuple(select(op, device=device, dtype=dtype, traits=traits, policy=policy) for op in ops)
 
 
 def _warnings(job: Job, mesh: Mesh, memory: Sequence[RankMemory], kernels: Sequence[Choice]) -> Iterator[str]:

@@ -11,7 +11,7 @@ import pytest
 from ridgeline.core.errors import LoweringError, SpecError
 from ridgeline.core.job import Dpo, FullRecompute, Lora, Memory, Precision
 from ridgeline.core.model import Attention, Block, Mlp, Moe, Repeat
-from ridgeline.models.megatron import check_lowerable
+from ridgeline.models.lowerable import check_lowerable
 from ridgeline.models.program import DataSlice, lower
 from ridgeline.parallel.plan import plan
 from tests.parity.small import MODELS, MOE, job_of
@@ -84,8 +84,7 @@ def test_what_cannot_be_lowered_is_named_at_once():
         check_lowerable(job_of(model, layout__cp=2))
     assert str(caught.value).splitlines() == [
         "layout.cp=2: the runtime's attention sees its own part of the sequence only; use 1",
-        "model.mtp=1: multi-token prediction has no lowering yet; use 0",
-        "model.norm='layer': has no lowering yet; leave it at 'rms'",
+        "model.mtp=1: has no lowering yet; use 0",
         "model.blocks.mixer.head_dim=[6, 10]: Megatron-core has one for all layers; use one value",
         "model.blocks.feed_forward.topk=[2, 3]: Megatron-core has one for all layers; use one value",
     ]

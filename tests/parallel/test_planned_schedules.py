@@ -9,7 +9,7 @@ from ridgeline.core.errors import LoweringError, PlanError
 from ridgeline.core.job import FullRecompute, Memory
 from ridgeline.core.model import Attention, Block, Mlp
 from ridgeline.core.params import num_params
-from ridgeline.models.megatron import check_lowerable
+from ridgeline.models.lowerable import check_lowerable
 from ridgeline.models.zoo import model_preset
 from ridgeline.parallel.clusters import cluster_preset
 from ridgeline.parallel.ops import block_ops, deferred, sizes_of

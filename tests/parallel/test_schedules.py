@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ridgeline.core.errors import PlanError
-from ridgeline.models.megatron import SCHEDULES as RUN_BY_MEGATRON
+from ridgeline.models.lowerable import SCHEDULES as RUN_BY_MEGATRON
 from ridgeline.parallel.schedule import Schedule, forward_only
 from ridgeline.parallel.schedules.interleaved import interleaved_1f1b
 from ridgeline.parallel.schedules.known import Pipeline, plan_schedule

@@ -55,6 +55,34 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+LATENT = {
+    "q_lora_rank": 14,
+    "kv_lora_rank": 18,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 28,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+}
+GROUPS = {"num_nextn_predict_layers": 0, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.7}
+CASES |= {
+    "deepseek_v2": ("DeepseekV2", {**LATENT, "topk_method": "greedy", "n_group": 1, "topk_group": 1}),
+    "deepseek_v3": ("DeepseekV3", {**LATENT, **GROUPS}),
+    "deepseek_v3 yarn": (
+        "DeepseekV3",
+        {
+            **LATENT,
+            **GROUPS,
+            "q_lora_rank": None,
+            **rope("yarn", factor=4.0, original_max_position_embeddings=16, mscale=0.7, mscale_all_dim=1.0),
+        },
+    ),
+}
+
 
 @attrs.frozen
 class Judged:
@@ -74,8 +102,8 @@ def judge(case: str, folder: Path) -> Judged:
     """Build a model, save it to a folder, and tell what it makes of `tokens`."""
     family, changes = CASES[case]
     fields = {**SHARED, **changes}
-    if family == "Qwen2":
-        del fields["head_dim"]  # it has none but hidden_size / heads
+    if family in ("Qwen2", "DeepseekV2", "DeepseekV3"):
+        del fields["head_dim"]  # they have none, or another
     config = getattr(transformers, f"{family}Config")(**fields)
     with torch.random.fork_rng():
         torch.manual_seed(11)
@@ -83,6 +111,9 @@ def judge(case: str, folder: Path) -> Judged:
         with torch.no_grad():
             for tensor in model.parameters():
                 if tensor.dim() == 1:
+                    tensor.add_(torch.randn_like(tensor) * 0.2)
+            for name, tensor in model.named_buffers():
+                if name.endswith("e_score_correction_bias"):
                     tensor.add_(torch.randn_like(tensor) * 0.2)
     model.save_pretrained(folder)
     text = tokens()
@@ -113,6 +144,17 @@ def _below(tensors: dict[str, Any], prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
+LATENTS = (
+    ("linear_q_proj", "q_proj"),
+    ("linear_q_down_proj", "q_a_proj"),
+    ("q_layernorm", "q_a_layernorm"),
+    ("linear_q_up_proj", "q_b_proj"),
+    ("linear_kv_down_proj", "kv_a_proj_with_mqa"),
+    ("kv_layernorm", "kv_a_layernorm"),
+    ("linear_kv_up_proj", "kv_b_proj"),
+)
+
+
 def _attention(theirs: dict[str, torch.Tensor], config: Any) -> dict[str, torch.Tensor]:
     groups = config.num_key_value_heads
     ours = {
@@ -120,6 +162,9 @@ def _attention(theirs: dict[str, torch.Tensor], config: Any) -> dict[str, torch.
         "pre_mlp_layernorm.weight": theirs["post_attention_layernorm.weight"],
         "self_attention.linear_proj.weight": theirs["self_attn.o_proj.weight"],
     }
+    if "self_attn.kv_a_proj_with_mqa.weight" in theirs:
+        names = {f"self_attention.{name}.weight": f"self_attn.{published}.weight" for name, published in LATENTS}
+        return ours | {name: theirs[published] for name, published in names.items() if published in theirs}
     for kind in ("weight", "bias"):
         if f"self_attn.q_proj.{kind}" in theirs:
             parts = [theirs[f"self_attn.{x}_proj.{kind}"] for x in "qkv"]
@@ -146,4 +191,9 @@ def _feed_forward(theirs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         ):
             ours[f"mlp.experts.local_experts.{expert}.linear_fc1.weight"] = gate_up
             ours[f"mlp.experts.local_experts.{expert}.linear_fc2.weight"] = down
+    if "mlp.shared_experts.gate_proj.weight" in theirs:
+        shared = _below(theirs, "mlp.shared_experts.")
+        fused = torch.cat([shared["gate_proj.weight"], shared["up_proj.weight"]])
+        ours["mlp.shared_experts.linear_fc1.weight"] = fused
+        ours["mlp.shared_experts.linear_fc2.weight"] = shared["down_proj.weight"]
     return ours

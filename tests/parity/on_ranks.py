@@ -70,6 +70,8 @@ def train(job: Job, steps: int = 5) -> Trained:
 def pieces(built: Built) -> Iterator[Piece]:
     """This rank's part of every gradient."""
     for owned, tensor in named_tensors(built.program, built.chunks):
+        if not owned.local.param.trains:
+            continue
         values = tensor.main_grad.detach().float().numpy().copy()
         local = owned.local
         yield Piece(local.fqn, local.param.shape, owned.boxes, local.shard.global_shape, values)

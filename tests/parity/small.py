@@ -6,7 +6,19 @@ import attrs
 
 from ridgeline.core.job import Batch, Comm, ConstantLr, Job, Memory, Optimizer, Precision
 from ridgeline.core.layout import Layout
-from ridgeline.core.model import Attention, Block, FeedForward, Mlp, ModelSpec, Moe, Repeat
+from ridgeline.core.model import (
+    Attention,
+    Block,
+    FeedForward,
+    GatedDeltaNet,
+    LatentAttention,
+    Mixer,
+    Mlp,
+    ModelSpec,
+    Moe,
+    Repeat,
+    Rope,
+)
 from ridgeline.parallel.clusters import cluster_preset
 
 VOCAB, HIDDEN, SEQ_LEN = 97, 36, 24
@@ -23,7 +35,25 @@ def model_of(*feed_forwards: FeedForward, tied: bool = False, **attention: Any) 
     )
 
 
+LATENT = LatentAttention(
+    heads=4, q_lora_rank=14, kv_lora_rank=18, nope_head_dim=10, rope_head_dim=6, v_head_dim=8, rope=Rope(base=500.0)
+)
+ROUTED = attrs.evolve(
+    MOE, experts=8, groups=4, group_topk=2, topk=4, score="sigmoid", expert_bias=True, topk_scale=1.5, shared_ffn=44
+)
+DELTA = GatedDeltaNet(key_heads=2, value_heads=4, key_head_dim=6, value_head_dim=10)
+GATED = Attention(heads=4, kv_heads=2, head_dim=12, qk_norm=True, gate="element", rope=Rope(share=0.5))
+
+
+def layers_of(*layers: tuple[Mixer, FeedForward], **traits: Any) -> ModelSpec:
+    """A model of these layers."""
+    blocks = tuple(Repeat(block=Block(mixer=mixer, feed_forward=part), count=1) for mixer, part in layers)
+    return ModelSpec(vocab_size=VOCAB, hidden=HIDDEN, max_position=64, blocks=blocks, init_std=0.1, **traits)
+
+
 MODELS = {
+    "latent": layers_of((LATENT, MLP), *[(LATENT, ROUTED)] * 3),
+    "delta": layers_of(*[(DELTA, MOE), (GATED, MOE)] * 2, norm="zero_centred_rms"),
     "dense": model_of(*[MLP] * 4),
     "tied": model_of(*[MLP] * 4, tied=True),
     "moe": model_of(*[MOE] * 4),

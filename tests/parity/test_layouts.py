@@ -46,13 +46,15 @@ EVERY_DAY = {
     *(("tied", name) for name in ("tp2", "pp2 vpp2", "tp2 pp2")),
     *(("moe", name) for name in ("pp2", *EXPERTS_ONLY)),
     ("mixed", "pp2 vpp2"),
+    *(("latent", name) for name in ("tp2 sp", "pp2", "ep2 alltoall")),
+    ("delta", "tp2 sp"),
 }
 CASES = [
     pytest.param(model, layout, id=f"{model}: {layout}", marks=() if (model, layout) in EVERY_DAY else pytest.mark.full)
     for model in MODELS
     for layout in LAYOUTS
     if not (layout in EXPERTS_ONLY and model in ("dense", "tied"))
-    if not (layout in NEEDS_SP and model in ("moe", "mixed"))
+    if not (layout in NEEDS_SP and model not in ("dense", "tied"))
 ]
 
 

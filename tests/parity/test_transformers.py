@@ -17,7 +17,10 @@ LAYOUTS = {
     "tp2": (2, {"layout__tp": 2, "layout__sp": True}),
     "pp2": (2, {"layout__pp": 2}),
 }
-EVERY_DAY = ("llama", "llama biased", "llama llama3", "qwen2 window", "qwen3", "mixtral", "qwen3_moe unnormalised")
+EVERY_DAY = (
+    *("llama", "llama biased", "llama llama3", "qwen2 window", "qwen3", "mixtral", "qwen3_moe unnormalised"),
+    "deepseek_v3 yarn",
+)
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,13 @@ from ridgeline.checkpoint.io.initial import load_weights
 from ridgeline.checkpoint.io.weights import Weights
 from ridgeline.core.errors import Problem, SpecError
 from ridgeline.core.job import Batch, Job, Memory, Precision
-from ridgeline.core.model import Attention, ModelSpec
+from ridgeline.core.model import ModelSpec
 from ridgeline.kernels.capabilities import DeviceName
 from ridgeline.kernels.device import open_device
 from ridgeline.kernels.runtime.load import load_kernel
 from ridgeline.models.program import lower
 from ridgeline.models.runtime.model import build_chunk, build_config, in_precision
-from ridgeline.models.runtime.modules import Sequences
-from ridgeline.models.runtime.rope import rotary_table
+from ridgeline.models.runtime.sequences import Sequences, rotary_tables
 from ridgeline.parallel.clusters import cluster_preset
 from ridgeline.parallel.plan import plan
 from ridgeline.parallel.runtime.groups import process_groups
@@ -57,12 +56,14 @@ class Cache:
         capacity: Positions at most.
         layers: Of each layer its keys and values, (room for t, b, g, d), which grow as they fill.
         filled: Of each layer how many positions it has.
+        states: Of each recurrent layer its last inputs and its memory.
     """
 
     capacity: int
     tokens: list[int] = attrs.field(factory=list)
     layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = attrs.field(factory=dict)
     filled: dict[int, int] = attrs.field(factory=dict)
+    states: dict[int, tuple[torch.Tensor, torch.Tensor]] = attrs.field(factory=dict)
 
     def extend(self, layer: int, key_sbgd: torch.Tensor, value_sbgd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Append a layer's keys and values, and give all so far."""
@@ -77,8 +78,19 @@ class Cache:
         self.filled[layer] = end
         return keys[:end], values[:end]
 
+    def state(self, layer: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """What a recurrent layer remembered."""
+        return self.states.get(layer, (None, None))
+
+    def remember(self, layer: int, inputs_bwc: torch.Tensor, memory: torch.Tensor) -> None:
+        """Keep what a recurrent layer needs of the tokens so far."""
+        self.states[layer] = inputs_bwc, memory
+
     def keep(self, length: int) -> None:
-        """Forget all but the first ``length`` tokens."""
+        """Forget all but the first ``length`` tokens; a recurrent memory knows no way back: then all."""
+        if self.states and length < len(self.tokens):
+            length = 0
+            self.states.clear()
         del self.tokens[length:]
         for layer in self.filled:
             self.filled[layer] = length
@@ -156,6 +168,7 @@ def next_logits(engine: Engine, tokens: Sequence[int], cache: Cache) -> torch.Te
     same = next((i for i, (a, b) in enumerate(zip(tokens, cache.tokens, strict=False)) if a != b), len(cache.tokens))
     begin = min(same, len(tokens) - 1)
     cache.keep(begin)
+    begin = len(cache.tokens)
     logits_bsv = torch.empty(0)
     for start in range(begin, len(tokens), PREFILL):
         logits_bsv = _logits(engine, tokens[start : start + PREFILL], cache)
@@ -190,20 +203,10 @@ def _logits(engine: Engine, tokens: Sequence[int], cache: Cache) -> torch.Tensor
     begin = len(cache.tokens)
     cache.tokens.extend(tokens)
     positions_bs = torch.arange(begin, len(cache.tokens), device=engine.device).unsqueeze(0)
-    mixers = {mixer for run in engine.spec.blocks if isinstance(mixer := run.block.mixer, Attention)}
-    tables = {
-        mixer.rope: rotary_table(
-            mixer.rope,
-            head_dim=mixer.head_dim,
-            positions_bs=positions_bs,
-            length=len(cache.tokens),
-            dtype=engine.dtype,
-        )
-        for mixer in mixers
-    }
+    tables = rotary_tables(engine.spec, positions_bs, longest=len(cache.tokens), dtype=engine.dtype)
     return engine.module(
         input_ids=torch.tensor([list(tokens)], device=engine.device),
-        position_ids=None,
+        position_ids=positions_bs,
         attention_mask=None,
         packed_seq_params=Sequences(tables=tables, cache=cache),
     )

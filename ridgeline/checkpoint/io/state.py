@@ -13,7 +13,7 @@ from ridgeline.models.runtime.build import Built
 from ridgeline.models.runtime.model import named_tensors
 
 
-def held(program: RankProgram, chunks: Sequence[torch.nn.Module]) -> list[tuple[Holding, torch.nn.Parameter]]:
+def held(program: RankProgram, chunks: Sequence[torch.nn.Module]) -> list[tuple[Holding, torch.Tensor]]:
     """Every parameter of a rank, as what it is and as it lives."""
     tensors = (tensor for _, tensor in named_tensors(program, chunks))
     return list(zip(holdings_of(program), tensors, strict=True))
@@ -55,7 +55,7 @@ def masters(built: Built) -> Iterator[tuple[Holding, Slot]]:
     return (pair for pair in _slots(built, held(built.program, built.chunks)) if pair[1].is_master)
 
 
-def _slots(built: Built, params: list[tuple[Holding, torch.nn.Parameter]]) -> Iterator[tuple[Holding, Slot]]:
+def _slots(built: Built, params: list[tuple[Holding, torch.Tensor]]) -> Iterator[tuple[Holding, Slot]]:
     by_id: Mapping[int, Holding] = {id(param): holding for holding, param in params}
     for slot in slots_of(built.optimizer):
         yield by_id[id(slot.param)], slot

@@ -9,13 +9,12 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from ridgeline.core.model import Rope
 from ridgeline.kernels.device import Device
 from ridgeline.kernels.runtime.load import kernels_here
 from ridgeline.models.program import RankProgram
 from ridgeline.models.runtime.model import build_chunk, build_config, in_precision, initialize, mark, resolved
 from ridgeline.models.runtime.rope import RotaryTable
-from ridgeline.models.runtime.sequences import tables_of
+from ridgeline.models.runtime.sequences import Turn, tables_of
 from ridgeline.parallel.runtime.execute import wrap_chunks
 from ridgeline.parallel.runtime.groups import process_groups
 from ridgeline.parallel.runtime.optimizer import build_optimizer
@@ -38,7 +37,7 @@ class Built:
     chunks: list[DistributedDataParallel]
     optimizer: ChainedOptimizer
     config: TransformerConfig
-    tables: Mapping[Rope, RotaryTable]
+    tables: Mapping[Turn, RotaryTable]
     device: torch.device
 
 

@@ -6,15 +6,18 @@ generator of its own; a rank draws the blocks that its shard meets. One block of
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from types import MappingProxyType
 
+import attrs
 import torch
 
-from ridgeline.core.model import ModelSpec
+from ridgeline.core.model import ModelSpec, Norm
 from ridgeline.core.params import Param, Role
 from ridgeline.parallel.shards import Box
 
 BLOCK_ELEMENTS = 1 << 22
+INITIAL = MappingProxyType({"dt_bias": 1.0, "A_log": math.log(8.0), "D": 1.0})
 SPLIT_BY_COLUMNS: tuple[Role, ...] = ("out", "down")
 
 
@@ -28,20 +31,29 @@ def initial_std(model: ModelSpec, role: Role) -> float:
 
 
 @torch.no_grad()
-def fill(tensor: torch.Tensor, param: Param, fqn: str, boxes: tuple[Box, ...], *, seed: int, std: float) -> None:
-    """Write a rank's part of a parameter's initial value: norms are 1, biases 0, matrices normal.
+def fill(
+    tensor: torch.Tensor, param: Param, fqn: str, boxes: Sequence[Box], *, norm: Norm, seed: int, std: float
+) -> None:
+    """Write a rank's part of a parameter's initial value: norms scale by 1, biases are 0, matrices normal.
 
     Args:
         tensor: The part, any dtype, any device.
         param: What it is a part of.
         fqn: The name of the whole, which names the draw.
         boxes: Where the part lies in the whole, box after box along dim 0; rows beyond the whole are padding, 0.
+        norm: Of the model's layers.
         seed: Of the run.
         std: Of a matrix.
     """
     if len(param.shape) == 1:
-        tensor.fill_(1.0 if param.role in ("norm", "head_norm") else 0.0)
+        tensor.fill_(_constant(param, norm))
         return
+    if param.role == "conv":  # (channels, 1, width): each channel a line
+        tensor, param, boxes = (
+            tensor.squeeze(1),
+            attrs.evolve(param, shape=param.shape[::2]),
+            [box[::2] for box in boxes],
+        )
     dim = 1 if param.role in SPLIT_BY_COLUMNS else 0
     tensor.zero_()
     begin = 0
@@ -51,6 +63,20 @@ def fill(tensor: torch.Tensor, param: Param, fqn: str, boxes: tuple[Box, ...], *
         for line, values in _lines(fqn, param.shape[dim], param.shape[1 - dim], box[dim], seed=seed, std=std):
             part = values[:, slice(*box[1 - dim])]
             rows.narrow(dim, line - box[dim][0], len(part)).copy_(part.t() if dim else part)
+
+
+def _constant(param: Param, norm: Norm) -> float:
+    """The value of a vector's elements.
+
+    Source:
+        huggingface/transformers 5.23, ``Qwen3NextGatedDeltaNet``: time steps begin at softplus(1). Decays begin at the
+        mean of its random ones, exp(log(8)), so that a layout does not change them.
+    """
+    last = param.name.rpartition(".")[2]
+    if last in INITIAL:
+        return INITIAL[last]
+    centred = norm == "zero_centred_rms" and not param.name.endswith("out_norm.weight")
+    return 1.0 if param.role in ("norm", "head_norm") and not centred else 0.0
 
 
 def _lines(

@@ -1,7 +1,6 @@
 """Blocks as Megatron-core module specs: which module, with which kernel, stands where in a layer."""
 
-import functools
-from collections.abc import Mapping
+from functools import partial
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
@@ -9,70 +8,87 @@ from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from ridgeline.core.model import Attention, Block, FeedForward, Mlp, ModelSpec
-from ridgeline.models.runtime.modules import (
-    BiasedColumnParallelLinear,
-    BiasedRowParallelLinear,
-    CoreAttention,
-    Kernel,
-    RmsNorm,
-    RotaryAttention,
-    SwiGlu,
-)
-
-Kernels = Mapping[str, Kernel]
+from ridgeline.core.model import Attention, Block, FeedForward, GatedDeltaNet, LatentAttention, Mixer, Mlp, ModelSpec
+from ridgeline.kernels.model_ops import has_modified_scores
+from ridgeline.models.runtime.activations import activation_spec
+from ridgeline.models.runtime.attention import CoreAttention, RotaryAttention
+from ridgeline.models.runtime.delta_net import DeltaNet
+from ridgeline.models.runtime.kernels import Kernels
+from ridgeline.models.runtime.latent_attention import LatentSelfAttention, latent_scale
+from ridgeline.models.runtime.linears import BiasedColumnParallelLinear, BiasedRowParallelLinear
+from ridgeline.models.runtime.modified_attention import ModifiedCoreAttention
+from ridgeline.models.runtime.norms import norm_spec
+from ridgeline.models.runtime.residual import SandwichLayer, scaled_add
 
 
 def decoder_spec(model: ModelSpec, layers: tuple[int, ...], kernels: Kernels) -> TransformerBlockSubmodules:
     """The layers of one model chunk, by their index in the model, and the final norm where Megatron-core wants one."""
     blocks = model.layers()
-    specs = {block: layer_spec(block, kernels) for block in {blocks[layer] for layer in layers}}
-    return TransformerBlockSubmodules(layer_specs=[specs[blocks[layer]] for layer in layers], layer_norm=_norm(kernels))
-
-
-def layer_spec(block: Block, kernels: Kernels) -> ModuleSpec:
-    """One block as a layer of Megatron-core."""
-    assert isinstance(block.mixer, Attention)  # lowering refuses all others
-    assert block.feed_forward is not None
-    return ModuleSpec(
-        module=TransformerLayer,
-        submodules=TransformerLayerSubmodules(
-            input_layernorm=_norm(kernels),
-            self_attention=_attention(block.mixer, kernels),
-            self_attn_bda=get_bias_dropout_add,  # pyright: ignore[reportArgumentType]  upstream gives the function too
-            pre_mlp_layernorm=_norm(kernels),
-            mlp=_feed_forward(block.feed_forward, kernels),
-            mlp_bda=get_bias_dropout_add,  # pyright: ignore[reportArgumentType]  as above
-        ),
+    specs = {block: layer_spec(block, model, kernels) for block in {blocks[layer] for layer in layers}}
+    return TransformerBlockSubmodules(
+        layer_specs=[specs[blocks[layer]] for layer in layers], layer_norm=norm_spec(model.norm, kernels)
     )
 
 
-def _norm(kernels: Kernels) -> ModuleSpec:
-    return ModuleSpec(module=RmsNorm, params={"rms_norm": kernels["rms_norm"]})
+def layer_spec(block: Block, model: ModelSpec, kernels: Kernels) -> ModuleSpec:
+    """One block as a layer of Megatron-core."""
+    norm = norm_spec(model.norm, kernels)
+    add = scaled_add(model.residual_scale) if model.residual_scale != 1.0 else get_bias_dropout_add
+    submodules = TransformerLayerSubmodules(
+        input_layernorm=norm,
+        self_attention=_mixer(block.mixer, norm, kernels),
+        self_attn_bda=add,  # pyright: ignore[reportArgumentType]  upstream gives the function too
+        pre_mlp_layernorm=norm,
+        mlp=_feed_forward(block.feed_forward, kernels),
+        mlp_bda=add,  # pyright: ignore[reportArgumentType]  as above
+    )
+    if block.norms == "sandwich":
+        params = {"norm": norm, "scale": model.residual_scale}
+        return ModuleSpec(module=SandwichLayer, params=params, submodules=submodules)
+    return ModuleSpec(module=TransformerLayer, submodules=submodules)
 
 
-def _attention(attention: Attention, kernels: Kernels) -> ModuleSpec:
-    head_norm = {"q_layernorm": _norm(kernels), "k_layernorm": _norm(kernels)} if attention.qk_norm else {}
+def _mixer(mixer: Mixer | None, norm: ModuleSpec, kernels: Kernels) -> ModuleSpec:
+    match mixer:
+        case Attention():
+            return _attention(mixer, norm, kernels)
+        case LatentAttention():
+            core = partial(CoreAttention, scale=latent_scale(mixer), window=None, attention=kernels["attention"])
+            params = {"mixer": mixer, "norm": norm, "core_attention": core, "rotate": kernels["rope"]}
+            return ModuleSpec(module=LatentSelfAttention, params=params)
+        case GatedDeltaNet():
+            return ModuleSpec(module=DeltaNet, params={"mixer": mixer, "kernels": kernels})
+        case _:
+            raise AssertionError(mixer)  # lowering refuses all others
+
+
+def _attention(mixer: Attention, norm: ModuleSpec, kernels: Kernels) -> ModuleSpec:
+    head_norm = {"q_layernorm": norm, "k_layernorm": norm} if mixer.qk_norm else {}
+    scale = mixer.head_dim**-0.5 if mixer.scale is None else mixer.scale
+    if has_modified_scores(mixer):
+        core = partial(ModifiedCoreAttention, mixer=mixer, scale=scale, flash_attention=kernels["flash_attention"])
+    else:
+        core = partial(CoreAttention, scale=scale, window=mixer.window, attention=kernels["attention"])
     return ModuleSpec(
         module=RotaryAttention,
-        params={"rope": attention.rope, "rotate": kernels["rope"]},
+        params={"mixer": mixer, "rotate": kernels.get("rope")},
         submodules=SelfAttentionSubmodules(
             linear_qkv=ColumnParallelLinear,
-            core_attention=functools.partial(  # pyright: ignore[reportArgumentType]  upstream's protocol has no __call__
-                CoreAttention, window=attention.window, attention=kernels["attention"]
-            ),
-            linear_proj=BiasedRowParallelLinear if attention.out_bias else RowParallelLinear,
+            core_attention=core,  # pyright: ignore[reportArgumentType]  upstream's protocol has no __call__
+            linear_proj=BiasedRowParallelLinear if mixer.out_bias else RowParallelLinear,
             **head_norm,
         ),
     )
 
 
-def _feed_forward(feed_forward: FeedForward, kernels: Kernels) -> ModuleSpec:
-    activation = ModuleSpec(module=SwiGlu, params={"swiglu": kernels["swiglu"]})
+def _feed_forward(feed_forward: FeedForward | None, kernels: Kernels) -> ModuleSpec:
+    assert feed_forward is not None  # lowering refuses layers without one
+    activation = activation_spec(feed_forward.activation, kernels)
     if isinstance(feed_forward, Mlp):
         return ModuleSpec(
             module=MLP,
@@ -83,7 +99,9 @@ def _feed_forward(feed_forward: FeedForward, kernels: Kernels) -> ModuleSpec:
                 linear_fc2=BiasedRowParallelLinear if feed_forward.bias else RowParallelLinear,
             ),
         )
-    experts = MLPSubmodules(linear_fc1=ColumnParallelLinear, activation_func=activation, linear_fc2=RowParallelLinear)
+    products = MLPSubmodules(linear_fc1=ColumnParallelLinear, activation_func=activation, linear_fc2=RowParallelLinear)
+    shared = ModuleSpec(module=SharedExpertMLP, submodules=products) if feed_forward.shared_ffn is not None else None
     return ModuleSpec(
-        module=MoELayer, submodules=MoESubmodules(experts=ModuleSpec(module=SequentialMLP, submodules=experts))
+        module=MoELayer,
+        submodules=MoESubmodules(experts=ModuleSpec(module=SequentialMLP, submodules=products), shared_experts=shared),  # pyright: ignore[reportArgumentType]  None where there are none
     )

@@ -11,8 +11,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from ridgeline.models.megatron import Fields
 from ridgeline.models.program import Owned, RankProgram
+from ridgeline.models.runtime.ends import finish_ends
 from ridgeline.models.runtime.initial import fill, initial_std
-from ridgeline.models.runtime.layers import Kernels, decoder_spec
+from ridgeline.models.runtime.kernels import Kernels
+from ridgeline.models.runtime.layers import decoder_spec
 
 
 class LanguageModel(GPTModel):
@@ -42,18 +44,21 @@ def build_chunk(program: RankProgram, chunk: int, config: TransformerConfig, ker
     """One chunk on torch's default device, its weights not yet written."""
     model, layout = program.job.model, program.job.layout
     part = program.chunks[chunk]
-    return LanguageModel(
+    built = LanguageModel(
         config=config,
         transformer_layer_spec=decoder_spec(model, part.layers, kernels),  # pyright: ignore[reportArgumentType]  upstream's hint
         vocab_size=program.padded_vocab,
-        max_sequence_length=program.data.seq_len,
+        max_sequence_length=model.max_position if model.learned_positions else program.data.seq_len,
         pre_process=part.pre_process,
         post_process=part.post_process,
         share_embeddings_and_output_weights=model.tied_embeddings,
-        position_embedding_type="none",  # RotaryAttention turns queries and keys itself
+        # Attention turns queries and keys itself.
+        position_embedding_type="learned_absolute" if model.learned_positions else "none",
         vp_stage=chunk if layout.vpp > 1 else None,
         num_pads=program.num_pads,
     )
+    finish_ends(built, model, kernels)
+    return built
 
 
 def initialize(program: RankProgram, chunks: Sequence[torch.nn.Module]) -> None:
@@ -61,7 +66,8 @@ def initialize(program: RankProgram, chunks: Sequence[torch.nn.Module]) -> None:
     model, seed = program.job.model, program.job.run.seed
     for owned, tensor in named_tensors(program, chunks):
         local = owned.local
-        fill(tensor, local.param, local.fqn, owned.boxes, seed=seed, std=initial_std(model, local.param.role))
+        std = initial_std(model, local.param.role)
+        fill(tensor, local.param, local.fqn, owned.boxes, norm=model.norm, seed=seed, std=std)
 
 
 def mark(program: RankProgram, chunks: Sequence[torch.nn.Module]) -> None:
@@ -76,7 +82,8 @@ def mark(program: RankProgram, chunks: Sequence[torch.nn.Module]) -> None:
         if not hasattr(tensor, "tensor_model_parallel"):
             for split in owned.local.shard.splits:
                 set_tensor_model_parallel_attributes(tensor, True, split.dim, split.blocks)
-        tensor.allreduce = owned.local.expert is None  # pyright: ignore[reportAttributeAccessIssue]  Megatron's mark
+        if owned.local.param.trains:
+            tensor.allreduce = owned.local.expert is None  # pyright: ignore[reportAttributeAccessIssue]  Megatron's mark
 
 
 def in_precision(config: TransformerConfig, chunk: LanguageModel) -> MegatronModule:
@@ -84,11 +91,15 @@ def in_precision(config: TransformerConfig, chunk: LanguageModel) -> MegatronMod
     return Float16Module(config, chunk) if config.bf16 else chunk
 
 
-def named_tensors(
-    program: RankProgram, chunks: Sequence[torch.nn.Module]
-) -> Iterator[tuple[Owned, torch.nn.Parameter]]:
-    """Every parameter of this rank with what it is; ``chunks`` may be wrapped."""
-    tensors = [{_bare(name): tensor for name, tensor in chunk.named_parameters()} for chunk in chunks]
+def named_tensors(program: RankProgram, chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[Owned, torch.Tensor]]:
+    """Every parameter of this rank with what it is; ``chunks`` may be wrapped.
+
+    What is moved by load instead of a gradient is a buffer in Megatron-core.
+    """
+    tensors = [
+        {_bare(name): tensor for name, tensor in (*chunk.named_parameters(), *chunk.named_buffers())}
+        for chunk in chunks
+    ]
     for owned in program.params:
         yield owned, tensors[owned.local.chunk][owned.local.name]
 

@@ -1,13 +1,49 @@
 """A microbatch as attention reads it: the turns of its positions, and where its documents end."""
 
+import itertools
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
+import attrs
 import torch
 
-from ridgeline.core.model import Attention, ModelSpec, Rope
-from ridgeline.models.runtime.modules import Sequences
+from ridgeline.core.model import Attention, LatentAttention, Mixer, ModelSpec, Rope
 from ridgeline.models.runtime.rope import RotaryTable, rotary_table
+
+Turn: TypeAlias = tuple[Rope, int]
+"""Rotary positions, and how many elements of a head they turn."""
+
+
+class KvCache(Protocol):
+    """What layers remember of the tokens before those of this forward, for generation."""
+
+    def extend(self, layer: int, key_sbgd: torch.Tensor, value_sbgd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append a layer's keys and values (layers count from 1), and give all so far."""
+        ...
+
+    def state(self, layer: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """What a recurrent layer remembered: its last inputs, (b, w, c), and its memory; None at the beginning."""
+        ...
+
+    def remember(self, layer: int, inputs_bwc: torch.Tensor, memory: torch.Tensor) -> None:
+        """Keep both for the next tokens."""
+        ...
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Sequences:
+    """What the attention of every layer reads of a microbatch besides its hidden states.
+
+    Attributes:
+        tables: The rotary table of each kind of positions in the model.
+        cu_seqlens: Where documents begin and the last one ends, counted over b*s tokens, sample after sample: int32, on
+            the host; None when each sample is one document.
+        cache: Earlier keys and values; None when training.
+    """
+
+    tables: Mapping[Turn, RotaryTable]
+    cu_seqlens: torch.Tensor | None = None
+    cache: KvCache | None = None
 
 
 class Microbatch(Protocol):
@@ -34,23 +70,50 @@ def sequences_of(model: ModelSpec, batch: Microbatch, *, device: torch.device, d
     if batch.cu_seqlens is None:
         return Sequences(tables=tables_of(model, seq_len=batch.tokens.shape[1], device=device, dtype=dtype))
     positions, longest = batch.position_ids.to(device, non_blocking=True), int(batch.cu_seqlens.diff().max())
-    return Sequences(tables=_tables(model, positions, longest, dtype), cu_seqlens=batch.cu_seqlens)
+    return Sequences(tables=rotary_tables(model, positions, longest=longest, dtype=dtype), cu_seqlens=batch.cu_seqlens)
 
 
 def tables_of(
     model: ModelSpec, *, seq_len: int, device: torch.device, dtype: torch.dtype
-) -> Mapping[Rope, RotaryTable]:
+) -> Mapping[Turn, RotaryTable]:
     """The rotary tables of samples that are one document each, the same for all of a length."""
-    return _tables(model, torch.arange(seq_len, device=device).unsqueeze(0), seq_len, dtype)
+    return rotary_tables(model, torch.arange(seq_len, device=device).unsqueeze(0), longest=seq_len, dtype=dtype)
 
 
-def _tables(
-    model: ModelSpec, positions_bs: torch.Tensor, longest: int, dtype: torch.dtype
-) -> Mapping[Rope, RotaryTable]:
-    mixers = {mixer for run in model.blocks if isinstance(mixer := run.block.mixer, Attention)}
+def document_lengths(cu_seqlens: torch.Tensor, *, size: int, samples: int) -> list[int]:
+    """The length of every document, which a sample's edge ends in any case."""
+    edges = sorted({*cu_seqlens.tolist(), *range(0, size * samples + 1, size)})
+    return [end - begin for begin, end in itertools.pairwise(edges)]
+
+
+def rotary_tables(
+    model: ModelSpec, positions_bs: torch.Tensor, *, longest: int, dtype: torch.dtype
+) -> Mapping[Turn, RotaryTable]:
+    """The rotary tables of these positions, of which the longest document has ``longest``."""
     return {
-        mixer.rope: rotary_table(
-            mixer.rope, head_dim=mixer.head_dim, positions_bs=positions_bs, length=longest, dtype=dtype
+        (rope, rotary_dim): rotary_table(
+            rope,
+            rotary_dim=rotary_dim,
+            positions_bs=positions_bs,
+            length=longest,
+            max_position=model.max_position,
+            dtype=dtype,
         )
-        for mixer in mixers
+        for rope, rotary_dim in filter(None, {turn_of(run.block.mixer) for run in model.blocks})
     }
+
+
+def turn_of(mixer: Mixer | None) -> Turn | None:
+    """How a mixer turns its heads, if it does.
+
+    Example:
+        >>> turn_of(Attention(heads=4, kv_heads=2, head_dim=8, rope=Rope(share=0.5)))[1]
+        4
+    """
+    match mixer:
+        case Attention(positions="rope", rope=rope, head_dim=head_dim):
+            return rope, int(head_dim * rope.share)
+        case LatentAttention(rope=rope, rope_head_dim=rope_head_dim):
+            return rope, rope_head_dim
+        case _:
+            return None

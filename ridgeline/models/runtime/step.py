@@ -8,8 +8,7 @@ import attrs
 import torch
 
 from ridgeline.models.runtime.build import Built
-from ridgeline.models.runtime.modules import Sequences
-from ridgeline.models.runtime.sequences import Microbatch, sequences_of
+from ridgeline.models.runtime.sequences import Microbatch, Sequences, sequences_of
 from ridgeline.parallel.lr import lr_at
 from ridgeline.parallel.runtime.execute import run_schedule, share_sums
 from ridgeline.parallel.runtime.optimizer import update
@@ -99,12 +98,21 @@ def run_chunk(
     device = built.device
     return chunk(
         input_ids=batch.tokens.to(device, non_blocking=True) if part.pre_process else None,
-        position_ids=None,
+        position_ids=_position_ids(built, batch) if part.pre_process else None,
         attention_mask=None,
         labels=labels.to(device, non_blocking=True) if labels is not None and part.post_process else None,
         packed_seq_params=_sequences(built, batch),
         **options,
     )
+
+
+def _position_ids(built: Built, batch: Microbatch) -> torch.Tensor | None:
+    """What a table of learned positions is read with, (b, s)."""
+    if not built.program.job.model.learned_positions:
+        return None
+    if batch.cu_seqlens is None:
+        return torch.arange(batch.tokens.shape[1], device=built.device).expand(batch.tokens.shape)
+    return batch.position_ids.to(built.device, non_blocking=True)
 
 
 def _sequences(built: Built, batch: Microbatch) -> Sequences:

@@ -15,7 +15,7 @@ LARGE = (3000, 2002)
 
 def part(param, shard, rank, mesh, *, seed=7, dtype=torch.float32):
     tensor = torch.full(local_shape(shard, mesh), torch.nan, dtype=dtype)
-    fill(tensor, param, "x.weight", slices_of(shard, rank, mesh), seed=seed, std=0.5)
+    fill(tensor, param, "x.weight", slices_of(shard, rank, mesh), norm="rms", seed=seed, std=0.5)
     return tensor
 
 

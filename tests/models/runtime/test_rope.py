@@ -61,7 +61,9 @@ def test_every_scaling_is_judged():
 def test_frequencies(name, length):
     kind = name.partition(",")[0]
     theirs, factor = ROPE_INIT_FUNCTIONS[kind](config_of(name), None, seq_len=length)
-    ours, ours_factor = rope_frequencies(Rope(base=500.0, scaling=ROPES[name][0]), head_dim=HEAD_DIM, length=length)
+    ours, ours_factor = rope_frequencies(
+        Rope(base=500.0, scaling=ROPES[name][0]), rotary_dim=HEAD_DIM, length=length, max_position=length
+    )
     assert torch.equal(ours, theirs)
     assert ours_factor == pytest.approx(factor, rel=1e-12)
 
@@ -73,7 +75,9 @@ def test_tables(name, dtype):
     positions = torch.arange(length).expand(2, -1)
     cos, sin = LlamaRotaryEmbedding(config_of(name))(torch.zeros(1, dtype=dtype), positions)
     rope = Rope(base=500.0, scaling=ROPES[name][0])
-    table = rotary_table(rope, head_dim=HEAD_DIM, positions_bs=positions, length=length, dtype=dtype)
+    table = rotary_table(
+        rope, rotary_dim=HEAD_DIM, positions_bs=positions, length=length, max_position=length, dtype=dtype
+    )
     # Transformers raises a dynamic base, and that alone, in fp32: its frequencies are off by a rounding.
     atol = {torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype] if name == "dynamic" else 0.0
     for ours, theirs in ((table.cos_sb1d, cos), (table.sin_sb1d, sin)):

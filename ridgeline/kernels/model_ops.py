@@ -1,0 +1,67 @@
+"""Which ops the layers of a model call, and the sizes of those calls that kernels may limit."""
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from ridgeline.core.model import Activation, Attention, GatedDeltaNet, LatentAttention, Mixer, ModelSpec
+
+ACTIVATION_OPS: Mapping[Activation, tuple[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "swiglu": ("swiglu", MappingProxyType({})),
+        "geglu": ("geglu", MappingProxyType({"approximate": False})),
+        "geglu_tanh": ("geglu", MappingProxyType({"approximate": True})),
+        "squared_relu": ("squared_relu", MappingProxyType({})),
+    }
+)
+"""The op of an activation, and what it is called with beside the tensor; the others are torch's own everywhere."""
+
+
+def has_modified_scores(mixer: Attention) -> bool:
+    """Whether an attention's scores are more than scaled products, which the op ``attention`` does not know."""
+    return mixer.positions == "alibi" or mixer.softcap is not None or mixer.sinks
+
+
+def model_ops(model: ModelSpec) -> tuple[str, ...]:
+    """The ops that the layers of a model call, each once, by name."""
+    return tuple(sorted(set(_ops(model))))
+
+
+def model_traits(model: ModelSpec, *, tp: int) -> Mapping[str, int]:
+    """Sizes of those calls on one of ``tp`` ranks: the largest where layers differ; a yes or a no is 1 or 0."""
+    traits = {"hidden": model.hidden, "heads": 1, "head_dim": 1, "softcap": 0, "sinks": 0}
+    for run in model.blocks:
+        match run.block.mixer:
+            case Attention(heads=heads, head_dim=head_dim, softcap=softcap, sinks=sinks):
+                own = {
+                    "heads": heads // tp,
+                    "head_dim": head_dim,
+                    "softcap": int(softcap is not None),
+                    "sinks": int(sinks),
+                }
+            case LatentAttention(heads=heads, qk_head_dim=head_dim):
+                own = {"heads": heads // tp, "head_dim": head_dim}
+            case _:
+                own = {}
+        traits = {name: max(size, own.get(name, 0)) for name, size in traits.items()}
+    return traits
+
+
+def _ops(model: ModelSpec) -> Iterator[str]:
+    yield "layer_norm" if model.norm == "layer" else "rms_norm"
+    for run in model.blocks:
+        yield from _mixer_ops(run.block.mixer)
+        if run.block.feed_forward is not None and run.block.feed_forward.activation in ACTIVATION_OPS:
+            yield ACTIVATION_OPS[run.block.feed_forward.activation][0]
+
+
+def _mixer_ops(mixer: Mixer | None) -> Iterator[str]:
+    match mixer:
+        case Attention():
+            yield "flash_attention" if has_modified_scores(mixer) else "attention"
+            if mixer.positions == "rope":
+                yield "rope"
+        case LatentAttention():
+            yield from ("attention", "rope")
+        case GatedDeltaNet():
+            yield from ("causal_conv1d", "gated_delta_rule", "rms_norm")

@@ -1,0 +1,221 @@
+"""What a plan allows and this runtime cannot do yet, said field by field.
+
+Fields with a default that Megatron-core or a module of ours does not honour are refused unless a table here says
+otherwise, so that a new trait of a model is never left out in silence.
+"""
+
+from collections.abc import Iterator, Mapping
+from operator import attrgetter
+from types import MappingProxyType
+from typing import Any
+
+import attrs
+
+from ridgeline.core.errors import LoweringError
+from ridgeline.core.job import FullRecompute, Job, SelectiveRecompute
+from ridgeline.core.model import (
+    Attention,
+    Block,
+    GatedDeltaNet,
+    LatentAttention,
+    Mlp,
+    ModelSpec,
+    Moe,
+    Rope,
+    is_gated,
+)
+
+RUNS: Mapping[str, tuple[object, ...]] = MappingProxyType(
+    {
+        "precision.params": ("bf16", "fp32"),
+        "precision.grads": ("fp32", "bf16"),
+        "precision.masters": ("fp32",),
+        "precision.moments": ("fp32",),
+        "memory.swap_optimizer": (False,),
+        "memory.swap_attention": (False,),
+        "memory.plain": ((),),
+        "memory.pads_values": (False,),
+        "memory.loss": ("in_place",),
+        "memory.loss_chunk": (None,),
+        "memory.fused_accumulation": (False,),
+        "comm.moe_fb_overlap": (False,),
+        "comm.tp_overlap": ("none",),
+        "optimizer.kernel": ("torch",),
+        "objective.kind": ("pretraining",),
+        "adapter": (None,),
+    }
+)
+"""What this runtime can do of fields that a plan understands whole."""
+
+SCHEDULES = ("1f1b", "interleaved_1f1b")
+"""What Megatron-core runs."""
+
+MIXERS = (Attention, LatentAttention, GatedDeltaNet)
+
+ANY = object()
+
+ACTIVATIONS = ("swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh", "relu", "squared_relu")
+
+TRAITS: Mapping[type, Mapping[str, Any]] = MappingProxyType(
+    {
+        ModelSpec: {
+            "norm": ANY,
+            "mtp": (0,),
+            "learned_positions": ANY,
+            "embedding_scale": ANY,
+            "embedding_norm": ANY,
+            "residual_scale": ANY,
+            "logit_scale": ANY,
+            "logit_softcap": ANY,
+        },
+        Block: {"norms": ANY, "shortcut": (None,)},
+        Attention: {
+            "positions": ANY,
+            "scale": ANY,
+            "softcap": ANY,
+            "sinks": ANY,
+            "gate": ("none", "element"),
+        },
+        Rope: {"share": ANY, "interleaved": ANY},
+        LatentAttention: {"indexer": (None,)},
+        Mlp: {"activation": ACTIVATIONS, "limit": (None,)},
+        Moe: {
+            "activation": ACTIVATIONS,
+            "limit": (None,),
+            "score": ("softmax", "sigmoid"),
+            "topk_scale": ANY,
+            "aux_per_sequence": ANY,
+            "groups": ANY,
+            "group_topk": ANY,
+            "group_score": ANY,
+            "expert_bias": ANY,
+            "shared_ffn": ANY,
+            "shared_gate": ANY,
+            "capacity_factor": ANY,
+            "pad_to_capacity": ANY,
+        },
+    }
+)
+"""Values of a model's traits that modules know; of a trait that is not here, its default alone."""
+
+UNIFORM: Mapping[type, tuple[str, ...]] = MappingProxyType(
+    {
+        Attention: ("mixer", "heads", "kv_heads", "head_dim", "qkv_bias", "qk_norm", "gate"),
+        Mlp: ("feed_forward", "ffn_hidden"),
+        Moe: (
+            "feed_forward",
+            *("experts", "topk", "ffn_hidden", "normalize_topk", "topk_scale", "score", "groups", "group_topk"),
+            *("expert_bias", "shared_ffn", "shared_gate", "aux_loss", "aux_per_sequence", "z_loss"),
+            *("capacity_factor", "pad_to_capacity"),
+        ),
+    }
+)
+"""Where a kind of part stands in a block, and what Megatron-core says once for all layers that hold one."""
+
+
+def check_lowerable(job: Job) -> None:
+    """Refuse what the plan allows and this runtime cannot do yet.
+
+    Raises:
+        LoweringError: A line for each.
+    """
+    if faults := lowering_faults(job):
+        raise LoweringError("\n".join(faults))
+
+
+def lowering_faults(job: Job) -> tuple[str, ...]:
+    """What of a job this runtime cannot do yet, a sentence each; empty when it runs it."""
+    return tuple(dict.fromkeys((*_job_faults(job), *_recompute_faults(job), *_model_faults(job.model))))
+
+
+def _job_faults(job: Job) -> Iterator[str]:
+    if job.layout.cp > 1:
+        yield f"layout.cp={job.layout.cp}: the runtime's attention sees its own part of the sequence only; use 1"
+    if job.layout.schedule_name not in SCHEDULES:
+        usual = " or ".join(map(repr, SCHEDULES))
+        yield f"layout.schedule={job.layout.schedule!r}: is planned only, nothing runs it yet; use {usual}"
+    for path, able in RUNS.items():
+        value = attrgetter(path)(job)
+        if value not in able:
+            told = getattr(value, "kind", value)
+            yield f"{path}={told!r}: is planned only, nothing runs it yet; use {' or '.join(map(repr, able))}"
+    if dropout := getattr(job.objective, "dropout", 0.0):
+        yield f"objective.dropout={dropout}: is planned only, training runs without; use 0.0"
+
+
+def _model_faults(model: ModelSpec) -> Iterator[str]:
+    yield from _trait_faults(model, "model")
+    for run in model.blocks:
+        block = run.block
+        yield from _trait_faults(block, "model.blocks")
+        if not isinstance(block.mixer, MIXERS):
+            usual = " or ".join(repr(mixer.kind) for mixer in MIXERS)
+            kind = None if block.mixer is None else block.mixer.kind
+            yield f"model.blocks.mixer={kind!r}: has no lowering yet; use kind={usual}"
+        else:
+            yield from _trait_faults(block.mixer, "model.blocks.mixer")
+        if block.feed_forward is None:
+            yield "model.blocks.feed_forward=None: has no lowering yet; give every layer one"
+        else:
+            yield from _trait_faults(block.feed_forward, "model.blocks.feed_forward")
+        if isinstance(block.feed_forward, Moe):
+            yield from _router_faults(block.feed_forward)
+        rope = getattr(block.mixer, "rope", None)
+        if rope is not None:
+            yield from _trait_faults(rope, "model.blocks.mixer.rope")
+    yield from _uniform_faults(model)
+
+
+def _trait_faults(spec: Any, path: str) -> Iterator[str]:
+    able = TRAITS.get(type(spec), {})
+    for field in attrs.fields(type(spec)):
+        usual = (field.default,) if "quiet" in field.metadata else ANY
+        known, value = able.get(field.name, usual), getattr(spec, field.name)
+        if known is not ANY and value not in known:
+            told = getattr(value, "kind", value)
+            yield f"{path}.{field.name}={told!r}: has no lowering yet; use {' or '.join(map(repr, known))}"
+
+
+def _uniform_faults(model: ModelSpec) -> Iterator[str]:
+    blocks = model.layers()
+    for kind, (place, *names) in UNIFORM.items():
+        parts = [part for block in blocks if isinstance(part := getattr(block, place), kind)]
+        for name in names:
+            values = sorted({getattr(part, name) for part in parts}, key=lambda value: (value is None, value))
+            if len(values) > 1:
+                yield f"model.blocks.{place}.{name}={values}: Megatron-core has one for all layers; use one value"
+    parts = [block.feed_forward for block in blocks if block.feed_forward]
+    gated = {part.activation: is_gated(part.activation) for part in parts}
+    if len(set(gated.values())) > 1:
+        yield f"model.blocks.feed_forward.activation={tuple(gated)}: Megatron-core has all of them gated or none"
+
+
+def _router_faults(moe: Moe) -> Iterator[str]:
+    """What Megatron-core's router does otherwise."""
+    path = "model.blocks.feed_forward"
+    if moe.score == "sigmoid" and moe.topk > 1 and not moe.normalize_topk:
+        yield f"{path}.normalize_topk=False: has no lowering beside score='sigmoid'; use True"
+    if moe.expert_bias and moe.score != "sigmoid":
+        yield f"{path}.expert_bias=True: has no lowering beside score={moe.score!r}; use score='sigmoid'"
+    if moe.bias:
+        yield f"{path}.bias=True: experts have no biases yet; use False"
+    counted = moe.topk // moe.group_topk
+    if moe.groups > 1 and counted != {"max": 1, "top2": 2}[moe.group_score]:
+        rule = f"Megatron-core scores a group by its best topk/group_topk={counted} experts"
+        yield f"{path}.group_score={moe.group_score!r}: {rule}"
+
+
+def _recompute_faults(job: Job) -> Iterator[str]:
+    match job.memory.recompute:
+        case SelectiveRecompute(modules=modules, num_layers=num_layers):
+            if num_layers is not None:
+                yield f"memory.recompute.num_layers={num_layers}: parts are recomputed in all layers; leave it out"
+        case FullRecompute(per=per, stage_layers=stage_layers, modules=modules):
+            if per != "stage" or stage_layers is not None:
+                yield "memory.recompute: every stage recomputes as many layers; leave per and stage_layers out"
+            if modules:
+                yield f"memory.recompute.modules={modules}: beside whole layers nothing is recomputed; leave them out"
+        case None:
+            modules = ()
+    if "activation" in modules:
+        yield "memory.recompute.modules='activation': is planned only, nothing runs it yet; use 'mlp' or 'moe'"

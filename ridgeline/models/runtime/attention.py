@@ -1,0 +1,86 @@
+"""Softmax attention as Megatron-core builds it, each part calling the kernel that the plan chose.
+
+Legend: ``s`` = sequence, ``b`` = microbatch, ``n`` = query heads, ``g`` = key-value heads, ``d`` = head_dim; each the
+part that this rank holds.
+"""
+
+from typing import Any
+
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from ridgeline.core.model import Attention, Rope
+from ridgeline.models.runtime.kernels import Kernel
+from ridgeline.models.runtime.sequences import Sequences, turn_of
+
+
+class CoreAttention(MegatronModule):
+    """Softmax attention between the projections: causal, within a window and within documents."""
+
+    def __init__(
+        self, config: TransformerConfig, *, scale: float, window: int | None, attention: Kernel, **unused: Any
+    ) -> None:
+        super().__init__(config)
+        self.scale = scale
+        self.window = window
+        self.attention = attention
+
+    def forward(
+        self,
+        query_sbnd: torch.Tensor,
+        key_sbgd: torch.Tensor,
+        value_sbgd: torch.Tensor,
+        cu_seqlens: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The context, (s, b, n*d)."""
+        context_sbnd = self.attention(
+            query_sbnd, key_sbgd, value_sbgd, scale=self.scale, window=self.window, cu_seqlens=cu_seqlens
+        )
+        return context_sbnd.reshape(*context_sbnd.shape[:2], -1)
+
+
+class RotaryAttention(SelfAttention):
+    """Megatron-core's self-attention with a forward of its own: rotary positions are the rope op's.
+
+    ``packed_seq_params`` carries the `Sequences` of the microbatch: it is the argument that Megatron-core hands through
+    to every layer, whatever the schedule or the recomputation.
+    """
+
+    def __init__(self, *args: Any, mixer: Attention, rotate: Kernel | None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.turn = turn_of(mixer)
+        self.options = rope_options(mixer.rope)
+        self.gated = mixer.gate == "element"
+        self.rotate = rotate
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  fewer cases than upstream's 17 arguments
+        self, hidden_states: torch.Tensor, attention_mask: None = None, *, packed_seq_params: Sequences, **unused: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        query, key, value, *gate = self.get_query_key_value_tensors(hidden_states, output_gate=self.gated)  # pyright: ignore[reportAssignmentType]  split
+        if self.turn is not None and self.rotate is not None:
+            table = packed_seq_params.tables[self.turn]
+            query = self.rotate(query, table.cos_sb1d, table.sin_sb1d, **self.options)
+            key = self.rotate(key, table.cos_sb1d, table.sin_sb1d, **self.options)
+        if packed_seq_params.cache is not None:
+            key, value = packed_seq_params.cache.extend(self.layer_number, key, value)  # pyright: ignore[reportArgumentType]
+        context = attend(
+            self.core_attention,
+            (query, key, value, packed_seq_params.cu_seqlens),
+            recompute=self.checkpoint_core_attention and self.training,
+        )
+        if gate:
+            context = context * torch.sigmoid(gate[0].reshape(context.shape))
+        return self.linear_proj(context)
+
+
+def rope_options(rope: Rope) -> dict[str, Any]:
+    """What the rope op is called with beside the tables."""
+    return {"interleaved": True} if rope.interleaved else {}
+
+
+def attend(core: Any, inputs: tuple[Any, ...], *, recompute: bool) -> torch.Tensor:
+    """The core of attention, saved as a whole or computed again in the backward."""
+    return tensor_parallel.checkpoint(core, False, *inputs) if recompute else core(*inputs)

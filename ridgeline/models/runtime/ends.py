@@ -1,0 +1,47 @@
+"""What a model does to embedded tokens and to logits beyond looking them up and projecting."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.spec_utils import build_module
+
+from ridgeline.core.model import ModelSpec
+from ridgeline.models.runtime.kernels import Kernels
+from ridgeline.models.runtime.norms import norm_spec
+
+
+def finish_ends(chunk: GPTModel, model: ModelSpec, kernels: Kernels) -> None:
+    """Hang a model's scales, norm and cap on the modules that Megatron-core built for its ends, where it has any."""
+    if chunk.pre_process and model.embedding_norm:
+        config = chunk.config
+        norm = build_module(
+            norm_spec(model.norm, kernels),
+            config=config,
+            hidden_size=config.hidden_size,
+            eps=config.layernorm_epsilon,
+        )
+        assert isinstance(norm, torch.nn.Module)
+        chunk.embedding.norm = norm
+    if chunk.pre_process and (model.embedding_norm or model.embedding_scale != 1.0):
+        chunk.embedding.register_forward_hook(partial(_embedded, scale=model.embedding_scale))
+    if chunk.post_process and (model.logit_scale != 1.0 or model.logit_softcap is not None):
+        hook = partial(_logits, scale=model.logit_scale, softcap=model.logit_softcap)
+        chunk.output_layer.register_forward_hook(hook)
+
+
+def _embedded(module: Any, inputs: Any, output_sbh: torch.Tensor, *, scale: float) -> torch.Tensor:
+    # The scale is rounded to the dtype of activations, as transformers rounds it.
+    scaled = output_sbh * torch.tensor(scale, dtype=output_sbh.dtype) if scale != 1.0 else output_sbh
+    return module.norm(scaled) if hasattr(module, "norm") else scaled
+
+
+def _logits(
+    module: Any, inputs: Any, output: tuple[torch.Tensor, Any], *, scale: float, softcap: float | None
+) -> tuple[torch.Tensor, Any]:
+    logits_sbv, bias = output
+    logits_sbv = logits_sbv * scale if scale != 1.0 else logits_sbv
+    if softcap is not None:
+        logits_sbv = softcap * torch.tanh(logits_sbv / softcap)
+    return logits_sbv, bias

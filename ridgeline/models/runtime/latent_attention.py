@@ -1,0 +1,147 @@
+"""Multi-head latent attention: keys and values are drawn up from one small latent of each token.
+
+Legend: ``s`` = sequence, ``b`` = microbatch, ``n`` = heads of this rank, ``r`` = elements of a head that turn.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec, build_module
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from ridgeline.core.model import LatentAttention, YarnRope
+from ridgeline.models.runtime.attention import attend, rope_options
+from ridgeline.models.runtime.kernels import Kernel
+from ridgeline.models.runtime.linears import ReplicatedLinear
+from ridgeline.models.runtime.rope import yarn_temperature
+from ridgeline.models.runtime.sequences import Sequences, turn_of
+
+
+class LatentSelfAttention(MegatronModule):
+    """Attention of a `LatentAttention`, its heads split over tp and its latents whole on every tp rank.
+
+    Parameters carry Megatron-core's names (``multi_latent_attention.py``). Upstream's own module splits the down
+    projections over tp and gathers what they give; whole ones cost no communication.
+
+    Source:
+        DeepSeek-V2, arXiv 2405.04434, section 2.1.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        mixer: LatentAttention,
+        layer_number: int,
+        norm: ModuleSpec,
+        core_attention: Any,
+        rotate: Kernel,
+        pg_collection: ProcessGroupCollection,
+        **unused: Any,
+    ) -> None:
+        super().__init__(config)
+        self.mixer = mixer
+        self.layer_number = layer_number
+        self.rotate = rotate
+        self.heads = mixer.heads // pg_collection.tp.size()
+        self.recomputes = config.recompute_granularity == "selective" and "core_attn" in (
+            config.recompute_modules or ()
+        )
+        hidden, rank = config.hidden_size, mixer.q_lora_rank
+
+        def split(inputs: int, outputs: int) -> torch.nn.Module:
+            return ColumnParallelLinear(
+                inputs,
+                outputs,
+                config=config,
+                init_method=config.init_method,  # pyright: ignore[reportArgumentType]  never called: weights are written later
+                bias=False,
+                gather_output=False,
+                tp_group=pg_collection.tp,
+            )
+
+        def normalised(size: int) -> torch.nn.Module:
+            module = build_module(norm, config=config, hidden_size=size, eps=config.layernorm_epsilon)
+            assert isinstance(module, torch.nn.Module)
+            return module
+
+        if rank is None:
+            self.linear_q_proj = split(hidden, mixer.heads * mixer.qk_head_dim)
+        else:
+            self.linear_q_down_proj = ReplicatedLinear(config, hidden, rank)
+            self.q_layernorm = normalised(rank)
+            self.linear_q_up_proj = split(rank, mixer.heads * mixer.qk_head_dim)
+        self.linear_kv_down_proj = ReplicatedLinear(config, hidden, mixer.kv_lora_rank + mixer.rope_head_dim)
+        self.kv_layernorm = normalised(mixer.kv_lora_rank)
+        self.linear_kv_up_proj = split(mixer.kv_lora_rank, mixer.heads * (mixer.nope_head_dim + mixer.v_head_dim))
+        self.core_attention = core_attention(config)
+        self.linear_proj = RowParallelLinear(
+            mixer.heads * mixer.v_head_dim,
+            hidden,
+            config=config,
+            init_method=config.output_layer_init_method,  # pyright: ignore[reportArgumentType]  as above
+            bias=False,
+            input_is_parallel=True,
+            skip_bias_add=True,
+            tp_group=pg_collection.tp,
+        )
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: None = None, *, packed_seq_params: Sequences, **unused: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What attention adds to the stream, (s or s/tp, b, hidden), and no bias."""
+        query, key, value = self._queries_keys_values(hidden_states, packed_seq_params)
+        if packed_seq_params.cache is not None:
+            key, value = packed_seq_params.cache.extend(self.layer_number, key, value)
+        inputs = (query, key, value, packed_seq_params.cu_seqlens)
+        return self.linear_proj(attend(self.core_attention, inputs, recompute=self.recomputes and self.training))
+
+    def _queries_keys_values(
+        self, hidden: torch.Tensor, sequences: Sequences
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        mixer, turn = self.mixer, turn_of(self.mixer)
+        assert turn is not None
+        table = sequences.tables[turn]
+        query = self._queries(hidden)
+        latent, turned = self.linear_kv_down_proj(hidden).split((mixer.kv_lora_rank, mixer.rope_head_dim), dim=-1)
+        key_value, _ = self.linear_kv_up_proj(self.kv_layernorm(latent))
+        key_value = key_value.unflatten(-1, (self.heads, -1))
+        key, value = key_value.split((mixer.nope_head_dim, mixer.v_head_dim), dim=-1)
+        # All heads of all tp ranks read the turned part of one key: its gradient is the sum over them.
+        if self.config.sequence_parallel:
+            turned = gather_from_sequence_parallel_region(turned)
+        else:
+            turned = copy_to_tensor_model_parallel_region(turned)
+        rotate = partial(self.rotate, cos_sb1d=table.cos_sb1d, sin_sb1d=table.sin_sb1d, **rope_options(mixer.rope))
+        turned = rotate(turned.unsqueeze(2))
+        plain, own = query.split((mixer.nope_head_dim, mixer.rope_head_dim), dim=-1)
+        own = rotate(own)
+        turned = turned.expand(-1, -1, self.heads, -1)
+        return torch.cat((plain, own), dim=-1), torch.cat((key, turned), dim=-1), value
+
+    def _queries(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.mixer.q_lora_rank is None:
+            query, _ = self.linear_q_proj(hidden)
+        else:
+            query, _ = self.linear_q_up_proj(self.q_layernorm(self.linear_q_down_proj(hidden)))
+        return query.unflatten(-1, (self.heads, -1))
+
+
+def latent_scale(mixer: LatentAttention) -> float:
+    """What scores are multiplied by; YaRN's temperature for long contexts enters twice, for queries and for keys.
+
+    Source:
+        huggingface/transformers 5.23, ``DeepseekV3Attention``.
+    """
+    scale, scaling = mixer.qk_head_dim**-0.5, mixer.rope.scaling
+    if isinstance(scaling, YarnRope) and scaling.mscale_all_dim:
+        scale *= yarn_temperature(scaling.factor, scaling.mscale_all_dim) ** 2
+    return scale

@@ -1,0 +1,56 @@
+"""The norms of a layer, each calling the kernel that the plan chose."""
+
+from typing import Any
+
+import torch
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from ridgeline.core.model import Norm
+from ridgeline.models.runtime.kernels import Kernel, Kernels
+
+
+def norm_spec(norm: Norm, kernels: Kernels) -> ModuleSpec:
+    """A norm as Megatron-core builds it, with ``config``, ``hidden_size`` and ``eps``."""
+    if norm == "layer":
+        return ModuleSpec(module=LayerNorm, params={"layer_norm": kernels["layer_norm"]})
+    return ModuleSpec(
+        module=RmsNorm, params={"rms_norm": kernels["rms_norm"], "zero_centred": norm == "zero_centred_rms"}
+    )
+
+
+class RmsNorm(torch.nn.Module):
+    """``x / rms(x) * weight`` over the last dim; zero-centred, ``* (1 + weight)``."""
+
+    def __init__(
+        self, config: TransformerConfig, hidden_size: int, eps: float, *, rms_norm: Kernel, zero_centred: bool = False
+    ) -> None:
+        super().__init__()
+        self.weight = _parameter(hidden_size, config)
+        self.eps = eps
+        self.rms_norm = rms_norm
+        self.options: dict[str, Any] = {"zero_centred": True} if zero_centred else {}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.rms_norm(x, self.weight, eps=self.eps, **self.options)
+
+
+class LayerNorm(torch.nn.Module):
+    """``(x - mean(x)) / std(x) * weight + bias`` over the last dim."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, *, layer_norm: Kernel) -> None:
+        super().__init__()
+        self.weight = _parameter(hidden_size, config)
+        self.bias = _parameter(hidden_size, config)
+        self.eps = eps
+        self.layer_norm = layer_norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer_norm(x, self.weight, self.bias, eps=self.eps)
+
+
+def _parameter(size: int, config: TransformerConfig) -> torch.nn.Parameter:
+    parameter = torch.nn.Parameter(torch.empty(size, dtype=config.params_dtype))
+    # Megatron's mark: under sp each tp rank sees its own tokens, so gradients are summed over tp.
+    parameter.sequence_parallel = config.sequence_parallel  # pyright: ignore[reportAttributeAccessIssue]
+    return parameter
