@@ -12,13 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ridgeline.checkpoint.boxes import whole
+from ridgeline.checkpoint.boxes import Box, whole
 from ridgeline.checkpoint.classic import ClassicForm
 from ridgeline.checkpoint.io import convert as module
 from ridgeline.checkpoint.io.convert import Wanted, convert, export_hf, plan_conversion, verify
 from ridgeline.checkpoint.io.execute import chunks_of
 from ridgeline.checkpoint.io.open_source import hf_model, open_source
 from ridgeline.checkpoint.io.sources import weights_in
+from ridgeline.checkpoint.io.torch_dist import TensorItem, write_frame, write_index, write_items
 from ridgeline.checkpoint.names import params_of
 from ridgeline.core.errors import CheckpointError, RidgelineError
 from ridgeline.core.layout import Layout
@@ -370,3 +371,42 @@ def test_a_plan_says_what_will_be_written(folders: dict[str, Path], tmp_path: Pa
         size = (tmp_path / "out" / file.name).stat().st_size
         assert file.bytes < size < file.bytes + 100_000
     assert conversion.destination.bytes == sum(file.bytes for file in conversion.destination.files)
+
+
+@pytest.mark.parametrize("te", [False, True])
+def test_a_checkpoint_of_megatron_itself(folders: dict[str, Path], tmp_path: Path, te: bool) -> None:
+    """Equal layers in one tensor, a padded vocabulary, norms named by Transformer Engine: read as if it were ours."""
+    source = folders["Llama"]
+    model = model_of(source)
+    read = weights_in(open_source(source))
+    renamed = {
+        "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
+        "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
+    }
+    items = []
+    for fqn, param in params_of(model).items():
+        tensor = torch.empty(param.shape)
+        read(fqn, whole(param.shape), tensor)
+        parts = fqn.split(".")
+        if parts[0] == "decoder" and parts[1] == "layers":
+            name = ".".join(parts[3:])
+            key = f"decoder.layers.{renamed.get(name, name) if te else name}"
+            box = Box((int(parts[2]), *(0,) * len(param.shape)), (1, *param.shape))
+            items.append(TensorItem(key, (model.num_layers, *param.shape), box, tensor[None]))
+        elif param.role in ("embedding", "head"):
+            padded = torch.cat([tensor, torch.zeros(13, tensor.shape[1])])
+            items.append(TensorItem(fqn, tuple(padded.shape), whole(tuple(padded.shape)), padded))
+        else:
+            items.append(TensorItem(fqn, param.shape, whole(param.shape), tensor))
+    step = tmp_path / "iter_0000007"
+    step.mkdir()
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("7")
+    write_index(step, write_items(step / "__0_0.distcp", items))
+    write_frame(step, {"iteration": 7})
+    assert same_weights(source, tmp_path, model)
+    with pytest.raises(CheckpointError, match="does not say whose weights it holds; name the model: --model"):
+        open_source(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"decoder.layers.2.mlp.linear_fc1.weight: missing|linear_qkv.weight: has shape"
+    ):
+        open_source(tmp_path, model=model_of(folders["Qwen3"]))

@@ -16,7 +16,10 @@ from typing import BinaryIO, NamedTuple, TypeAlias
 Bytes: TypeAlias = bytes | memoryview
 
 ALIGNMENT = 64
-FULL_32 = 0xFFFFFFFF
+LARGE = 0xFFFFFFFF
+"""From here on a size or a position takes 64 bits."""
+
+_ELSEWHERE = 0xFFFFFFFF  # what stands in 32 bits where 64 follow
 
 _LOCAL = struct.Struct("<IHHHHHIIIHH")
 _ENTRY = struct.Struct("<IHHHHHHIIIHHHHHII")
@@ -62,11 +65,11 @@ def write_zip(stream: BinaryIO, records: Iterable[Record]) -> dict[str, Place]:
 
 def _write_record(stream: BinaryIO, begin: int, record: Record) -> _Entry:
     position, name = stream.tell() - begin, record.name.encode()
-    is_large = record.size >= FULL_32
+    is_large = record.size >= LARGE
     extra = _SIZES_64.pack(1, 16, record.size, record.size) if is_large else b""
     padding = -(position + _LOCAL.size + len(name) + len(extra) + _EXTRA.size) % ALIGNMENT
     extra += _EXTRA.pack(_PADDING_ID, padding) + b"Z" * padding
-    size = FULL_32 if is_large else record.size
+    size = _ELSEWHERE if is_large else record.size
     version = 45 if is_large else 20
     stream.write(_LOCAL.pack(0x04034B50, version, 0, 0, 0, 0, 0, size, size, len(name), len(extra)) + name + extra)
     start, checksum, written = stream.tell(), 0, 0
@@ -84,10 +87,9 @@ def _write_record(stream: BinaryIO, begin: int, record: Record) -> _Entry:
 def _write_directory(stream: BinaryIO, begin: int, entries: list[_Entry]) -> None:
     directory = bytearray()
     for entry in entries:
-        large = [value for value in (entry.size, entry.size) if value >= FULL_32]
-        large += [entry.position] if entry.position >= FULL_32 else []
+        large = [value for value in (entry.size, entry.size, entry.position) if value >= LARGE]
         extra = _EXTRA.pack(1, 8 * len(large)) + struct.pack(f"<{len(large)}Q", *large) if large else b""
-        size, position = min(entry.size, FULL_32), min(entry.position, FULL_32)
+        size, position = _in_32_bits(entry.size), _in_32_bits(entry.position)
         directory += _ENTRY.pack(
             *(0x02014B50, 45 if large else 20, 45 if large else 20, 0, 0, 0, 0, entry.checksum, size, size),
             *(len(entry.name), len(extra), 0, 0, 0, 0, position),
@@ -95,10 +97,14 @@ def _write_directory(stream: BinaryIO, begin: int, entries: list[_Entry]) -> Non
         directory += entry.name + extra
     start = stream.tell() - begin
     stream.write(directory)
-    if start + len(directory) >= FULL_32 or len(entries) >= 0xFFFF:
+    if start + len(directory) >= LARGE or len(entries) >= 0xFFFF:
         end = stream.tell() - begin
         count, size = len(entries), len(directory)
         stream.write(_END_64.pack(0x06064B50, 44, 45, 45, 0, 0, count, count, size, start))
         stream.write(_LOCATOR_64.pack(0x07064B50, 0, end, 1))
-    count, size, start = min(len(entries), 0xFFFF), min(len(directory), FULL_32), min(start, FULL_32)
-    stream.write(_END.pack(0x06054B50, 0, 0, count, count, size, start, 0))
+    count = min(len(entries), 0xFFFF)
+    stream.write(_END.pack(0x06054B50, 0, 0, count, count, _in_32_bits(len(directory)), _in_32_bits(start), 0))
+
+
+def _in_32_bits(value: int) -> int:
+    return _ELSEWHERE if value >= LARGE else value
