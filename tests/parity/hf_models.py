@@ -70,6 +70,23 @@ LATENT = {
 }
 GROUPS = {"num_nextn_predict_layers": 0, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.7}
 CASES |= {
+    "gemma": ("Gemma", {"hidden_activation": "gelu_pytorch_tanh"}),
+    "gemma2": ("Gemma2", {"sliding_window": 7, "query_pre_attn_scalar": 9, "num_hidden_layers": 4}),
+    "mistral": ("Mistral", {"sliding_window": 7}),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        {"num_experts": 6, "shared_expert_intermediate_size": 44, "norm_topk_prob": False, **EXPERTS},
+    ),
+    "glm4_moe": (
+        "Glm4Moe",
+        {
+            **{name: size for name, size in LATENT.items() if "rank" not in name and "head" not in name},
+            **GROUPS,
+            "partial_rotary_factor": 0.5,
+            "use_qk_norm": True,
+            "attention_bias": True,
+        },
+    ),
     "deepseek_v2": ("DeepseekV2", {**LATENT, "topk_method": "greedy", "n_group": 1, "topk_group": 1}),
     "deepseek_v3": ("DeepseekV3", {**LATENT, **GROUPS}),
     "deepseek_v3 yarn": (
@@ -162,6 +179,10 @@ def _attention(theirs: dict[str, torch.Tensor], config: Any) -> dict[str, torch.
         "pre_mlp_layernorm.weight": theirs["post_attention_layernorm.weight"],
         "self_attention.linear_proj.weight": theirs["self_attn.o_proj.weight"],
     }
+    if "pre_feedforward_layernorm.weight" in theirs:
+        ours["pre_mlp_layernorm.weight"] = theirs["pre_feedforward_layernorm.weight"]
+        ours["post_self_attn_layernorm.weight"] = theirs["post_attention_layernorm.weight"]
+        ours["post_mlp_layernorm.weight"] = theirs["post_feedforward_layernorm.weight"]
     if "self_attn.kv_a_proj_with_mqa.weight" in theirs:
         names = {f"self_attention.{name}.weight": f"self_attn.{published}.weight" for name, published in LATENTS}
         return ours | {name: theirs[published] for name, published in names.items() if published in theirs}
@@ -191,9 +212,11 @@ def _feed_forward(theirs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         ):
             ours[f"mlp.experts.local_experts.{expert}.linear_fc1.weight"] = gate_up
             ours[f"mlp.experts.local_experts.{expert}.linear_fc2.weight"] = down
-    if "mlp.shared_experts.gate_proj.weight" in theirs:
-        shared = _below(theirs, "mlp.shared_experts.")
+    shared = _below(theirs, "mlp.shared_experts.") or _below(theirs, "mlp.shared_expert.")
+    if shared:
         fused = torch.cat([shared["gate_proj.weight"], shared["up_proj.weight"]])
         ours["mlp.shared_experts.linear_fc1.weight"] = fused
         ours["mlp.shared_experts.linear_fc2.weight"] = shared["down_proj.weight"]
+    if "mlp.shared_expert_gate.weight" in theirs:
+        ours["mlp.shared_experts.gate_weight"] = theirs["mlp.shared_expert_gate.weight"]
     return ours
