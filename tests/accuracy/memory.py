@@ -144,11 +144,12 @@ def outcome(row: Row) -> Outcome:
     for rank, static, peak in row.measured:
         memory = planned.memory[rank // ranks]
         extra = masks[memory.pp_rank]
+        shorter = memory.buffers_bytes if _is_unpadded(job) else 0  # buffers are as long as the sequences were
         point = Point(
             memory.pp_rank,
             static,
             peak,
-            memory.after_step_bytes / MIB + extra,
+            (memory.after_step_bytes - shorter) / MIB + extra,
             memory.first_step_bytes / MIB + extra,
             memory.first_step_at,
         )
