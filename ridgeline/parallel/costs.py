@@ -2,7 +2,7 @@
 
     product     the longer of its FLOPs at the cube and its bytes at the HBM; tiles that do not fill the cores, or the
                 matrix, are paid whole, and short sums leave the cube waiting
-    attention   its two products at the cube, then its scores at the vector unit
+    attention   the longer of its two products at the cube and its scores at the vector unit
     the rest    bytes at the HBM
     collective  by its links, less what is hidden beside compute
 
