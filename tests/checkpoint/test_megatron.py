@@ -4,13 +4,22 @@ from pathlib import Path
 
 import pytest
 
+from ridgeline.checkpoint.classic import ClassicForm
+from ridgeline.checkpoint.io.convert import Wanted, convert, plan_conversion
 from ridgeline.checkpoint.ranks import optimizer_holders
 from ridgeline.core.codec import dumps
 from ridgeline.core.job import Job
 from ridgeline.core.model import ModelSpec
 from ridgeline.parallel.plan import plan
 from tests.checkpoint.test_dist import DENSE, MOE, TIED, full, job, quick
-from tests.checkpoint.training import checkpoint_of, load_in_megatron, megatron_boxes, uninterrupted, updated_boxes
+from tests.checkpoint.training import (
+    checkpoint_of,
+    load_classic,
+    load_in_megatron,
+    megatron_boxes,
+    uninterrupted,
+    updated_boxes,
+)
 from tests.pool import Pool
 
 LAYOUTS = {
@@ -72,3 +81,14 @@ def test_the_optimizer_is_sharded_as_planned(ranks: Pool, model: ModelSpec) -> N
         assert {key: sorted(boxes) for key, boxes in ours.items()} == {
             key: sorted(boxes) for key, boxes in theirs[rank].items()
         }
+
+
+@pytest.mark.parametrize("job", [*quick(LAYOUTS), *full(LAYOUTS_FULL)])
+def test_megatron_loads_the_classic_layout(ranks: Pool, tmp_path: Path, job: Job) -> None:
+    """Each rank's modules take its file with every name and shape as it is, and hold what the checkpoint held."""
+    ranks.run(uninterrupted, 1, dumps(job_of_one(job)), str(tmp_path), 1, 1)
+    wanted = Wanted(format="classic", layout=job.layout, form=ClassicForm(dialect="megatron"))
+    convert(plan_conversion(checkpoint_of(tmp_path, 1), wanted), tmp_path / "classic")
+    arguments = dumps(job), checkpoint_of(tmp_path, 1), str(tmp_path / "classic")
+    for differences in ranks.run(load_classic, job.cluster.world_size, *arguments):
+        assert set(differences) == {0.0}

@@ -1,5 +1,6 @@
 """Small training runs for ranks: built, trained, saved and loaded from plain arguments."""
 
+import argparse
 import os
 import random
 import resource
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import distributed
 
+from ridgeline.checkpoint.classic import folder_name
 from ridgeline.checkpoint.holdings import fragments_of, holdings_of
 from ridgeline.checkpoint.io.dist import finish, load, save
 from ridgeline.checkpoint.io.initial import load_initial
@@ -243,3 +245,27 @@ def updated_boxes(job_text: str) -> dict[str, list[tuple[tuple[int, ...], tuple[
                 box = stored_box(holding.place, fragment.box)
                 boxes.setdefault(holding.place.key, []).append((box.offset, box.shape))
         return boxes
+
+
+def load_classic(job_text: str, folder: str, classic: str) -> list[float]:
+    """Load a rank's file of the classic layout as Megatron-LM does, and compare with the checkpoint it was made of."""
+    with built_of(job_text) as built:
+        load(folder, built)
+        ours = [p.detach().clone() for chunk in built.chunks for p in chunk.parameters()]
+        fill(built, 0.0)
+        coords, experts = built.program.coords, built.program.expert_coords
+        layout = built.program.job.layout
+        name = folder_name(
+            tp_rank=coords.tp_rank,
+            pp_rank=coords.pp_rank if layout.pp > 1 else None,
+            ep_rank=experts.ep_rank if layout.ep > 1 else None,
+        )
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(Path(classic) / "iter_0000001" / name / "model_optim_rng.pt", weights_only=True)
+        for index, chunk in enumerate(built.chunks):
+            _bare(chunk).load_state_dict(content["model" if len(built.chunks) == 1 else f"model{index}"], strict=True)
+        rows = built.program.padded_vocab // layout.tp - built.program.num_pads
+        theirs = [p.detach() for chunk in built.chunks for p in chunk.parameters()]
+        vocabulary = built.program.padded_vocab // layout.tp
+        kept = [slice(rows) if len(a) == vocabulary else slice(None) for a in ours]
+        return [float((a[k] - b[k]).abs().max()) for a, b, k in zip(ours, theirs, kept, strict=True)]
