@@ -46,6 +46,7 @@ class Chip:
         name: As the vendor spells it, ``910B2``.
         device: Which device code runs on it.
         cube_flops: Peak of the matrix unit in bf16, FLOP/s; the peak that divides MFU.
+        fp32_flops: The same in fp32; None: as in bf16.
         cube_cores: Matrix units, over which the tiles of a product are spread.
         vector_flops: Peak of the vector unit, FLOP/s.
         hbm_bytes: Memory of one device.
@@ -61,6 +62,7 @@ class Chip:
     name: str
     device: Literal["npu", "cuda", "cpu"] = "npu"
     cube_flops: float = real(above=0.0)
+    fp32_flops: float | None = real(None, above=0.0)
     cube_cores: int = at_least(1, default=1)
     vector_flops: float = real(above=0.0)
     hbm_bytes: int = at_least(1)

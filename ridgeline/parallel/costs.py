@@ -75,7 +75,7 @@ def op_parts(op: Op, costs: Costs) -> tuple[Parts, Parts]:
     chip = costs.job.cluster.chip
     launch = chip.efficiency.launch_us
     products = _products(op, costs)
-    there, back = attention_us(op, chip) if op.attention_flops else (0.0, 0.0)
+    there, back = attention_us(op, chip, costs.width) if op.attention_flops else (0.0, 0.0)
     moved = traffic_us(op.moved_bytes, chip, scattered=op.scattered) + launch if op.moved_bytes else 0.0
     forward = Parts(gemm=products.forward, attention=there, elementwise=moved)
     backward = Parts(gemm=products.inputs, weight=products.weights, attention=back, elementwise=2 * moved)
@@ -112,14 +112,19 @@ def product_us(m: int, k: int, n: int, chip: Chip, width: int = 2) -> float:
     tiles = ceil(m / TILE_ROWS) * ceil(n / TILE_COLUMNS)
     waves = ceil(tiles / chip.cube_cores)
     paid = 2 * waves * chip.cube_cores * TILE_ROWS * TILE_COLUMNS * (k + efficiency.gemm_half_depth)
-    cube = paid / (chip.cube_flops * efficiency.gemm) * 1e6
+    cube = paid / (_peak_flops(chip, width) * efficiency.gemm) * 1e6
     return max(cube, traffic_us(width * (m * k + k * n + m * n), chip)) + efficiency.launch_us
 
 
-def attention_us(op: Op, chip: Chip) -> tuple[float, float]:
+def _peak_flops(chip: Chip, width: int) -> float:
+    """The cube's peak for elements of ``width`` bytes."""
+    return chip.cube_flops if width < 4 else chip.fp32_flops or chip.cube_flops
+
+
+def attention_us(op: Op, chip: Chip, width: int = 2) -> tuple[float, float]:
     """Time of the attention kernel, forward and backward."""
     efficiency = chip.efficiency
-    products = op.attention_flops / chip.cube_flops * 1e6
+    products = op.attention_flops / _peak_flops(chip, width) * 1e6
     softmax = op.attention_scores * efficiency.softmax_flops / chip.vector_flops * 1e6
     return (
         max(products / efficiency.attention_forward, softmax) + efficiency.launch_us,

@@ -34,6 +34,12 @@ def test_a_product_whose_tiles_fill_the_cores_meets_the_roof(waves, columns, k):
     assert product_us(m, k, n, FREE) == pytest.approx(roof_us)
 
 
+def test_products_in_fp32_run_at_its_own_peak():
+    assert CHIP.fp32_flops is not None
+    slower = CHIP.cube_flops / CHIP.fp32_flops
+    assert product_us(8192, 8192, 8192, FREE, 4) == pytest.approx(slower * product_us(8192, 8192, 8192, FREE, 2))
+
+
 def test_one_row_more_than_a_wave_costs_a_wave():
     full = CHIP.cube_cores * TILE_ROWS
     assert product_us(full + 1, 8192, TILE_COLUMNS, FREE) == pytest.approx(
