@@ -106,6 +106,8 @@ class Memory:
 
     Attributes:
         recompute: What the backward computes again.
+        recompute_when: Within the backward; ahead of it, while its gradient is on the way (``advance``); or in waits of
+            the schedule and only what exceeds the ``pp*vpp`` activations that 1F1B would hold (``bubble``).
         distributed_optimizer: Shard the optimizer's state over dp and cp (ZeRO-1).
         swap_optimizer: Keep masters and moments on the host, and bring a part of them at a time.
         swap_attention: Keep what attention and the layer's norms save on the host until their backward.
@@ -120,6 +122,7 @@ class Memory:
     """
 
     recompute: SelectiveRecompute | FullRecompute | None = None
+    recompute_when: Literal["backward", "advance", "bubble"] = "backward"
     distributed_optimizer: bool = True
     swap_optimizer: bool = False
     swap_attention: bool = False

@@ -31,6 +31,7 @@ RUNS: Mapping[str, tuple[object, ...]] = MappingProxyType(
         "precision.grads": ("fp32", "bf16"),
         "precision.masters": ("fp32",),
         "precision.moments": ("fp32",),
+        "memory.recompute_when": ("backward",),
         "memory.swap_optimizer": (False,),
         "memory.swap_attention": (False,),
         "memory.plain": ((),),

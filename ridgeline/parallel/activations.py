@@ -18,12 +18,14 @@ class StageLive(NamedTuple):
         kept: From its forward to its backward.
         deferred: From a backward of input gradients to that of weight gradients.
         forward, backward: At the worst moment of either, what is kept then among them.
+        dropped: Of one that is recomputed ahead of its backward, from its forward to its recompute.
     """
 
     kept: int
     deferred: int
     forward: int
     backward: int
+    dropped: int = 0
 
 
 class Moment(NamedTuple):
@@ -62,14 +64,15 @@ def stage_live(job: Job, work: Sequence[StageWork]) -> tuple[StageLive, ...]:
 
 def moments(actions: Sequence[Action], stages: Sequence[StageLive], *, pairs: Collection[int] = ()) -> Iterator[Moment]:
     """The worst moment of each action of a rank, in order; of both of a pair, what they take together."""
-    steps = _steps(actions, stages)
+    marked = _marked(actions)
+    steps = _steps(marked, stages)
     held = in_flight = 0
     together = _Together(0, 0)
-    for index, action in enumerate(actions):
-        begins, work, ends, enters, leaves = steps[action[0], action[1]]
+    for index, (action, (stage, kind, _)) in enumerate(zip(actions, marked, strict=True)):
+        begins, work, ends, enters, leaves = steps[stage, kind]
         held, in_flight = held + begins, in_flight + enters
         if index in pairs:
-            together = _together(steps[action[0], action[1]], steps[actions[index + 1][:2]])
+            together = _together(steps[stage, kind], steps[marked[index + 1][:2]])
         elif index - 1 not in pairs:
             together = _Together(0, work)
         yield Moment(Action(*action), held - together.shared, together.work, in_flight, held + ends)
@@ -78,13 +81,14 @@ def moments(actions: Sequence[Action], stages: Sequence[StageLive], *, pairs: Co
 
 def peak_moment(actions: Sequence[Action], stages: Sequence[StageLive], *, pairs: Collection[int] = ()) -> Moment:
     """The worst of all ``moments``, the first of several equal ones."""
-    steps = _steps(actions, stages)
+    marked = _marked(actions)
+    steps = _steps(marked, stages)
     held = best = at = 0
-    for index, (stage, kind, _) in enumerate(actions):
+    for index, (stage, kind, _) in enumerate(marked):
         begins, work, ends, _, _ = steps[stage, kind]
         held += begins
         if index in pairs:
-            shared, work = _together(steps[stage, kind], steps[actions[index + 1][:2]])
+            shared, work = _together(steps[stage, kind], steps[marked[index + 1][:2]])
             work -= shared
         if held + work > best and index - 1 not in pairs:  # of a pair, the first tells for both
             best, at = held + work, index
@@ -103,14 +107,29 @@ def _together(forward: _Step, backward: _Step) -> _Together:
     return _Together(min(forward.begins, max(0, -backward.ends)), forward.work + backward.work)
 
 
-def _steps(actions: Sequence[Action], stages: Sequence[StageLive]) -> Mapping[tuple[int, str], _Step]:
+def _marked(actions: Sequence[Action]) -> Sequence[tuple[int, str, int]]:
+    """The actions, with ``f`` for the forward of what is recomputed ahead of its backward."""
+    again = {(stage, microbatch) for stage, kind, microbatch in actions if kind == "R"}
+    if not again:
+        return actions
+    return [
+        (stage, "f" if kind == "F" and (stage, microbatch) in again else kind, microbatch)
+        for stage, kind, microbatch in actions
+    ]
+
+
+def _steps(actions: Sequence[tuple[int, str, int]], stages: Sequence[StageLive]) -> Mapping[tuple[int, str], _Step]:
     return {(stage, kind): _step(stages[stage], kind) for stage, kind in {(one[0], one[1]) for one in actions}}
 
 
 def _step(stage: StageLive, kind: str) -> _Step:
-    kept, deferred, forward, backward = stage
+    kept, deferred, forward, backward, dropped = stage
     if kind == "F":
         return _Step(kept, forward - kept, 0, 1, 0)
+    if kind == "f":
+        return _Step(dropped, forward - kept, 0, 1, 0)
+    if kind == "R":
+        return _Step(kept - dropped, forward - kept, 0, 0, 0)
     if kind == "B":
         return _Step(0, backward - kept, -kept, 0, 1)
     if kind == "I":  # layer by layer, what weight gradients need takes the place of what was kept
@@ -121,7 +140,11 @@ def _step(stage: StageLive, kind: str) -> _Step:
 def _stage_live(job: Job, work: StageWork, sizes: Sizes, *, last: bool) -> StageLive:
     stream = sizes.own_tokens * sizes.hidden * sizes.width
     kept = forward = backward = 0
-    for run in work.runs:
+    runs, dropped = work.runs, stream
+    if job.memory.recompute_when == "advance":  # whole layers come back at a time, before the backward
+        dropped = sum(kept_bytes(run, sizes) for run in runs)
+        runs = tuple(run._replace(group=0, parts=()) if run.group else run for run in runs)
+    for run in runs:
         kept += kept_bytes(run, sizes)
         for op in run.ops:
             forward = max(forward, kept + op.forward_work_bytes + stream)
@@ -133,7 +156,8 @@ def _stage_live(job: Job, work: StageWork, sizes: Sizes, *, last: bool) -> Stage
         shared = job.layout.slices * sum(2 * run.layers * _key_bytes(run) for run in work.runs)
         forward, backward = forward + shared, backward + 2 * shared
     deferred = sum(deferred_bytes(run, sizes) for run in work.runs)
-    return StageLive(kept + output, deferred, max(forward, kept) + output, max(backward, kept) + output)
+    forward, backward = max(forward, kept) + output, max(backward, kept) + output
+    return StageLive(kept + output, deferred, forward, backward, dropped + output)
 
 
 def _key_bytes(run: Run) -> int:

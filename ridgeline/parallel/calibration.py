@@ -144,7 +144,7 @@ def _prepared(job: Job) -> _Prepared:
     parts = {"mesh": mesh, "stages": stages, "held": held}
     work = stage_work(job, stages)
     schedule = schedule_of(job, plan_stage_times(job, **parts, work=work))
-    return _Prepared(job, parts, work, plan_collectives(job, **parts, work=work), schedule)
+    return _Prepared(job, parts, work, plan_collectives(job, **parts, work=work, schedule=schedule), schedule)
 
 
 class _Steps(NamedTuple):

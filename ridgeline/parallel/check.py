@@ -204,6 +204,23 @@ def _recompute(job: Job) -> Iterator[Problem]:
             yield Problem("memory.recompute.num_layers", recompute.num_layers, rule, one_of(divisors(layers)))
 
 
+def _recompute_when(job: Job) -> Iterator[Problem]:
+    """Source: MindSpeed, docs/features/recompute_independent_pipelining.md."""
+    memory, path = job.memory, "memory.recompute_when"
+    if memory.recompute_when == "backward":
+        return
+    if job.layout.schedule_name != "interleaved_1f1b":
+        rule = f"goes with interleaved 1F1B, not {job.layout.schedule_name}"
+        yield Problem(path, memory.recompute_when, rule, "use 'backward', or set layout.vpp > 1")
+    if memory.recompute_when == "advance" and not isinstance(memory.recompute, FullRecompute):
+        yield Problem(path, "advance", "needs layers that are recomputed whole", "set memory.recompute.kind to 'full'")
+    if memory.recompute_when == "bubble" and (memory.recompute is not None or memory.swap_attention):
+        rule = "chooses by itself what to recompute, and excludes memory.recompute and memory.swap_attention"
+        yield Problem(path, "bubble", rule, "leave these out, or use 'backward'")
+    if job.comm.moe_fb_overlap:
+        yield Problem(path, memory.recompute_when, "excludes comm.moe_fb_overlap", "use 'backward'")
+
+
 def _stored_states(job: Job) -> Iterator[Problem]:
     """What MindSpeed's validators refuse: features_manager/memory and /optimizer of Ascend/MindSpeed 2.0.0."""
     memory, precision, recompute = job.memory, job.precision, job.memory.recompute
@@ -309,6 +326,7 @@ RULES: tuple[Rule, ...] = (
     pipeline_rules.schedule,
     pipeline_rules.microbatches,
     _recompute,
+    _recompute_when,
     _stored_states,
     _adapters,
     _learning_rate,

@@ -9,6 +9,7 @@ Source:
     ``ridgeline.parallel.ops``.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from math import ceil, prod
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from ridgeline.core.job import Job
 from ridgeline.parallel.held import WIDTHS, Held
 from ridgeline.parallel.mesh import Mesh
 from ridgeline.parallel.ops import Sizes, sizes_of
+from ridgeline.parallel.schedule import Schedule
 from ridgeline.parallel.stages import StageMap
 from ridgeline.parallel.work import StageWork
 
@@ -57,12 +59,20 @@ class _Key(NamedTuple):
 
 
 def plan_collectives(
-    job: Job, *, mesh: Mesh, stages: StageMap, held: Sequence[Held], work: Sequence[StageWork]
+    job: Job,
+    *,
+    mesh: Mesh,
+    stages: StageMap,
+    held: Sequence[Held],
+    work: Sequence[StageWork],
+    schedule: Schedule,
 ) -> tuple[Collective, ...]:
     """Every collective of one step, in the order forward, backward, step."""
     counts: dict[_Key, list[int]] = {}
+    ahead = Counter(action.stage for actions in schedule.ranks for action in actions if action.kind == "R")
     for stage, (one, params) in enumerate(zip(work, held, strict=True)):
-        for key, count in _stage_collectives(job, mesh, stages, one, params, stage):
+        recomputes = job.num_slices if job.memory.recompute_when == "backward" else ahead[stage]
+        for key, count in _stage_collectives(job, mesh, stages, one, params, stage, recomputes):
             counts.setdefault(key, [0] * mesh.pp)[stages.owner(stage)] += count
     for pp_rank in range(mesh.pp):
         for key, count in _step_collectives(job, mesh, has_head=pp_rank == stages.owner(stages.num_stages - 1)):
@@ -86,13 +96,13 @@ def group_size_of(axes: str, mesh: Mesh) -> int:
 
 
 def _stage_collectives(
-    job: Job, mesh: Mesh, stages: StageMap, work: StageWork, params: Held, stage: int
+    job: Job, mesh: Mesh, stages: StageMap, work: StageWork, params: Held, stage: int, recomputes: int
 ) -> Iterator[tuple[_Key, int]]:
     """Those of one stage: within its layers, to its neighbours, and of its gradients and weights."""
     microbatches = job.num_slices
     for run in work.runs:
         for op in run.ops:
-            again = run.recomputes(op)
+            again = run.recomputes(op) or job.memory.recompute_when == "bubble"
             for comm in op.comms:
                 size = group_size_of(comm.axes, mesh)
                 key = _Key("forward", op.name, comm.kind, comm.axes, size, comm.size_bytes)
@@ -101,7 +111,8 @@ def _stage_collectives(
                     yield key._replace(phase="backward"), times
                     continue
                 yield key, times
-                if again:
+                if again and recomputes:
+                    times = recomputes * run.layers * comm.repeats
                     yield key._replace(phase="backward", why=f"{op.name} recomputed"), times
     if mesh.pp > 1:
         stream, owner = _stream_bytes(sizes_of(job)), stages.owner(stage)

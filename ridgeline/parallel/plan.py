@@ -24,6 +24,7 @@ from ridgeline.parallel.mesh import Mesh
 from ridgeline.parallel.schedule import Schedule
 from ridgeline.parallel.schedules.known import Pipeline, plan_schedule
 from ridgeline.parallel.schedules.pairs import paired
+from ridgeline.parallel.schedules.recompute import recompute_in_advance, recompute_in_bubble
 from ridgeline.parallel.shards import ParamRow, padded_vocab, plan_shards
 from ridgeline.parallel.simulate import Timeline, simulate
 from ridgeline.parallel.stages import StageMap
@@ -87,9 +88,9 @@ def plan(job: Job) -> Plan:
     work = stage_work(job, stages)
     held = plan_held(job, mesh=mesh, stages=stages, shards=shards)
     parts = {"mesh": mesh, "stages": stages, "held": held}
-    collectives = plan_collectives(job, **parts, work=work)
     times = plan_stage_times(job, **parts, work=work)
     schedule = schedule_of(job, times)
+    collectives = plan_collectives(job, **parts, work=work, schedule=schedule)
     hidden = times.hidden_us if job.comm.moe_fb_overlap else 0.0
     timeline = simulate(schedule, stage_us=times.stage_us, p2p_us=times.p2p_us, hidden_us=hidden)
     memory = plan_memory(job, **parts, work=work, schedule=schedule, collectives=collectives)
@@ -123,6 +124,12 @@ def schedule_of(job: Job, times: StageTimes) -> Schedule:
         p2p_us=times.p2p_us,
     )
     schedule = plan_schedule(layout.schedule_name, pipeline)
+    match job.memory.recompute_when:
+        case "advance":
+            return recompute_in_advance(schedule)
+        case "bubble":
+            limit = layout.pp * layout.vpp
+            return recompute_in_bubble(schedule, limit=limit, stage_us=times.stage_us, p2p_us=times.p2p_us)
     return paired(schedule) if job.comm.moe_fb_overlap else attrs.evolve(schedule, pairs=())
 
 

@@ -62,16 +62,22 @@ class StageTimes(NamedTuple):
     forwards: tuple[Parts, ...]
     backwards: tuple[Parts, ...]
     p2p_us: tuple[float, ...]
+    recompute_when: str = "backward"
 
     @property
     def stage_us(self) -> dict[str, tuple[float, ...]]:
         """The time of each kind of action, as ``simulate`` takes it.
 
-        Products of weight gradients, and adding them up, can wait; all else of a backward makes input gradients.
+        Products of weight gradients, and adding them up, can wait; all else of a backward makes input gradients. What
+        is recomputed ahead is no part of the backward; in bubbles it is the whole forward.
         """
+        forward, whole = tuple(map(sum, self.forwards)), tuple(map(sum, self.backwards))
         weight = tuple(backward.weight + backward.accumulate for backward in self.backwards)
-        whole = tuple(map(sum, self.backwards))
-        return {"F": tuple(map(sum, self.forwards)), "B": whole, "I": tuple(map(sub, whole, weight)), "W": weight}
+        again = forward
+        if self.recompute_when == "advance":
+            again = tuple(backward.recompute for backward in self.backwards)
+            whole = tuple(map(sub, whole, again))
+        return {"F": forward, "B": whole, "I": tuple(map(sub, whole, weight)), "W": weight, "R": again}
 
     def hidden_us(self, forward: int, backward: int) -> float:
         """What running the forward of one stage together with the backward of another hides.
@@ -87,7 +93,8 @@ def plan_stage_times(
 ) -> StageTimes:
     """What a schedule needs to know of time."""
     owners = list(map(stages.owner, range(stages.num_stages)))
-    return StageTimes(*stage_parts(job, mesh=mesh, held=held, work=work), hops_us(job, mesh, owners))
+    forwards, backwards = stage_parts(job, mesh=mesh, held=held, work=work)
+    return StageTimes(forwards, backwards, hops_us(job, mesh, owners), job.memory.recompute_when)
 
 
 def plan_time(
@@ -109,8 +116,11 @@ def plan_time(
     total = Parts()
     for stage in stages.owned_by(busiest):
         total = total.plus(forwards[stage], job.num_slices).plus(backwards[stage], job.num_slices)
-    hidden = sum(total) - busy_us[busiest]  # by pairs, which hide what experts exchange
-    total = total._replace(ep=total.ep - hidden) if job.comm.moe_fb_overlap else total
+    spared = sum(total) - busy_us[busiest]
+    if job.comm.moe_fb_overlap:  # pairs hide what experts exchange
+        total = total._replace(ep=total.ep - spared)
+    elif job.memory.recompute_when != "backward":  # the schedule says what is recomputed
+        total = total._replace(recompute=total.recompute - spared)
     exposed = max(_exposed_us(collectives, pp_rank, costs, forward_us, backward_us) for pp_rank in range(mesh.pp))
     owned = [[held[stage] for stage in stages.owned_by(pp_rank)] for pp_rank in range(mesh.pp)]
     update = max(update_us(job, mesh, params) for params in owned)

@@ -32,7 +32,7 @@ def test_nothing_is_held_when_a_step_is_over(live):
     """What each action holds follows from those before it, down to nothing; the peak is the worst of all."""
     rows = list(moments(SCHEDULE.ranks[0], live))
     assert [str(row.action) for row in rows] == [str(action) for action in SCHEDULE.ranks[0]]
-    kept, deferred, forward, _ = zip(*live, strict=True)
+    kept, deferred, forward, _, _ = zip(*live, strict=True)
     assert rows[0].held + rows[0].work == forward[0]
     assert rows[1].held == kept[0] + kept[1]
     assert rows[-1].held == deferred[0]

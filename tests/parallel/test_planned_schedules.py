@@ -16,6 +16,8 @@ from ridgeline.parallel.ops import block_ops, deferred, sizes_of
 from ridgeline.parallel.plan import Plan, plan
 from ridgeline.parallel.schedules.known import SCHEDULES
 from ridgeline.parallel.shards import rank_params
+from ridgeline.parallel.simulate import peak_in_flight
+from ridgeline.parallel.validate import check_schedule
 from ridgeline.parallel.work import deferred_bytes, kept_bytes, stage_work
 from tests.parallel.examples import DENSE, MOE, changed, job_of
 
@@ -180,3 +182,67 @@ def test_nothing_to_hide_is_refused() -> None:
         "comm.overlap_grad_reduce",
         "comm.moe_dispatcher",
     }
+
+
+INTERLEAVED = changed(
+    JOB,
+    model=model_preset("llama2-7b"),
+    cluster=cluster_preset("atlas-800t-a2"),
+    layout__vpp=2,
+    layout__tp=2,
+    layout__sp=True,
+    batch__seq_len=4096,
+)
+WHOLE = Memory(recompute=FullRecompute(method="block", num_layers=1))
+
+
+def test_recomputing_ahead_is_faster_and_holds_no_more_than_not_recomputing() -> None:
+    """A gradient finds its stage recomputed, the last stage not even dropped; all of one comes back at a time."""
+    none, within, ahead = (
+        plan(changed(INTERLEAVED, memory=memory))
+        for memory in (Memory(), WHOLE, attrs.evolve(WHOLE, recompute_when="advance"))
+    )
+    assert none.time.step_us < ahead.time.step_us < within.time.step_us
+    assert ahead.time.bubble < within.time.bubble
+    for least, rank, most in zip(within.memory, ahead.memory, none.memory, strict=True):
+        assert least.activations_bytes <= rank.activations_bytes <= most.activations_bytes
+    assert not any(action.kind == "R" for action in ahead.schedule.ranks[-1] if action.stage == 7)
+    assert 0 < dict(ahead.time.parts)["recompute"] < dict(within.time.parts)["recompute"]
+
+
+def test_recomputing_in_bubbles_holds_what_1f1b_does() -> None:
+    """``pp*vpp`` activations and the inputs of those dropped, for few recomputes, whose collectives are listed."""
+    plain = plan(INTERLEAVED)
+    bubbles = plan(changed(INTERLEAVED, memory=Memory(recompute_when="bubble")))
+    check_schedule(bubbles.schedule, limit=8)
+    assert max(peak_in_flight(plain.schedule)) == 11
+    assert bubbles.memory[0].activations_bytes < 0.85 * plain.memory[0].activations_bytes
+    assert bubbles.time.step_us < 1.05 * plain.time.step_us
+    recomputes = [sum(action.kind == "R" for action in row) for row in bubbles.schedule.ranks]
+    again = {row.why: row.counts for row in bubbles.collectives if row.why.endswith(" recomputed")}
+    assert again["linear_qkv recomputed"] == tuple(4 * count for count in recomputes)  # layers of a stage
+    for planned in (plain, bubbles):
+        assert sum(part for _, part in planned.time.parts) == pytest.approx(planned.time.step_us)
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        (
+            {"layout__vpp": 1, "memory__recompute_when": "bubble", "memory__swap_attention": True},
+            ["goes with interleaved 1F1B, not 1f1b", "chooses by itself what to recompute"],
+        ),
+        ({"memory__recompute_when": "advance"}, ["needs layers that are recomputed whole"]),
+    ],
+)
+def test_where_recomputes_cannot_be_moved_is_told(changes: dict[str, object], lines: list[str]) -> None:
+    with pytest.raises(PlanError) as caught:
+        plan(changed(INTERLEAVED, **changes))
+    assert [problem.path for problem in caught.value.problems] == ["memory.recompute_when"] * len(lines)
+    for problem, line in zip(caught.value.problems, lines, strict=True):
+        assert line in problem.rule
+
+
+def test_moved_recomputes_are_planned_only() -> None:
+    with pytest.raises(LoweringError, match=r"memory.recompute_when='bubble': is planned only"):
+        check_lowerable(changed(INTERLEAVED, memory=Memory(recompute_when="bubble")))

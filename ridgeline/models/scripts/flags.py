@@ -37,6 +37,7 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("mapped", "layout.slices", "seq1f1b-splits="),
     ("approximated", "layout.slices are as long as each other", "seq1f1b-balance-method="),
     ("mapped", "comm.moe_fb_overlap", "moe-fb-overlap"),
+    ("mapped", "memory.recompute_when", "recompute-in-advance recompute-in-bubble"),
     ("mapped", "layout.microbatch_group_size", "microbatch-group-size-per-virtual-pipeline-stage="),
     ("mapped", "layout.vocab_multiple", "make-vocab-size-divisible-by="),
     ("mapped", "layout.order", "use-tp-pp-dp-mapping"),
@@ -182,9 +183,7 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
         fp8-format= fp8-recipe= fp8-reuse-quantized-weight qat-scheme=
         params-dtype= main-grads-dtype= exp-avg-dtype= exp-avg-sq-dtype=
     """),
-    ("not expressible", "recomputing parts of a layer", """
-        recompute-mla-up-proj recompute-in-advance recompute-in-bubble
-    """),
+    ("not expressible", "recomputing parts of a layer", "recompute-mla-up-proj"),
     ("not expressible", "how experts order their tokens", "moe-unperm2-mem-optim"),
     ("not expressible", "overlapped and fused communication", """
         coc-fused-kernel coc-parallel-num= tp-2d tp-x= tp-y= moe-alltoall-overlap-comm

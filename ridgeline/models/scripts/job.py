@@ -28,6 +28,7 @@ CONTRADICTIONS = (
     ("pipeline-model-parallel-layout", "num-virtual-stages-per-pipeline-rank"),
     ("num-layer-list", "num-layers-per-virtual-pipeline-stage"),
     ("use-ascend-mc2", "use-ascend-coc"),
+    ("recompute-in-advance", "recompute-in-bubble"),
     ("train-iters", "train-samples"),
 )
 """Flags that upstream refuses together (Megatron-LM's validate_args; MindSpeed-LLM's TransformerBlockFeature)."""
@@ -244,6 +245,7 @@ def _memory(reader: Reader) -> Plain:
         "swap_optimizer": reader.has("swap-optimizer"),
         "swap_attention": _swaps_attention(reader),
         "recompute": _recompute(reader),
+        "recompute_when": _recompute_when(reader),
         "loss_chunk": reader.integer("loss-chunk-size", 1024) if reader.text("loss-compute-mode") == "chunk" else None,
     }
     return without_none(memory)
@@ -255,6 +257,13 @@ def _swaps_attention(reader: Reader) -> bool:
     if reader.has("swap-attention") and whole:
         reader.lost("swap-attention", "memory.swap_attention=false: whole layers are recomputed", "no effect")
     return reader.has("swap-attention") and not whole
+
+
+def _recompute_when(reader: Reader) -> str:
+    for word in ("advance", "bubble"):
+        if reader.has(f"recompute-in-{word}"):
+            return word
+    return "backward"
 
 
 def _recompute(reader: Reader) -> Plain | None:

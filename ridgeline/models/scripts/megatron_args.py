@@ -88,6 +88,8 @@ def _faults(job: Job) -> Iterator[str]:
     usual = attrs.evolve(job.layout, schedule=None).schedule_name
     if job.layout.schedule_name != usual:
         yield f"layout.schedule={job.layout.schedule!r}: with vpp={job.layout.vpp} Megatron-LM runs {usual}"
+    if job.memory.recompute_when != "backward":
+        yield f"memory.recompute_when={job.memory.recompute_when!r}: Megatron-LM has no such flag; use 'backward'"
     if job.comm.moe_fb_overlap:
         yield "comm.moe_fb_overlap=True: Megatron-LM has no such flag; set it to false"
     layers = job.model.num_layers + len(job.layout.noop_layers)

@@ -360,3 +360,12 @@ def test_contradictions_are_told(pair):
     assert f"--{pair[0]}=" in told
     assert f"contradicts --{pair[1]}; keep one of the two" in told
     assert "contradicts" not in "\n".join(map(str, imported_of(EXPERTS + one).problems))
+
+
+@pytest.mark.parametrize(
+    ("words", "when"), [("", "backward"), ("--recompute-in-advance", "advance"), ("--recompute-in-bubble", "bubble")]
+)
+def test_moved_recomputes_are_read(words, when):
+    imported = imported_of(f"{QWEN3_MOE.rstrip()} {words}")
+    assert not imported.problems
+    assert imported.plain["memory"]["recompute_when"] == when
