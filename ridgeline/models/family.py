@@ -63,7 +63,7 @@ class Family:
     rotary_share: float | None = None
     interleaved: bool = False
     mixers: tuple[type[Mixer], ...] = (Attention,)
-    feed_forwards: tuple[type[FeedForward], ...]
+    feed_forwards: tuple[type[FeedForward | None], ...]
     spec_of: Callable[[Values, Rope], ModelSpec]
     config_of: Callable[[ModelSpec], dict[str, Any]]
     weights: Mapping[str, Template] | None = None

@@ -98,7 +98,7 @@ def hf_config_of(spec: ModelSpec) -> dict[str, Any]:
             layer = getattr(run.block, part)
             if not isinstance(layer, allowed):
                 rule = f"cannot be written as family={family.name!r}"
-                known = f"known: {', '.join(kind.kind for kind in allowed)}"
+                known = f"known: {', '.join(getattr(kind, 'kind', 'none') for kind in allowed)}"
                 kind = None if layer is None else layer.kind
                 raise SpecError(Problem(f"blocks[{index}].block.{part}.kind", kind, rule, known))
     config = {"architectures": [family.architectures[0]], "model_type": family.name, **family.config_of(spec)}

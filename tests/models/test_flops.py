@@ -13,10 +13,11 @@ from tests.models.test_hf_config import CONFIGS
 SEQ_LEN = 8
 # transformers scores all positions, chosen or not; its complex rope needs even strides.
 OVER_ALL = {"index_topk": SEQ_LEN, "kv_lora_rank": 14}
-SCANS = {"qwen3_next"}  # a chunk's products are no part of the formula
+# A scan's chunks of products are no part of the formula; equal shares of zero experts are no whole number here.
+NOT_COUNTED = {"qwen3_next", "mamba2", "longcat_flash"}
 
 
-@pytest.mark.parametrize("name", sorted(set(CONFIGS) - SCANS))
+@pytest.mark.parametrize("name", sorted(set(CONFIGS) - NOT_COUNTED))
 def test_a_forward_counts_what_torch_counts(name):
     """To the operation, with attention over the whole sequence."""
     config = {**CONFIGS[name], **{key: value for key, value in OVER_ALL.items() if key in CONFIGS[name]}}

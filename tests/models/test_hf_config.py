@@ -6,9 +6,10 @@ from typing import Any
 
 import attrs
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from ridgeline.core.errors import SpecError
 from ridgeline.core.model import (
@@ -25,6 +26,7 @@ from ridgeline.core.model import (
     Rope,
     YarnRope,
 )
+from ridgeline.core.params import model_params
 from ridgeline.models.families.table import ARCHITECTURES, FAMILIES, MODEL_TYPES
 from ridgeline.models.hf_config import family_of, hf_config_of, model_from_hf, read_hf_config
 from tests.strategies import specs
@@ -94,6 +96,35 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 14,
         "shared_expert_intermediate_size": 18,
         "mlp_only_layers": [1],
+    },
+    "bloom": {"model_type": "bloom", "vocab_size": 40, "hidden_size": 24, "n_layer": 3, "n_head": 4},
+    "glm4": {**DENSE, "model_type": "glm4", "partial_rotary_factor": 0.5, "pad_token_id": 0},
+    "longcat_flash": {
+        **{
+            name: LATENT[name]
+            for name in LATENT
+            if name.startswith(("vocab", "hidden", "num_att", "max", "rms", "rope"))
+        },
+        **{name: LATENT[name] for name in LATENT if name.startswith(("kv_", "qk_", "v_", "routed"))},
+        "model_type": "longcat_flash",
+        "head_dim": 4,
+        "num_layers": 2,
+        "q_lora_rank": 16,
+        "ffn_hidden_size": 20,
+        "expert_ffn_hidden_size": 12,
+        "n_routed_experts": 6,
+        "zero_expert_num": 2,
+        "moe_topk": 3,
+    },
+    "mamba2": {
+        "model_type": "mamba2",
+        "vocab_size": 40,
+        "hidden_size": 24,
+        "num_hidden_layers": 3,
+        "num_heads": 6,
+        "head_dim": 8,
+        "state_size": 10,
+        "n_groups": 2,
     },
     "gpt_oss": {
         **DENSE,
@@ -169,7 +200,7 @@ def test_a_config_that_transformers_saved_is_the_same_model(name: str, tmp_path)
     """The spelling of transformers 5, read back from its own file, gives the spec of the published spelling."""
     AutoConfig.for_model(**CONFIGS[name]).save_pretrained(tmp_path)
     saved = read_hf_config(tmp_path)
-    assert "rope_parameters" in saved
+    assert ("rope_parameters" in saved) == (name not in ("bloom", "mamba2"))
     assert "rope_theta" not in saved
     assert model_from_hf(saved) == model_from_hf(CONFIGS[name])
 
@@ -350,11 +381,11 @@ def test_a_dense_layer_needs_its_width():
     [
         (
             {"architectures": ["Qwen2ForCausalLm"]},
-            "architectures='Qwen2ForCausalLm': unknown; did you mean 'Qwen2ForCausalLM'? known: DeepseekV2For",
+            "architectures='Qwen2ForCausalLm': unknown; did you mean 'Qwen2ForCausalLM'? known: BloomFor",
         ),
         ({"architectures": ["Qwen2ForSequenceClassification"], "model_type": "qwen2"}, "architectures='Qwen2ForSeq"),
         ({"model_type": "qwen3_nxt"}, "model_type='qwen3_nxt': unknown; did you mean 'qwen3"),
-        ({}, "model_type=None: unknown; known: deepseek_v2, deepseek_v3, "),
+        ({}, "model_type=None: unknown; known: bloom, deepseek_v2, "),
         ({"model_type": ["llama"]}, "model_type=['llama']: unknown"),
         (
             {"architectures": ["LlamaForCausalLM"], "model_type": "mistral"},
@@ -385,6 +416,19 @@ def test_a_file_that_is_no_config_is_refused(tmp_path):
     file.write_text("[1]")
     with pytest.raises(SpecError, match=r"must hold a JSON object"):
         read_hf_config(file)
+
+
+UNUSED = {"longcat_flash": 2 * 2 * 2 * 12 * 24}  # transformers allots gate and up to its zero experts too
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_example_has_the_parameters_of_the_transformers_model(name: str):
+    """To the parameter; expert biases are buffers there, and there is no multi-token prediction."""
+    spec = attrs.evolve(model_from_hf(CONFIGS[name]), mtp=0)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**CONFIGS[name]))
+    theirs = sum(tensor.numel() for tensor in model.parameters()) - UNUSED.get(name, 0)
+    assert theirs == sum(param.elements for _, param in model_params(spec) if param.trains)
 
 
 # The way back
@@ -495,7 +539,7 @@ def test_what_a_family_cannot_express_is_named():
     normed = attrs.evolve(block, mixer=attrs.evolve(block.mixer, qk_norm=True))
     cases = {
         "mtp=1: cannot be written as family='llama', which would make it 0": _llama(mtp=1),
-        "family='custom': has no Hugging Face class; known: deepseek_v2, ": _llama(family="custom"),
+        "family='custom': has no Hugging Face class; known: bloom, deepseek_v2, ": _llama(family="custom"),
         "layers[2].feed_forward.ffn_hidden=21: cannot be written as family='llama', which would": _with(spec, wide, 2),
         "layers[0].mixer.qk_norm=True: cannot be written as family='llama'": _with(spec, normed, 0),
         "blocks[1].block.mixer.kind='latent_attention': cannot be written": _with(

@@ -8,15 +8,19 @@ from ridgeline.models.family import Family
 
 MODULES: Mapping[str, str] = MappingProxyType(
     {
+        "bloom": "bloom:BLOOM",
         "deepseek_v2": "deepseek_v2:DEEPSEEK_V2",
         "deepseek_v3": "deepseek_v3:DEEPSEEK_V3",
         "deepseek_v32": "indexed:DEEPSEEK_V32",
         "gemma": "gemma:GEMMA",
         "gemma2": "gemma:GEMMA2",
+        "glm4": "glm4:GLM4",
         "glm4_moe": "glm4_moe:GLM4_MOE",
         "glm_moe_dsa": "indexed:GLM_MOE_DSA",
         "gpt_oss": "gpt_oss:GPT_OSS",
         "llama": "llama:LLAMA",
+        "longcat_flash": "longcat_flash:LONGCAT_FLASH",
+        "mamba2": "mamba2:MAMBA2",
         "minimax_m2": "minimax_m2:MINIMAX_M2",
         "mistral": "mistral:MISTRAL",
         "mixtral": "mixtral:MIXTRAL",
@@ -31,15 +35,19 @@ MODULES: Mapping[str, str] = MappingProxyType(
 
 ARCHITECTURES: Mapping[str, str] = MappingProxyType(
     {
+        "BloomForCausalLM": "bloom",
         "DeepseekV2ForCausalLM": "deepseek_v2",
         "DeepseekV3ForCausalLM": "deepseek_v3",
         "DeepseekV32ForCausalLM": "deepseek_v32",
         "GemmaForCausalLM": "gemma",
         "Gemma2ForCausalLM": "gemma2",
+        "Glm4ForCausalLM": "glm4",
         "Glm4MoeForCausalLM": "glm4_moe",
         "GlmMoeDsaForCausalLM": "glm_moe_dsa",
         "GptOssForCausalLM": "gpt_oss",
         "LlamaForCausalLM": "llama",
+        "LongcatFlashForCausalLM": "longcat_flash",
+        "Mamba2ForCausalLM": "mamba2",
         "MiniMaxM2ForCausalLM": "minimax_m2",
         "MistralForCausalLM": "mistral",
         "MixtralForCausalLM": "mixtral",

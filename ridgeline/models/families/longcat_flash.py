@@ -1,0 +1,67 @@
+"""LongCat-Flash: two layers of latent attention and an MLP to each set of experts, which stand beside them."""
+
+from typing import Any
+
+import attrs
+
+from ridgeline.core.model import Block, LatentAttention, Mlp, ModelSpec, Moe, Rope
+from ridgeline.models.families.decoder import decoder_of, first_feed_forward
+from ridgeline.models.families.latent import LATENT_FIELDS, latent_config, latent_of
+from ridgeline.models.family import Family, Field, Values, require
+
+FIELDS = (
+    *(field for field in LATENT_FIELDS if field.name != "num_hidden_layers"),
+    Field("num_layers", int, alias="num_hidden_layers"),
+    Field("ffn_hidden_size", int),
+    Field("expert_ffn_hidden_size", int),
+    Field("n_routed_experts", int),
+    Field("zero_expert_num", int, 0, minimum=0),
+    Field("moe_topk", int),
+    Field("routed_scaling_factor", float, 1.0, minimum=0),
+    Field("qk_head_dim", int | None, None),
+)
+
+
+def _spec_of(hf: Values, rope: Rope) -> ModelSpec:
+    both = hf["qk_nope_head_dim"] + hf["qk_rope_head_dim"]
+    rule = f"must be qk_nope_head_dim+qk_rope_head_dim={both}"
+    require(hf["qk_head_dim"] in (None, both), "qk_head_dim", hf["qk_head_dim"], rule)
+    experts = Moe(
+        experts=hf["n_routed_experts"],
+        zero_experts=hf["zero_expert_num"],
+        topk=hf["moe_topk"],
+        ffn_hidden=hf["expert_ffn_hidden_size"],
+        normalize_topk=False,
+        topk_scale=hf["routed_scaling_factor"],
+        expert_bias=True,
+    )
+    second = Block(mixer=latent_of(hf, rope, latent_scale=True), feed_forward=Mlp(ffn_hidden=hf["ffn_hidden_size"]))
+    first = attrs.evolve(second, shortcut=experts)
+    return decoder_of(hf, (first, second) * hf["num_layers"])
+
+
+def _config_of(spec: ModelSpec) -> dict[str, Any]:
+    experts = spec.moes[0]
+    config = {name: value for name, value in latent_config(spec).items() if name != "num_hidden_layers"}
+    return {
+        **config,
+        "num_layers": spec.num_layers // 2,
+        "ffn_hidden_size": first_feed_forward(spec, Mlp).ffn_hidden,
+        "expert_ffn_hidden_size": experts.ffn_hidden,
+        "n_routed_experts": experts.experts,
+        "zero_expert_num": experts.zero_experts,
+        "moe_topk": experts.topk,
+        "routed_scaling_factor": experts.topk_scale,
+    }
+
+
+LONGCAT_FLASH = Family(
+    name="longcat_flash",
+    architectures=("LongcatFlashForCausalLM",),
+    fields=FIELDS,
+    interleaved=True,
+    mixers=(LatentAttention,),
+    feed_forwards=(Mlp,),
+    spec_of=_spec_of,
+    config_of=_config_of,
+)
