@@ -40,9 +40,9 @@ def test_what_lacks_is_told_where_nothing_fits(capsys):
 
 def test_what_only_plans_is_left_out_or_marked(capsys):
     tokens = (*SMALL, "--tp", "2", "--layout.schedule", "zb_h1", "--json")
-    code, out, _ = outcome(capsys, *tokens)
-    assert code == 1
-    assert json.loads(out)["left_out"][-1]["axis"] == "schedule"
+    code, _, err = outcome(capsys, *tokens)
+    assert code == 2
+    assert "layout.schedule=('zb_h1',): is planned only" in err
     code, out, _ = outcome(capsys, *tokens, "--all")
     assert code == 0
     assert json.loads(out)["best"]["lowering_faults"]

@@ -6,7 +6,7 @@ from typing import Any
 import attrs
 
 from ridgeline.core.errors import PlanError
-from ridgeline.core.job import Job
+from ridgeline.core.job import FullRecompute, Job
 from ridgeline.parallel.plan import plan
 from ridgeline.parallel.search.explore import least_memory
 from ridgeline.parallel.search.grid import PATHS, Grid, Point, changed, grid_of, job_at, shapes
@@ -102,10 +102,16 @@ def shortage_of(job: Job, grid: Grid, *, faults: Faults) -> Shortage | None:
 
 
 def _on_more_nodes(job: Job, grid: Grid, faults: Faults) -> Iterator[tuple[int, Found | None]]:
-    """The layout that needs the least memory on 2, 4, 8, ... times as many nodes."""
+    """On 2, 4, 8, ... times as many nodes, of the layouts that keep the least the one that needs the least memory."""
     given = {axis: getattr(grid, axis) for axis in grid.given}
     for doublings in range(1, MOST_DOUBLINGS + 1):
         nodes = job.cluster.nodes << doublings
         there = attrs.evolve(job, cluster=attrs.evolve(job.cluster, nodes=nodes))
         wider = narrowed(there, grid_of(there, **given), faults=faults)
-        yield nodes, least_memory(there, opener(there, wider), faults=faults)
+        frugal = attrs.evolve(
+            wider,
+            mbs=wider.mbs[:1],
+            recompute=(FullRecompute(),) if FullRecompute() in wider.recompute else wider.recompute,
+            distributed_optimizer=(any(wider.distributed_optimizer),),
+        )
+        yield nodes, least_memory(there, opener(there, frugal), faults=faults)

@@ -5,7 +5,9 @@ from typing import Any
 
 import attrs
 
+from ridgeline.core.errors import Problem
 from ridgeline.core.job import Job
+from ridgeline.parallel.check import job_problems
 from ridgeline.parallel.known_wrong import refusals
 from ridgeline.parallel.search.grid import PATHS, Grid, LeftOut, Pipeline, Point, Scheme, Shape, changed, job_at
 
@@ -34,6 +36,24 @@ def narrowed(job: Job, grid: Grid, *, faults: Faults) -> Grid:
             left_out.append(LeftOut(axis, tuple(value for value in values if reasons[value] == why), why))
         kept[axis] = tuple(value for value in values if not reasons[value])
     return attrs.evolve(grid, **kept, left_out=(*grid.left_out, *left_out))
+
+
+def empty_problems(job: Job, grid: Grid) -> tuple[Problem, ...]:
+    """Why a grid holds no layout: what breaks a rule with every other axis left alone, else what it must divide."""
+    world, gbs = job.cluster.world_size, job.batch.gbs
+    left_out = [Problem(PATHS[one.axis], one.values, one.why) for one in grid.left_out if not getattr(grid, one.axis)]
+    alone = [
+        problem
+        for axis in grid.given
+        for value in getattr(grid, axis) or ()
+        if axis != "stages"
+        for problem in job_problems(job_at(job, changed(ALONE, axis, value)))
+        if problem.path.startswith(PATHS[axis])
+    ]
+    rule = (
+        f"no tp*cp*pp of it divides world_size={world} so that mbs*dp divides gbs={gbs} and etp*ep the ranks of a stage"
+    )
+    return (*left_out, *alone) or (Problem("grid", ", ".join(grid.given) or "derived", rule, "widen an axis"),)
 
 
 def _refusal(job: Job, faults: Faults) -> str:

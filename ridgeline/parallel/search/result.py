@@ -83,7 +83,8 @@ class Shortage:
     Attributes:
         least: The layout that needs the least memory.
         over_bytes: By how much it exceeds a device.
-        nodes: The fewest nodes, of 2, 4, ... 64 times as many, on which a layout fits; None where none does.
+        nodes: The fewest nodes, of 2, 4, ... 64 times as many, on which a layout fits that recomputes whole layers and
+            has the smallest microbatch, where the grid has such; None where none does.
     """
 
     least: Found

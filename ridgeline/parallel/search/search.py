@@ -2,11 +2,12 @@
 
 import attrs
 
+from ridgeline.core.errors import PlanError
 from ridgeline.core.job import Job
 from ridgeline.parallel.search.around import neighbours_of, shortage_of
 from ridgeline.parallel.search.explore import explore
 from ridgeline.parallel.search.grid import Grid, grid_of
-from ridgeline.parallel.search.narrow import Faults, layout_faults, narrowed
+from ridgeline.parallel.search.narrow import Faults, empty_problems, layout_faults, narrowed
 from ridgeline.parallel.search.result import SearchResult
 from ridgeline.parallel.search.tree import opener
 
@@ -33,6 +34,9 @@ def search(
         top: How many meshes to rank.
         within: How far the ranking and the front reach, times the best step.
 
+    Raises:
+        PlanError: The grid holds no layout; what keeps its values out is named.
+
     Example:
         >>> from ridgeline.models.jobs import preset
         >>> result = search(preset("llama2-7b"), top=1, within=1.0)
@@ -44,6 +48,8 @@ def search(
     grid = narrowed(job, grid or grid_of(job), faults=kept_out)
     opened = opener(job, grid)
     explored = explore(job, opened, faults=kept_out, top=top, within=within)
+    if not explored.counts.points:
+        raise PlanError(empty_problems(job, grid))
     ranked, front = (
         tuple(attrs.evolve(found, lowering_faults=lowering_faults(found.job)) for found in several)
         for several in (explored.ranked, explored.front)

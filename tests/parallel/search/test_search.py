@@ -3,6 +3,7 @@
 import attrs
 import pytest
 
+from ridgeline.core.errors import PlanError
 from ridgeline.core.job import FullRecompute
 from ridgeline.core.transforms import on_nodes
 from ridgeline.models.jobs import preset
@@ -56,3 +57,17 @@ def test_nodes_that_would_do_are_told():
     for count, fits in ((nodes, True), (nodes // 2, False)):
         there = on_nodes(count)(job)
         assert (search(there, grid_of(there, **few), within=1.0, top=1).best is not None) == fits
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tp": (3,)}, "layout.tp=3: must divide heads=32; use 1, 2, 4, 8, 16 or 32"),
+        ({"tp": (8,), "pp": (8,)}, "no tp\\*cp\\*pp of it divides world_size=8"),
+    ],
+)
+def test_a_grid_without_layouts_is_refused(given, message):
+    """What keeps its values out is named."""
+    job = preset("llama2-7b", batch={"gbs": 64})
+    with pytest.raises(PlanError, match=message):
+        search(job, grid_of(job, **given))
