@@ -4,10 +4,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+from cyclopts import Parameter
 
 from ridgeline.apps.edges import edge
-from ridgeline.apps.options import Overrides
 from ridgeline.core.errors import Problem, SpecError
 
 if TYPE_CHECKING:
@@ -16,12 +17,21 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 
+LayoutFields: TypeAlias = Annotated[
+    str,
+    Parameter(
+        name="FIELD",
+        allow_leading_hyphen=True,
+        help="The layout of a classic checkpoint, as --layout.tp 2 --layout.pp 2, or for short --tp 2 --pp 2.",
+    ),
+]
+
 
 def convert(
     source: Path,
     output: Path | None = None,
     /,
-    *options: Overrides,
+    *options: LayoutFields,
     format: Literal["hf", "torch_dist", "classic"] | None = None,
     dtype: Literal["bf16", "fp16", "fp32"] | None = None,
     tokenizer: Path | None = None,
@@ -29,10 +39,10 @@ def convert(
     adapter: Path | None = None,
     experts: Literal["sequential", "grouped"] = "sequential",
     impl: Literal["local", "te"] = "local",
-    tp_extend_ep: bool = False,
+    tp_extend_ep: Annotated[bool, Parameter(negative="")] = False,
     dialect: Literal["mindspeed", "megatron"] = "mindspeed",
-    dry_run: bool = False,
-    verify: bool = False,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    verify: Annotated[bool, Parameter(negative="")] = False,
     check: Path | None = None,
 ) -> int:
     """Convert a checkpoint or a Hugging Face folder to another format or layout, in bounded memory.
@@ -43,7 +53,7 @@ def convert(
         source: A saved step, the folder of a run (its latest step), a Hugging Face folder, or a checkpoint of
             MindSpeed-LLM or Megatron-LM.
         output: Folder to make; it appears when it is whole.
-        options: The layout of a classic checkpoint, as --layout.tp 2 --layout.pp 2.
+        options: Fields of a layout.
         format: hf, torch_dist (any layout loads it) or classic (a file for each rank). By default classic when a layout
             is given, else torch_dist from a Hugging Face folder and hf from the others.
         dtype: Of the weights; by default as they are.

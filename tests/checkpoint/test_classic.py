@@ -1,5 +1,6 @@
 """The per-rank layout against MindSpeed-LLM's orders, written out in numpy."""
 
+import attrs
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -260,3 +261,23 @@ def test_there_and_back(data: st.DataObject) -> None:
     back = executed(reshard(other, published), across)
     assert before.keys() == back.keys()
     assert all(np.array_equal(before[name], back[name]) for name in before)
+
+
+def test_a_folded_pipeline() -> None:
+    """DualPipeV's two chunks of a rank lie opposite each other in the model; embedding and head are rank 0's."""
+    (run,) = DENSE.blocks
+    model = attrs.evolve(DENSE, blocks=(attrs.evolve(run, count=8),))
+    hf, out = numbers(model), converted(model, Layout(pp=2, schedule="dualpipe_v"), ClassicForm())
+    expected = {(0, 0): (0, 1), (0, 1): (6, 7), (1, 0): (2, 3), (1, 1): (4, 5)}
+    for (pp_rank, chunk), layers in expected.items():
+        file = out[f"mp_rank_00_{pp_rank:03d}"]
+        for number, layer in enumerate(layers):
+            ours = file[f"model{chunk}/decoder.layers.{number}.mlp.linear_fc2.weight"]
+            assert np.array_equal(ours, hf[f"model.layers.{layer}.mlp.down_proj.weight"])
+    outside = {name for name in out["mp_rank_00_000"] if ".layers." not in name}
+    assert outside == {
+        "model0/embedding.word_embeddings.weight",
+        "model1/decoder.final_layernorm.weight",
+        "model1/output_layer.weight",
+    }
+    assert not [name for name in out["mp_rank_00_001"] if ".layers." not in name]

@@ -28,7 +28,11 @@ from tests.checkpoint.hf_models import ALL_CONFIGS, logits_of, random_model
 
 CLASSIC = {
     "Llama": Wanted(format="classic", layout=Layout(tp=2, pp=3, vocab_multiple=8)),
-    "Qwen2": Wanted(format="classic", layout=Layout(pp=2, noop_layers=(1,)), form=ClassicForm(impl="te")),
+    "Qwen2": Wanted(
+        format="classic",
+        layout=Layout(pp=2, schedule="dualpipe_v", noop_layers=(1,)),
+        form=ClassicForm(impl="te"),
+    ),
     "Qwen3": Wanted(format="classic", layout=Layout(pp=2, vpp=2, noop_layers=(3,))),
     "Mixtral": Wanted(format="classic", layout=Layout(tp=2, ep=5), form=ClassicForm(experts="grouped")),
     "DeepseekV3": Wanted(

@@ -179,7 +179,8 @@ def _layout(
         order = [(rank, chunk) for chunk in range(vpp) for rank in range(pp)]
     stages = tuple(len(numbers.get(place, ())) for place in order)
     fields: dict[str, Any] = {"stages": stages} if pp * vpp > 1 else {}
-    fields |= {"schedule": "dualpipev"} if placement == "v" else {"vpp": vpp}
+    # Of the schedules that lie in a V, this one may be uneven.
+    fields |= {"schedule": "zb_v"} if placement == "v" else {"vpp": vpp}
     return Layout(tp=tp, pp=pp, ep=ep, etp=etp, vocab_multiple=rows, **fields)
 
 
