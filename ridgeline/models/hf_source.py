@@ -5,12 +5,13 @@ those runs in order makes our tensor, and copying them back takes it apart.
 """
 
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from types import MappingProxyType
 from typing import TypeAlias
 
 import attrs
 
-from ridgeline.core.model import Attention, Block
+from ridgeline.core.model import Attention, Block, GatedDeltaNet
 from ridgeline.models.hf_template import Template
 
 Shape: TypeAlias = tuple[int, ...]
@@ -42,9 +43,6 @@ class GroupedQkv:
     queries: int
 
 
-Source: TypeAlias = Direct | GateUp | GroupedQkv
-
-
 @attrs.frozen
 class RowRun:
     """``count`` rows of a published tensor, from row ``start``."""
@@ -52,6 +50,16 @@ class RowRun:
     tensor: str
     start: int
     count: int
+
+
+@attrs.frozen
+class Rows:
+    """Runs of rows, one after the other."""
+
+    runs: tuple[RowRun, ...]
+
+
+Source: TypeAlias = Direct | GateUp | GroupedQkv | Rows
 
 
 def row_runs(source: Source, rows: int) -> tuple[RowRun, ...]:
@@ -63,6 +71,8 @@ def row_runs(source: Source, rows: int) -> tuple[RowRun, ...]:
     """
     if isinstance(source, Direct):
         return (RowRun(source.name, 0, rows),)
+    if isinstance(source, Rows):
+        return source.runs
     if isinstance(source, GateUp):
         return RowRun(source.gate, 0, rows // 2), RowRun(source.up, 0, rows // 2)
     head = rows // (source.groups * (source.queries + 2))
@@ -98,10 +108,38 @@ def _bind_qkv(names: tuple[str, ...], block: Block | None) -> GroupedQkv:
     return GroupedQkv(*names, groups=block.mixer.kv_heads, queries=block.mixer.heads // block.mixer.kv_heads)
 
 
+def _bind_gated_qkv(names: tuple[str, ...], block: Block | None) -> Rows:
+    assert block is not None
+    assert isinstance(block.mixer, Attention)
+    (q, k, v), head, groups = names, block.mixer.head_dim, block.mixer.kv_heads
+    queries = block.mixer.heads // groups
+    runs = []
+    for group in range(groups):
+        heads = range(group * queries, (group + 1) * queries)
+        runs += [RowRun(q, 2 * head * index, head) for index in heads]
+        runs += [RowRun(q, 2 * head * index + head, head) for index in heads]
+        runs += [RowRun(k, group * head, head), RowRun(v, group * head, head)]
+    return Rows(tuple(runs))
+
+
+def _bind_delta_inputs(names: tuple[str, ...], block: Block | None) -> Rows:
+    assert block is not None
+    assert isinstance(block.mixer, GatedDeltaNet)
+    mixer, runs = block.mixer, []
+    values = mixer.value_heads // mixer.key_heads
+    keys, wide = mixer.key_head_dim, values * mixer.value_head_dim
+    for tensor, parts in zip(names, ((keys, keys, wide, wide), (values, values)), strict=True):
+        for begin, count in zip(accumulate(parts, initial=0), parts, strict=False):
+            runs += [RowRun(tensor, head * sum(parts) + begin, count) for head in range(mixer.key_heads)]
+    return Rows(tuple(runs))
+
+
 _BINDERS: Mapping[str, Callable[[tuple[str, ...], Block | None], Source]] = MappingProxyType(
     {
         "direct": lambda names, _: Direct(*names),
         "gate_up": lambda names, _: GateUp(*names),
         "grouped_qkv": _bind_qkv,
+        "gated_qkv": _bind_gated_qkv,
+        "delta_inputs": _bind_delta_inputs,
     }
 )

@@ -9,7 +9,7 @@ import attrs
 class Template:
     """A source whose names still hold ``{layer}`` and ``{expert}``."""
 
-    transform: Literal["direct", "gate_up", "grouped_qkv"]
+    transform: Literal["direct", "gate_up", "grouped_qkv", "gated_qkv", "delta_inputs"]
     names: tuple[str, ...]
 
 
@@ -26,3 +26,13 @@ def gate_up(gate: str, up: str) -> Template:
 def grouped_qkv(q: str, k: str, v: str) -> Template:
     """Query, key and value heads interleaved by key-value head."""
     return Template("grouped_qkv", (q, k, v))
+
+
+def gated_qkv(q: str, k: str, v: str) -> Template:
+    """The same, where each query head is published above its gate."""
+    return Template("gated_qkv", (q, k, v))
+
+
+def delta_inputs(qkvz: str, ba: str) -> Template:
+    """What a gated delta net reads, published key head by key head: queries, keys, values, gates; betas and alphas."""
+    return Template("delta_inputs", (qkvz, ba))

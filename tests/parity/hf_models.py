@@ -87,6 +87,20 @@ CASES |= {
             "attention_bias": True,
         },
     ),
+    "qwen3_next": (
+        "Qwen3Next",
+        {
+            "num_experts": 6,
+            "shared_expert_intermediate_size": 44,
+            "full_attention_interval": 2,
+            **EXPERTS,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_conv_kernel_dim": 3,
+            "linear_key_head_dim": 6,
+            "linear_value_head_dim": 10,
+        },
+    ),
     "deepseek_v2": ("DeepseekV2", {**LATENT, "topk_method": "greedy", "n_group": 1, "topk_group": 1}),
     "deepseek_v3": ("DeepseekV3", {**LATENT, **GROUPS}),
     "deepseek_v3 yarn": (
@@ -161,6 +175,23 @@ def _below(tensors: dict[str, Any], prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
+def _delta_net(theirs: dict[str, torch.Tensor], config: Any) -> dict[str, torch.Tensor]:
+    """A gated delta net's parameters: published by key head, ours by what they make."""
+    heads = config.linear_num_key_heads
+    values = config.linear_num_value_heads // heads
+    wide = values * config.linear_value_head_dim
+    by_head = theirs["in_proj_qkvz.weight"].unflatten(0, (heads, -1))
+    parts = by_head.split((config.linear_key_head_dim, config.linear_key_head_dim, wide, wide), dim=1)
+    scalars = theirs["in_proj_ba.weight"].unflatten(0, (heads, -1)).split((values, values), dim=1)
+    fused = torch.cat([part.flatten(0, 1) for part in (*parts, *scalars)])
+    same = ("conv1d.weight", "dt_bias", "A_log", "out_proj.weight")
+    return {
+        "self_attention.in_proj.weight": fused,
+        "self_attention.out_norm.weight": theirs["norm.weight"],
+        **{f"self_attention.{name}": theirs[name] for name in same},
+    }
+
+
 LATENTS = (
     ("linear_q_proj", "q_proj"),
     ("linear_q_down_proj", "q_a_proj"),
@@ -177,7 +208,7 @@ def _attention(theirs: dict[str, torch.Tensor], config: Any) -> dict[str, torch.
     ours = {
         "input_layernorm.weight": theirs["input_layernorm.weight"],
         "pre_mlp_layernorm.weight": theirs["post_attention_layernorm.weight"],
-        "self_attention.linear_proj.weight": theirs["self_attn.o_proj.weight"],
+        "self_attention.linear_proj.weight": theirs.get("self_attn.o_proj.weight"),
     }
     if "pre_feedforward_layernorm.weight" in theirs:
         ours["pre_mlp_layernorm.weight"] = theirs["pre_feedforward_layernorm.weight"]
@@ -186,10 +217,16 @@ def _attention(theirs: dict[str, torch.Tensor], config: Any) -> dict[str, torch.
     if "self_attn.kv_a_proj_with_mqa.weight" in theirs:
         names = {f"self_attention.{name}.weight": f"self_attn.{published}.weight" for name, published in LATENTS}
         return ours | {name: theirs[published] for name, published in names.items() if published in theirs}
+    if "linear_attn.in_proj_qkvz.weight" in theirs:
+        del ours["self_attention.linear_proj.weight"]
+        return ours | _delta_net(_below(theirs, "linear_attn."), config)
     for kind in ("weight", "bias"):
         if f"self_attn.q_proj.{kind}" in theirs:
             parts = [theirs[f"self_attn.{x}_proj.{kind}"] for x in "qkv"]
             by_group = [part.reshape(groups, -1, *part.shape[1:]) for part in parts]
+            if config.model_type == "qwen3_next":  # gates follow the queries of their group
+                queries_gates = by_group[0].unflatten(1, (-1, 2, config.head_dim))
+                by_group[0] = queries_gates.transpose(1, 2).flatten(1, 3)
             ours[f"self_attention.linear_qkv.{kind}"] = torch.cat(by_group, 1).flatten(0, 1)
     if "self_attn.o_proj.bias" in theirs:
         ours["self_attention.linear_proj.bias"] = theirs["self_attn.o_proj.bias"]

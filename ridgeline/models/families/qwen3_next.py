@@ -1,5 +1,6 @@
 """Qwen3-Next and Qwen3-Coder-Next: three gated delta nets to each gated attention, a shared expert behind a gate."""
 
+from types import MappingProxyType
 from typing import Any
 
 from ridgeline.core.errors import Problem, SpecError
@@ -12,9 +13,12 @@ from ridgeline.models.families.decoder import (
     first_attention,
     first_feed_forward,
     first_mixer,
+    moe_weights,
 )
+from ridgeline.models.families.qwen2_moe import SHARED_WEIGHTS
 from ridgeline.models.families.sparse_steps import SPARSE_FIELDS, feed_forwards_config, feed_forwards_of
 from ridgeline.models.family import Family, Field, Values, require
+from ridgeline.models.hf_template import delta_inputs, direct, gated_qkv
 
 FIELDS = (
     *DECODER_FIELDS,
@@ -33,6 +37,8 @@ FIELDS = (
     Field("linear_num_key_heads", int),
     Field("linear_num_value_heads", int),
 )
+_EXPERT, _PUBLISHED, _ATTENTION = "mlp.experts.{expert}.", "model.layers.{layer}.", "self_attention."
+_LINEAR = _PUBLISHED + "linear_attn."
 KINDS = ("linear_attention", "full_attention")
 
 
@@ -90,4 +96,23 @@ QWEN3_NEXT = Family(
     feed_forwards=(Moe, Mlp),
     spec_of=_spec_of,
     config_of=_config_of,
+    weights=MappingProxyType(
+        {
+            **moe_weights(
+                router="mlp.gate.weight",
+                gate=_EXPERT + "gate_proj.weight",
+                up=_EXPERT + "up_proj.weight",
+                down=_EXPERT + "down_proj.weight",
+            ),
+            **SHARED_WEIGHTS,
+            _ATTENTION + "linear_qkv.weight": gated_qkv(*(_PUBLISHED + f"self_attn.{x}_proj.weight" for x in "qkv")),
+            _ATTENTION + "linear_qkv.bias": gated_qkv(*(_PUBLISHED + f"self_attn.{x}_proj.bias" for x in "qkv")),
+            _ATTENTION + "in_proj.weight": delta_inputs(*(f"{_LINEAR}in_proj_{x}.weight" for x in ("qkvz", "ba"))),
+            _ATTENTION + "conv1d.weight": direct(_LINEAR + "conv1d.weight"),
+            _ATTENTION + "dt_bias": direct(_LINEAR + "dt_bias"),
+            _ATTENTION + "A_log": direct(_LINEAR + "A_log"),
+            _ATTENTION + "out_norm.weight": direct(_LINEAR + "norm.weight"),
+            _ATTENTION + "out_proj.weight": direct(_LINEAR + "out_proj.weight"),
+        }
+    ),
 )
