@@ -19,7 +19,7 @@ from ridgeline.core.params import fqn_of, model_params
 from ridgeline.models.families.table import FAMILIES
 from ridgeline.models.hf_config import hf_config_of, model_from_hf
 from ridgeline.models.hf_names import hf_derived, hf_shapes, hf_sources
-from ridgeline.models.hf_source import Direct, GateUp, GroupedQkv, Source, published_shapes, row_runs
+from ridgeline.models.hf_source import Direct, GateUp, GroupedQkv, Rows, Source, published_shapes, row_runs
 from ridgeline.models.zoo import model_names, model_preset
 from tests.models.transformers_models import built
 
@@ -102,6 +102,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 14,
         "mlp_only_layers": [1],
     },
+    "qwen3_next": {
+        **DENSE,
+        "model_type": "qwen3_next",
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 14,
+        "shared_expert_intermediate_size": 18,
+        "linear_conv_kernel_dim": 3,
+        "linear_key_head_dim": 6,
+        "linear_value_head_dim": 5,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "full_attention_interval": 2,
+    },
 }
 
 
@@ -156,7 +170,7 @@ def test_gate_and_up_of_an_expert_are_not_swapped(example: str, tmp_path):
 
 
 def assembled(source: Source, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    names = {Direct: ("name",), GateUp: ("gate", "up"), GroupedQkv: ("q", "k", "v")}[type(source)]
+    names = {Direct: ("name",), GateUp: ("gate", "up"), GroupedQkv: ("q", "k", "v"), Rows: ()}[type(source)]
     rows = sum(tensors[getattr(source, name)].shape[0] for name in names)
     return torch.cat([tensors[run.tensor][run.start : run.start + run.count] for run in row_runs(source, rows)])
 
@@ -193,6 +207,8 @@ def test_names_and_shapes_of_every_size(name: str):
 
 def source_rows(source: Source) -> int:
     """Any number of rows that the source divides."""
+    if isinstance(source, Rows):
+        return sum(run.count for run in source.runs)
     return source.groups * (source.queries + 2) if isinstance(source, GroupedQkv) else 2
 
 
