@@ -87,6 +87,7 @@ CASES |= {
             "attention_bias": True,
         },
     ),
+    "glm4": ("Glm4", {"partial_rotary_factor": 0.5, "attention_bias": True, "pad_token_id": 0}),
     "qwen3_next": (
         "Qwen3Next",
         {
@@ -214,6 +215,9 @@ def _attention(theirs: dict[str, torch.Tensor], config: Any) -> dict[str, torch.
         ours["pre_mlp_layernorm.weight"] = theirs["pre_feedforward_layernorm.weight"]
         ours["post_self_attn_layernorm.weight"] = theirs["post_attention_layernorm.weight"]
         ours["post_mlp_layernorm.weight"] = theirs["post_feedforward_layernorm.weight"]
+    if "post_self_attn_layernorm.weight" in theirs:
+        ours["post_self_attn_layernorm.weight"] = theirs["post_self_attn_layernorm.weight"]
+        ours["post_mlp_layernorm.weight"] = theirs["post_mlp_layernorm.weight"]
     if "self_attn.kv_a_proj_with_mqa.weight" in theirs:
         names = {f"self_attention.{name}.weight": f"self_attn.{published}.weight" for name, published in LATENTS}
         return ours | {name: theirs[published] for name, published in names.items() if published in theirs}
@@ -242,6 +246,9 @@ def _feed_forward(theirs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if f"mlp.gate_proj.{kind}" in theirs:
             ours[f"mlp.linear_fc1.{kind}"] = torch.cat([theirs[f"mlp.{x}_proj.{kind}"] for x in ("gate", "up")])
             ours[f"mlp.linear_fc2.{kind}"] = theirs[f"mlp.down_proj.{kind}"]
+    if "mlp.gate_up_proj.weight" in theirs:
+        ours["mlp.linear_fc1.weight"] = theirs["mlp.gate_up_proj.weight"]
+        ours["mlp.linear_fc2.weight"] = theirs["mlp.down_proj.weight"]
     if "mlp.gate.weight" in theirs:
         ours["mlp.router.weight"] = theirs["mlp.gate.weight"]
         for expert, (gate_up, down) in enumerate(
