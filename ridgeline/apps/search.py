@@ -17,7 +17,7 @@ def search(
     fix: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     all: Annotated[bool, Parameter(negative="")] = False,
     top: int = 5,
-    within: float = 1.1,
+    within: float = 1.05,
     output: Path | None = None,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:

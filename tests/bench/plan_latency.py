@@ -33,12 +33,6 @@ def children_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def run_search(words: str) -> None:
-    """A search from a cold shell."""
-    command = [sys.executable, "-m", "ridgeline", "search", *words.split()]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-
-
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         # pip compiles what it installs: both start from compiled files, whatever PYTHONDONTWRITEBYTECODE says here.
@@ -48,12 +42,22 @@ def main() -> int:
         def run(program: str) -> None:
             subprocess.run([sys.executable, "-c", program], check=True, env=environment)
 
+        def search_s(words: str) -> float:
+            """CPU seconds of a search from a cold shell."""
+            command = [sys.executable, "-m", "ridgeline", "search", *words.split()]
+            begin = children_s()
+            subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+            return children_s() - begin
+
         cold = compare(lambda: run("import attrs, msgspec"), lambda: run(PLAN), pairs=20, clock=children_s)
+        searches = [(words, min(search_s(words) for _ in range(2)), bound_s) for words, bound_s in SEARCHES]
     print(f"`import attrs, msgspec` and `{PLAN}`: {cold}, at most {BOUND}", flush=True)
 
     import ridgeline
 
-    slow = []
+    slow = [seconds > bound_s for _, seconds, bound_s in searches]
+    for words, seconds, bound_s in searches:
+        print(f"ridgeline search {words}: {seconds:.2f} s of CPU from a cold shell, at most {bound_s}")
     for name, nodes, fields, bound_ms in WARM:
         job = ridgeline.preset(name, nodes=nodes, **fields)
         times = []
@@ -63,12 +67,6 @@ def main() -> int:
             times.append(time.process_time() - begin)
         print(f"plan of {name} on {job.cluster.world_size} devices: {1e3 * min(times):.1f} ms, at most {bound_ms}")
         slow.append(1e3 * min(times) > bound_ms)
-    for words, bound_s in SEARCHES:
-        begin = children_s()
-        run_search(words)
-        seconds = children_s() - begin
-        print(f"ridgeline search {words}: {seconds:.2f} s from a cold start, at most {bound_s}")
-        slow.append(seconds > bound_s)
     return int(cold.ratio > BOUND or any(slow))
 
 

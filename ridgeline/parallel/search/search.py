@@ -19,7 +19,7 @@ def search(
     lowering_faults: Faults = lambda job: (),
     planned_only: bool = False,
     top: int = 5,
-    within: float = 1.1,
+    within: float = 1.05,
 ) -> SearchResult:
     """Find the layout of a grid that takes the least time of those that fit.
 
