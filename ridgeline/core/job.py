@@ -53,10 +53,11 @@ class Precision:
             yield Problem("moments", "bf16", f"go with bf16 weights, not with params={self.params}", "use fp32")
 
 
-Part: TypeAlias = Literal["core_attn", "mlp", "moe", "layernorm", "activation", "dispatch"]
+Part: TypeAlias = Literal["core_attn", "mlp", "moe", "layernorm", "activation", "dispatch", "mla_up_proj"]
 """Parts of a layer that a backward can compute again.
 
-``activation`` is the output of the feed-forward's activation, ``dispatch`` the tokens sent to experts.
+``activation`` is the output of the feed-forward's activation, ``dispatch`` the tokens sent to experts, ``mla_up_proj``
+the queries, keys and values that latent attention makes of its latents.
 """
 
 

@@ -220,3 +220,5 @@ def _recompute_faults(job: Job) -> Iterator[str]:
             modules = ()
     if "activation" in modules:
         yield "memory.recompute.modules='activation': is planned only, nothing runs it yet; use 'mlp' or 'moe'"
+    if "mla_up_proj" in modules:
+        yield "memory.recompute.modules='mla_up_proj': is planned only, nothing runs it yet; leave it out"

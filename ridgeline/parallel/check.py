@@ -308,9 +308,11 @@ def no_effect(job: Job) -> Iterator[str]:
     if job.adapter and job.precision.masters == "low_bits":
         yield "precision.masters='low_bits' saves next to nothing: only adapters have masters"
     if isinstance(recompute, SelectiveRecompute):
-        kinds = {part.kind for run in job.model.blocks for part in (run.block.feed_forward, run.block.shortcut) if part}
+        blocks = [run.block for run in job.model.blocks]
+        kinds = {part.kind for b in blocks for part in (b.mixer, b.feed_forward, b.shortcut) if part}
         for module in recompute.modules:
-            if module in ("mlp", "moe") and module not in kinds:
+            needs = "latent_attention" if module == "mla_up_proj" else module
+            if needs in ("mlp", "moe", "latent_attention") and needs not in kinds:
                 yield f"memory.recompute.modules: {module!r} has no effect, since no layer holds one"
 
 

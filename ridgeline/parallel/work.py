@@ -9,7 +9,16 @@ from ridgeline.core.model import Block
 from ridgeline.parallel.ops import Op, Sizes, block_ops, deferred, embedding_ops, head_ops, kept, mtp_ops, sizes_of
 from ridgeline.parallel.stages import StageMap
 
-SWAPPED = frozenset(("input_layernorm", "linear_qkv", "rope", "attention", "linear_proj", "pre_mlp_layernorm"))
+LATENT = (
+    "linear_q_proj",
+    "linear_q_down",
+    "q_layernorm",
+    "linear_q_up",
+    "linear_kv_down",
+    "kv_layernorm",
+    "linear_kv_up",
+)
+SWAPPED = frozenset(("input_layernorm", "linear_qkv", *LATENT, "rope", "attention", "linear_proj", "pre_mlp_layernorm"))
 """Operations whose saved tensors go to the host under memory.swap_attention: MindSpeed's default swap-modules."""
 
 

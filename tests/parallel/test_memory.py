@@ -7,14 +7,15 @@ from hypothesis import strategies as st
 
 from ridgeline.core.job import Batch, FullRecompute, Job, Memory, Precision, Pretraining, SelectiveRecompute
 from ridgeline.core.layout import Layout
+from ridgeline.core.model import LatentAttention
 from ridgeline.models.zoo import model_preset
 from ridgeline.parallel.clusters import cluster_preset
-from ridgeline.parallel.ops import head_ops, kept, sizes_of
+from ridgeline.parallel.ops import block_ops, head_ops, kept, sizes_of
 from ridgeline.parallel.plan import plan
 from ridgeline.parallel.shards import rank_params
 from ridgeline.parallel.simulate import peak_in_flight
 from ridgeline.parallel.work import kept_bytes, stage_work
-from tests.parallel.examples import dense_model, job_of, moe_model
+from tests.parallel.examples import changed, dense_model, job_of, moe_model
 
 GIB = 2**30
 SIZES = {"batch__seq_len": 128, "batch__gbs": 16, "batch__mbs": 2}
@@ -271,3 +272,13 @@ def test_a_job_too_large_says_which_rank_and_what_to_do():
     planned = plan(published("llama2-70b", gbs=8))
     assert not planned.peak.fits
     assert any(warning.startswith("does not fit: pp_rank=0 needs") for warning in planned.warnings)
+
+
+def test_recomputing_latent_attentions_heads_leaves_its_latents():
+    """Queries, keys and values go; what they are made of is kept either way (Megatron-core's mla_up_proj)."""
+    latent = LatentAttention(heads=8, q_lora_rank=24, kv_lora_rank=16, nope_head_dim=8, rope_head_dim=4, v_head_dim=12)
+    job = job_of(changed(DENSE, blocks=(changed(DENSE.blocks[0], block__mixer=latent),)))
+    ops = block_ops(job.model.blocks[0].block, sizes_of(job))
+    gone = kept(ops, ()) - kept(ops, ("mla_up_proj",))
+    tokens, width = job.batch.seq_len, 2
+    assert gone == tokens * 8 * (12 + 12 + 12) * width

@@ -59,7 +59,7 @@ def shared_expert_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
     ops = []
     for op in mlp_ops(Mlp(ffn_hidden=moe.shared_ffn, activation=moe.activation), sizes):
         saved = tuple(
-            one._replace(name=f"shared_{one.name}", dropped_by=f"{one.dropped_by} moe shared_experts")
+            one._replace(name=f"shared_{one.name}", dropped_by=one.dropped_by.replace("mlp", "moe"))
             for one in op.saved
             if one.name != "mlp_input"
         )
