@@ -2,7 +2,8 @@
 
 * ``batch.seq_len``: 4096, or the longest sequence the model can hold if that is less.
 * ``layout``: of the layouts with the smallest ``pp`` that fit by the plan, the one with the smallest ``tp``, within a
-  node; experts are spread over as many devices of a node as divide them; ``sp`` where ``tp > 1``. If none fits, the one
+  node; experts are spread over as many devices of a node as divide them, over more nodes where they do not fit; ``sp``
+  where ``tp > 1``; layers that do not divide are split one by one, the later stages holding more. If none fits, the one
   that needs the least memory.
 * ``batch.gbs``: 16 microbatches a dp rank, or ``4*pp`` where that is more, so that the pipeline's bubble stays small.
 * ``precision.params``: bf16, on a CPU fp32.
@@ -24,6 +25,7 @@ from ridgeline.core.layout import Layout
 from ridgeline.core.model import Attention, Mlp, ModelSpec
 from ridgeline.parallel.memory import RankMemory
 from ridgeline.parallel.plan import plan
+from ridgeline.parallel.stages import near_even
 
 SEQ_LEN = 4096
 MICROBATCHES = 16
@@ -77,6 +79,8 @@ def _laid_out(job: Job, split: Split, given_layout: frozenset[str], given_batch:
     """The job with a split's degrees, and what follows from them, where they are not given."""
     degrees = {"tp": split.tp, "pp": split.pp, "ep": split.ep, "sp": split.tp > 1}
     layout = {name: value for name, value in degrees.items() if name not in given_layout}
+    if not given_layout & {"stages", "noop_layers"}:
+        layout["stages"] = near_even(job.model.num_layers, split.pp * job.layout.chunks)
     sizes = {} if "gbs" in given_batch else {"gbs": job.batch.mbs * split.dp * _microbatches(split)}
     return attrs.evolve(job, layout=attrs.evolve(job.layout, **layout), batch=attrs.evolve(job.batch, **sizes))
 
@@ -108,15 +112,17 @@ def _sentences(
 
 
 def _splits(model: ModelSpec, cluster: Cluster, layout: Layout, given: frozenset[str]) -> Iterator[Split]:
-    """Every split that divides what it has to, smallest pp first, then smallest tp."""
-    world = cluster.world_size
-    tps = [tp for tp in divisors(cluster.devices_per_node) if _divides(model, tp)]
-    pps = [pp for pp in divisors(model.num_layers) if model.num_layers % (pp * layout.vpp) == 0]
-    for pp, tp in itertools.product([layout.pp] if "pp" in given else pps, [layout.tp] if "tp" in given else tps):
+    """Every split that divides what it has to: experts within a node first, then smallest pp, then smallest tp."""
+    world, node = cluster.world_size, cluster.devices_per_node
+    tps = [layout.tp] if "tp" in given else [tp for tp in divisors(node) if _divides(model, tp)]
+    pps = [layout.pp] if "pp" in given else [pp for pp in divisors(world) if pp * layout.chunks <= model.num_layers]
+    for wide, pp, tp in itertools.product((False, True), pps, tps):
         if world % (tp * pp * layout.cp) == 0:
             dp = world // (tp * pp * layout.cp)
-            ep = layout.ep if "ep" in given else _expert_degree(model, cluster, ranks=tp * layout.cp * dp)
-            yield Split(tp, pp, ep, dp)
+            eps = [layout.ep] if "ep" in given else _expert_degrees(model, ranks=tp * layout.cp * dp)
+            within = [ep for ep in eps if node % ep == 0] or eps[:1]
+            beyond = [ep for ep in eps if ep > within[-1]]
+            yield from (Split(tp, pp, ep, dp) for ep in (beyond if wide else within[-1:]))
 
 
 def _divides(model: ModelSpec, tp: int) -> bool:
@@ -129,11 +135,6 @@ def _divides(model: ModelSpec, tp: int) -> bool:
     ) and all(mlp.ffn_hidden % tp == 0 for mlp in mlps)
 
 
-def _expert_degree(model: ModelSpec, cluster: Cluster, *, ranks: int) -> int:
-    """As many devices of a node as divide the experts and the ranks that hold them."""
-    experts = [moe.experts for moe in model.moes]
-    if not experts:
-        return 1
-    return max(
-        ep for ep in divisors(cluster.devices_per_node) if ranks % ep == 0 and all(count % ep == 0 for count in experts)
-    )
+def _expert_degrees(model: ModelSpec, *, ranks: int) -> list[int]:
+    """What divides the experts and the ranks that hold them."""
+    return [ep for ep in divisors(ranks) if all(moe.experts % ep == 0 for moe in model.moes)] if model.moes else [1]
