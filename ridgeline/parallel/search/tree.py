@@ -124,7 +124,7 @@ def opener(job: Job, grid: Grid) -> Opener:
             kept = plain.kept_bytes.by_stage(cuts, first, whole.kept_bytes)
             size = device_bytes(job, line_bytes(owner, lasting.state_bytes.by_stage(cuts), kept, **how))
             us = 0.0
-            if size <= capacity:
+            if size <= capacity and job.memory.recompute_when == "backward":  # else what a rank waits for is not told
                 line = Line(
                     owner=owner,
                     hop_us=hops(shape, scheme.pp, owner),

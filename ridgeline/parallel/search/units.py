@@ -115,11 +115,16 @@ def units_of(job: Job) -> Units:
         there = job_at(job, Point(shape, scheme, Pipeline(1, None, None)))
         work, sizes, held = stage_work(there, of_kinds), sizes_of(there), held_at(shape._replace(mbs=1), scheme.pp)
         forwards, backwards = stage_parts(there, mesh=mesh_of(there), held=held, work=work)
-        backward = [sum(parts) for parts in backwards]
+        # What pairs of a forward and a backward may hide is taken as hidden.
+        hides = job.comm.moe_fb_overlap
+        forward = [sum(parts) - parts.ep * hides for parts in forwards]
+        backward = [sum(parts) - parts.ep * hides for parts in backwards]
         if job.model.tied_embeddings:  # whether the head's stage holds the embedding once more depends on the stages
             backward[-1] -= backwards[-1].accumulate
-        kept = [sum(kept_bytes(run, sizes) for run in one.runs) for one in work]
-        return Running(column([sum(parts) for parts in forwards]), column(backward), column(kept))
+        # Recomputed ahead of its backward, a microbatch may keep nothing from its forward to there.
+        keeps = job.memory.recompute_when == "backward"
+        kept = [sum(kept_bytes(run, sizes) for run in one.runs) * keeps for one in work]
+        return Running(column(forward), column(backward), column(kept))
 
     @cache
     def lasting(shape: Shape, scheme: Scheme) -> Lasting:

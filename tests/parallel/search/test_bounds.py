@@ -23,7 +23,21 @@ from tests.parallel.search.small import small_search
 @pytest.mark.parametrize("seed", range(100, 160))
 def test_every_branch_bounds_the_plans_in_it(seed):
     """Down the tree to a layout, at random: each branch's time and memory are at most those of the plan at its end."""
+    check_bounds(seed, *small_search(seed))
+
+
+@pytest.mark.parametrize("seed", range(200, 230))
+def test_bounds_hold_where_actions_overlap_or_recompute_ahead(seed):
+    """So they do where pairs hide what experts exchange, and where activations are recomputed before their backward."""
     job, grid = small_search(seed)
+    ahead = attrs.evolve(job, memory=attrs.evolve(job.memory, recompute_when=("advance", "bubble")[seed % 2]))
+    check_bounds(seed, ahead, grid)
+    paired = attrs.evolve(job, comm=attrs.evolve(job.comm, moe_fb_overlap=True))
+    check_bounds(seed, paired, attrs.evolve(grid, schedule=("1f1b", "interleaved_1f1b", "dualpipe_v")))
+
+
+def check_bounds(seed, job, grid):
+    """Walk down the tree some times, and compare with the plan at the end."""
     opened, random = opener(job, grid), Random(seed)
     for _ in range(4):
         path: list[Branch] = []
