@@ -18,7 +18,6 @@ import attrs
 from ridgeline.checkpoint.classic import ClassicForm
 from ridgeline.checkpoint.io.adapters import WEIGHTS, merged, read_adapter
 from ridgeline.checkpoint.io.destinations import (
-    FILE_BYTES,
     Destination,
     Dtype,
     classic_destination,
@@ -60,7 +59,7 @@ class Wanted:
         form: Names and packing of ``classic``.
         dtype: Of the weights; None leaves each as it is. fp32 is read from the optimizer's copies where there are any.
         tokenizer: Folder whose tokenizer is put beside Hugging Face weights, or its ``tokenizer.json``.
-        max_file_bytes: Size of a file of weights, where ranks do not decide it.
+        max_file_bytes: Size of a file of weights, where ranks do not decide it; by default ``usual_file_bytes``.
         adapter: Folder of a LoRA adapter in PEFT's format, merged into a Hugging Face source.
     """
 
@@ -69,7 +68,7 @@ class Wanted:
     form: ClassicForm = ClassicForm()
     dtype: Dtype | None = None
     tokenizer: str | None = None
-    max_file_bytes: int = FILE_BYTES
+    max_file_bytes: int | None = None
     adapter: str | None = None
 
 
@@ -235,7 +234,7 @@ def export_hf(
     *,
     tokenizer: str | Path | None = None,
     dtype: Dtype | None = None,
-    max_file_bytes: int = FILE_BYTES,
+    max_file_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Write a saved step, or the latest of a run, as a Hugging Face folder that transformers loads.

@@ -39,7 +39,8 @@ Dtype: TypeAlias = Literal["bf16", "fp16", "fp32"]
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 )
-FILE_BYTES = 5_000_000_000
+MIN_FILE_BYTES, MAX_FILE_BYTES = 500_000_000, 5_000_000_000
+FILES_AT_ONCE = 8
 PIECE_BYTES = 1 << 28
 
 TOKENIZER_FILES = (
@@ -80,7 +81,7 @@ class Destination:
 
 
 def hf_destination(
-    opened: Opened, *, dtype: Dtype | None, max_file_bytes: int, tokenizer: str | Path | None
+    opened: Opened, *, dtype: Dtype | None, max_file_bytes: int | None, tokenizer: str | Path | None
 ) -> Destination:
     """A Hugging Face folder that transformers loads.
 
@@ -91,7 +92,8 @@ def hf_destination(
     config = hf_config_of(opened.model)
     holder = Holder("hf", published_buffers(opened.model))
     planned = _planned(opened, (holder,), dtype)["hf"]
-    groups = plan_files([entry.bytes for entry, _ in planned], max_bytes=max_file_bytes)
+    file_sizes = [entry.bytes for entry, _ in planned]
+    groups = plan_files(file_sizes, max_bytes=max_file_bytes or usual_file_bytes(sum(file_sizes)))
     files = tuple(_out(group.name, [planned[index] for index in group.tensors], _write_hf) for group in groups)
     sizes = {}
     for entry, _ in planned:
@@ -112,7 +114,7 @@ def hf_destination(
     return Destination(files, finish)
 
 
-def dist_destination(opened: Opened, *, dtype: Dtype | None, max_file_bytes: int) -> Destination:
+def dist_destination(opened: Opened, *, dtype: Dtype | None, max_file_bytes: int | None) -> Destination:
     """A checkpoint of weights in Megatron-core's ``torch_dist`` format, which any layout starts from.
 
     Raises:
@@ -123,7 +125,8 @@ def dist_destination(opened: Opened, *, dtype: Dtype | None, max_file_bytes: int
         Buffer(name, box.shape, (Piece(key, box, 0, row_major(box.shape)),)) for name, (key, _, box) in boxes.items()
     )
     planned = _planned(opened, (Holder("dist", tuple(buffers)),), dtype)["dist"]
-    groups = plan_files([entry.bytes for entry, _ in planned], max_bytes=max_file_bytes)
+    file_sizes = [entry.bytes for entry, _ in planned]
+    groups = plan_files(file_sizes, max_bytes=max_file_bytes or usual_file_bytes(sum(file_sizes)))
     files = tuple(
         _out(f"__0_{number}.distcp", [planned[index] for index in group.tensors], _write_dist)
         for number, group in enumerate(groups)
@@ -174,6 +177,16 @@ def classic_destination(opened: Opened, *, layout: Layout, form: ClassicForm, dt
         write_file(folder / POINTER, b"1")
 
     return Destination(files, finish)
+
+
+def usual_file_bytes(total: int) -> int:
+    """How large a file of weights is where nobody says: several can be written at a time, none is tiny or huge.
+
+    Example:
+        >>> usual_file_bytes(2_500_000_000), usual_file_bytes(16_000_000_000), usual_file_bytes(10**12)
+        (500000000, 2000000000, 5000000000)
+    """
+    return max(MIN_FILE_BYTES, min(MAX_FILE_BYTES, total // FILES_AT_ONCE))
 
 
 def copy_tokenizer(tokenizer: str | Path, folder: Path) -> None:
