@@ -75,6 +75,14 @@ def moe_weights(
     )
 
 
+SPARSE_WEIGHTS = moe_weights(
+    router="mlp.gate.weight",
+    gate="mlp.experts.{expert}.gate_proj.weight",
+    up="mlp.experts.{expert}.up_proj.weight",
+    down="mlp.experts.{expert}.down_proj.weight",
+)
+"""A decoder with experts, as Qwen's name them."""
+
 _EXPERT, _SHARED, _MTP = _LAYER + "mlp.experts.{expert}.", _LAYER + "mlp.shared_experts.", "mtp."
 
 DEEPSEEK_EXPERTS: Mapping[str, Template] = MappingProxyType(

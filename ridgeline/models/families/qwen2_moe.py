@@ -7,6 +7,7 @@ from typing import Any
 from ridgeline.core.model import Block, Mlp, ModelSpec, Moe, Rope
 from ridgeline.models.families.decoder import (
     DECODER_FIELDS,
+    SPARSE_WEIGHTS,
     WINDOW_FIELDS,
     attention_of,
     decoder_config,
@@ -14,7 +15,6 @@ from ridgeline.models.families.decoder import (
     first_attention,
     first_feed_forward,
     layer_windows,
-    moe_weights,
     window_config,
 )
 from ridgeline.models.families.sparse_steps import SPARSE_FIELDS, feed_forwards_config, feed_forwards_of
@@ -58,8 +58,6 @@ def _config_of(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-_EXPERT = "mlp.experts.{expert}."
-
 QWEN2_MOE = Family(
     name="qwen2_moe",
     architectures=("Qwen2MoeForCausalLM",),
@@ -69,12 +67,7 @@ QWEN2_MOE = Family(
     config_of=_config_of,
     weights=MappingProxyType(
         {
-            **moe_weights(
-                router="mlp.gate.weight",
-                gate=_EXPERT + "gate_proj.weight",
-                up=_EXPERT + "up_proj.weight",
-                down=_EXPERT + "down_proj.weight",
-            ),
+            **SPARSE_WEIGHTS,
             **SHARED_WEIGHTS,
         }
     ),

@@ -5,11 +5,11 @@ from typing import Any
 from ridgeline.core.model import Block, Mlp, ModelSpec, Moe, Rope
 from ridgeline.models.families.decoder import (
     DECODER_FIELDS,
+    SPARSE_WEIGHTS,
     attention_of,
     decoder_config,
     decoder_of,
     first_attention,
-    moe_weights,
 )
 from ridgeline.models.families.sparse_steps import SPARSE_FIELDS, feed_forwards_config, feed_forwards_of
 from ridgeline.models.family import Family, Field, Values
@@ -48,8 +48,6 @@ def _config_of(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-_EXPERT = "mlp.experts.{expert}."
-
 QWEN3_MOE = Family(
     name="qwen3_moe",
     architectures=("Qwen3MoeForCausalLM",),
@@ -57,10 +55,5 @@ QWEN3_MOE = Family(
     feed_forwards=(Moe, Mlp),
     spec_of=_spec_of,
     config_of=_config_of,
-    weights=moe_weights(
-        router="mlp.gate.weight",
-        gate=_EXPERT + "gate_proj.weight",
-        up=_EXPERT + "up_proj.weight",
-        down=_EXPERT + "down_proj.weight",
-    ),
+    weights=SPARSE_WEIGHTS,
 )

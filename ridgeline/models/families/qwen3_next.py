@@ -7,13 +7,13 @@ from ridgeline.core.errors import Problem, SpecError
 from ridgeline.core.model import Attention, Block, GatedDeltaNet, Mlp, ModelSpec, Moe, Rope
 from ridgeline.models.families.decoder import (
     DECODER_FIELDS,
+    SPARSE_WEIGHTS,
     attention_of,
     decoder_config,
     decoder_of,
     first_attention,
     first_feed_forward,
     first_mixer,
-    moe_weights,
 )
 from ridgeline.models.families.qwen2_moe import SHARED_WEIGHTS
 from ridgeline.models.families.sparse_steps import SPARSE_FIELDS, feed_forwards_config, feed_forwards_of
@@ -37,7 +37,7 @@ FIELDS = (
     Field("linear_num_key_heads", int),
     Field("linear_num_value_heads", int),
 )
-_EXPERT, _PUBLISHED, _ATTENTION = "mlp.experts.{expert}.", "model.layers.{layer}.", "self_attention."
+_PUBLISHED, _ATTENTION = "model.layers.{layer}.", "self_attention."
 _LINEAR = _PUBLISHED + "linear_attn."
 KINDS = ("linear_attention", "full_attention")
 
@@ -98,12 +98,7 @@ QWEN3_NEXT = Family(
     config_of=_config_of,
     weights=MappingProxyType(
         {
-            **moe_weights(
-                router="mlp.gate.weight",
-                gate=_EXPERT + "gate_proj.weight",
-                up=_EXPERT + "up_proj.weight",
-                down=_EXPERT + "down_proj.weight",
-            ),
+            **SPARSE_WEIGHTS,
             **SHARED_WEIGHTS,
             _ATTENTION + "linear_qkv.weight": gated_qkv(*(_PUBLISHED + f"self_attn.{x}_proj.weight" for x in "qkv")),
             _ATTENTION + "linear_qkv.bias": gated_qkv(*(_PUBLISHED + f"self_attn.{x}_proj.bias" for x in "qkv")),

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
 
 from ridgeline.core.model import GatedDeltaNet
 from ridgeline.models.runtime.kernels import Kernels
+from ridgeline.models.runtime.linears import column_parallel, row_parallel
 from ridgeline.models.runtime.norms import RmsNorm
 from ridgeline.models.runtime.sequences import Sequences, document_lengths
 
@@ -44,31 +44,14 @@ class DeltaNet(MegatronModule):
         keys, values, heads = mixer.key_width, mixer.value_width, mixer.value_heads
         self.convolved = (keys // tp, keys // tp, values // tp)
         self.parts = (sum(self.convolved), values // tp, heads // tp, heads // tp)
-        self.in_proj = ColumnParallelLinear(
-            config.hidden_size,
-            2 * (keys + values + heads),
-            config=config,
-            init_method=config.init_method,  # pyright: ignore[reportArgumentType]  never called: weights are written later
-            bias=False,
-            gather_output=False,
-            tp_group=pg_collection.tp,
-        )
+        self.in_proj = column_parallel(config, config.hidden_size, 2 * (keys + values + heads), pg_collection.tp)
         self.conv1d = _Weight(torch.empty(self.parts[0], 1, mixer.conv_kernel, dtype=dtype))
         self.dt_bias = torch.nn.Parameter(torch.empty(heads // tp, dtype=dtype))
         self.A_log = torch.nn.Parameter(torch.empty(heads // tp, dtype=dtype))
         self.out_norm = RmsNorm(config, mixer.value_head_dim, config.layernorm_epsilon, rms_norm=kernels["rms_norm"])
         # Megatron's mark for a sum over tp: each rank's gradient is that of its own heads.
         self.out_norm.weight.sequence_parallel = True  # pyright: ignore[reportAttributeAccessIssue]
-        self.out_proj = RowParallelLinear(
-            values,
-            config.hidden_size,
-            config=config,
-            init_method=config.output_layer_init_method,  # pyright: ignore[reportArgumentType]  as above
-            bias=False,
-            input_is_parallel=True,
-            skip_bias_add=True,
-            tp_group=pg_collection.tp,
-        )
+        self.out_proj = row_parallel(config, values, config.hidden_size, pg_collection.tp)
 
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: None = None, *, packed_seq_params: Sequences, **unused: Any

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
@@ -20,7 +19,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from ridgeline.core.model import LatentAttention, YarnRope
 from ridgeline.models.runtime.attention import attend, rope_options
 from ridgeline.models.runtime.kernels import Kernel
-from ridgeline.models.runtime.linears import ReplicatedLinear
+from ridgeline.models.runtime.linears import ReplicatedLinear, column_parallel, row_parallel
 from ridgeline.models.runtime.rope import yarn_temperature
 from ridgeline.models.runtime.sequences import Sequences, turn_of
 
@@ -57,16 +56,7 @@ class LatentSelfAttention(MegatronModule):
         )
         hidden, rank = config.hidden_size, mixer.q_lora_rank
 
-        def split(inputs: int, outputs: int) -> torch.nn.Module:
-            return ColumnParallelLinear(
-                inputs,
-                outputs,
-                config=config,
-                init_method=config.init_method,  # pyright: ignore[reportArgumentType]  never called: weights are written later
-                bias=False,
-                gather_output=False,
-                tp_group=pg_collection.tp,
-            )
+        split = partial(column_parallel, config, group=pg_collection.tp)
 
         def normalised(size: int) -> torch.nn.Module:
             module = build_module(norm, config=config, hidden_size=size, eps=config.layernorm_epsilon)
@@ -83,16 +73,7 @@ class LatentSelfAttention(MegatronModule):
         self.kv_layernorm = normalised(mixer.kv_lora_rank)
         self.linear_kv_up_proj = split(mixer.kv_lora_rank, mixer.heads * (mixer.nope_head_dim + mixer.v_head_dim))
         self.core_attention = core_attention(config)
-        self.linear_proj = RowParallelLinear(
-            mixer.heads * mixer.v_head_dim,
-            hidden,
-            config=config,
-            init_method=config.output_layer_init_method,  # pyright: ignore[reportArgumentType]  as above
-            bias=False,
-            input_is_parallel=True,
-            skip_bias_add=True,
-            tp_group=pg_collection.tp,
-        )
+        self.linear_proj = row_parallel(config, mixer.heads * mixer.v_head_dim, hidden, pg_collection.tp)
 
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: None = None, *, packed_seq_params: Sequences, **unused: Any

@@ -31,3 +31,34 @@ class ReplicatedLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.linear(x, self.weight)
+
+
+def column_parallel(
+    config: TransformerConfig, inputs: int, outputs: int, group: torch.distributed.ProcessGroup
+) -> ColumnParallelLinear:
+    """A projection without a bias whose outputs are split over tp."""
+    return ColumnParallelLinear(
+        inputs,
+        outputs,
+        config=config,
+        init_method=config.init_method,  # pyright: ignore[reportArgumentType]  never called: weights are written later
+        bias=False,
+        gather_output=False,
+        tp_group=group,
+    )
+
+
+def row_parallel(
+    config: TransformerConfig, inputs: int, outputs: int, group: torch.distributed.ProcessGroup
+) -> RowParallelLinear:
+    """A projection without a bias whose inputs are split over tp; it gives its output, and None for a bias."""
+    return RowParallelLinear(
+        inputs,
+        outputs,
+        config=config,
+        init_method=config.output_layer_init_method,  # pyright: ignore[reportArgumentType]  as above
+        bias=False,
+        input_is_parallel=True,
+        skip_bias_add=True,
+        tp_group=group,
+    )
