@@ -10,6 +10,7 @@ from ridgeline.models.families.decoder import (
     DECODER_WEIGHTS,
     DEEPSEEK_EXPERTS,
     decoder_of,
+    first_feed_forward,
     first_mixer,
     shell_config,
 )
@@ -121,9 +122,8 @@ def latent_config(spec: ModelSpec) -> dict[str, Any]:
 
 def deepseek_config(spec: ModelSpec) -> dict[str, Any]:
     """The fields that ``deepseek_of`` reads."""
-    feed_forwards = [block.feed_forward for block in spec.layers()]
-    dense = [part for part in feed_forwards if isinstance(part, Mlp)]
-    experts = next(part for part in feed_forwards if isinstance(part, Moe))
+    dense = [part for block in spec.layers() if isinstance(part := block.feed_forward, Mlp)]
+    experts = first_feed_forward(spec, Moe)
     return {
         "intermediate_size": dense[0].ffn_hidden if dense else experts.ffn_hidden,
         "moe_intermediate_size": experts.ffn_hidden,
