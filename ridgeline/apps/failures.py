@@ -6,16 +6,15 @@ import re
 import sys
 import traceback
 
-import attrs
-
 from ridgeline.core.errors import LoweringError, RidgelineError
+from ridgeline.core.frozen import frozen
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 DEBUG = "RIDGELINE_DEBUG"
 """Variable that asks for tracebacks."""
 
 
-@attrs.frozen
+@frozen
 class Explained:
     """What is told of an error: the kind of error before each line of its message, and the exit code."""
 

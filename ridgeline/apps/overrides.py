@@ -17,6 +17,7 @@ import msgspec
 from ridgeline.core.codec import Plain
 from ridgeline.core.errors import Problem, SpecError, nearest
 from ridgeline.core.fields import literal_choices, union_members
+from ridgeline.core.frozen import frozen
 from ridgeline.core.job import Job
 from ridgeline.models.jobs import merged
 
@@ -46,7 +47,7 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 """Short options and the field each stands for."""
 
 
-@attrs.frozen
+@frozen
 class Override:
     """One option: the path of a field, and its value as text (``True`` for a bare flag)."""
 

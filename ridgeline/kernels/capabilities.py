@@ -3,15 +3,14 @@
 from types import MappingProxyType
 from typing import Literal, get_args
 
-import attrs
-
 from ridgeline.core.errors import Problem, SpecError, nearest
+from ridgeline.core.frozen import frozen
 
 DeviceName = Literal["cpu", "npu", "cuda"]
 DEVICE_NAMES: tuple[DeviceName, ...] = get_args(DeviceName)
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Capabilities:
     """One kind of device.
 
@@ -30,7 +29,7 @@ class Capabilities:
     counts_memory: bool
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Software:
     """What stands between torch and an npu; None is what a machine does not say.
 

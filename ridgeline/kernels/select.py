@@ -4,9 +4,8 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Literal
 
-import attrs
-
 from ridgeline.core.errors import LoweringError, nearest
+from ridgeline.core.frozen import frozen
 from ridgeline.kernels.capabilities import ASSUMED, CAPABILITIES, DeviceName, Software
 from ridgeline.kernels.table import KERNELS, Kernel
 
@@ -14,7 +13,7 @@ Policy = Literal["auto", "strict"]
 NO_TRAITS: Mapping[str, int] = MappingProxyType({})
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Passed:
     """A kernel that was not taken, and why."""
 
@@ -25,7 +24,7 @@ class Passed:
         return f"{self.kernel} ({self.why})"
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Choice:
     """The kernel an op gets.
 

@@ -8,13 +8,12 @@ alike, as its reference's docstring says.
 from collections.abc import Mapping
 from types import MappingProxyType
 
-import attrs
-
 from ridgeline.core.errors import one_of
+from ridgeline.core.frozen import frozen
 from ridgeline.kernels.capabilities import DEVICE_NAMES, DeviceName, Software
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Limit:
     """What a kernel asks of one trait of its call, such as ``head_dim``; None asks nothing.
 
@@ -45,7 +44,7 @@ class Limit:
         return ""
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Need:
     """What a kernel asks of the software on its machine.
 
@@ -85,7 +84,7 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Kernel:
     """One implementation of an op.
 

@@ -8,6 +8,7 @@ import attrs
 
 from ridgeline.core.errors import Problem, SpecError
 from ridgeline.core.fields import type_rule
+from ridgeline.core.frozen import frozen
 from ridgeline.core.model import Attention, FeedForward, Mixer, ModelSpec, Rope
 from ridgeline.models.hf_template import Template
 
@@ -15,7 +16,7 @@ Values: TypeAlias = Mapping[str, Any]
 REQUIRED = object()
 
 
-@attrs.frozen
+@frozen
 class Field:
     """One field of a ``config.json``.
 
@@ -38,7 +39,7 @@ class Field:
     null_is_value: bool = attrs.field(default=False, kw_only=True)
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Family:
     """What Ridgeline knows of one family.
 

@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 
 from ridgeline.core.errors import Problem, nearest
+from ridgeline.core.frozen import frozen
 from ridgeline.core.model import DynamicRope, LinearRope, Llama3Rope, Rope, RopeScaling, YarnRope
 from ridgeline.models.family import Field, Values, read_fields
 
@@ -14,7 +15,7 @@ _ORIGINAL = "original_max_position_embeddings"
 _FACTOR = Field("factor", float)
 
 
-@attrs.frozen
+@frozen
 class _Scaling:
     spec: type[RopeScaling]
     fields: tuple[Field, ...]

@@ -9,22 +9,21 @@ from itertools import accumulate
 from types import MappingProxyType
 from typing import TypeAlias
 
-import attrs
-
+from ridgeline.core.frozen import frozen
 from ridgeline.core.model import Attention, Block, GatedDeltaNet
 from ridgeline.models.hf_template import Template
 
 Shape: TypeAlias = tuple[int, ...]
 
 
-@attrs.frozen
+@frozen
 class Direct:
     """The published tensor as it is."""
 
     name: str
 
 
-@attrs.frozen
+@frozen
 class GateUp:
     """All rows of ``gate``, then all rows of ``up``."""
 
@@ -32,7 +31,7 @@ class GateUp:
     up: str
 
 
-@attrs.frozen
+@frozen
 class GroupedQkv:
     """For each of ``groups`` key-value heads: its ``queries`` query heads, its key head, its value head."""
 
@@ -43,7 +42,7 @@ class GroupedQkv:
     queries: int
 
 
-@attrs.frozen
+@frozen
 class RowRun:
     """``count`` rows of a published tensor, from row ``start``."""
 
@@ -52,7 +51,7 @@ class RowRun:
     count: int
 
 
-@attrs.frozen
+@frozen
 class Rows:
     """Runs of rows, one after the other."""
 

@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-import attrs
+from ridgeline.core.frozen import frozen
 
 
-@attrs.frozen
+@frozen
 class Template:
     """A source whose names still hold ``{layer}`` and ``{expert}``."""
 

@@ -13,15 +13,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import attrs
 import msgspec
 
 from ridgeline.core.errors import Problem, SpecError, nearest
+from ridgeline.core.frozen import frozen
 from ridgeline.core.model import ModelSpec
 from ridgeline.models.hf_config import model_from_hf
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Preset:
     """A published model, as published.
 

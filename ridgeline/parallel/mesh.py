@@ -12,9 +12,8 @@ import functools
 from collections.abc import Iterable, Iterator
 from types import MappingProxyType
 
-import attrs
-
 from ridgeline.core.errors import Problem, SpecError, divisors, nearest, one_of
+from ridgeline.core.frozen import frozen
 
 DENSE_AXES = ("tp", "cp", "dp", "pp")
 EXPERT_AXES = ("etp", "ep", "edp", "pp")
@@ -40,7 +39,7 @@ PROCESS_GROUPS = MappingProxyType(
 """Field of Megatron-core's ``ProcessGroupCollection`` -> the axes its group spans."""
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Mesh:
     """Degrees of all axes, each >= 1, and the order in which ranks are numbered.
 
@@ -71,7 +70,7 @@ class Mesh:
         return self.tp * self.cp * self.dp * self.pp
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class RankCoords:
     """Where a rank sits in attention and dense layers."""
 
@@ -81,7 +80,7 @@ class RankCoords:
     pp_rank: int
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class ExpertCoords:
     """Where a rank sits in expert layers."""
 

@@ -7,10 +7,11 @@ from itertools import zip_longest
 import attrs
 
 from ridgeline.core.errors import Problem, SpecError
+from ridgeline.core.frozen import frozen
 from ridgeline.parallel.actions import Action, parse_action
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Schedule:
     """A tuple of actions for each pipeline rank; prints as a table that ``parse_schedule`` reads.
 

@@ -4,15 +4,14 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import sub
 
-import attrs
-
 from ridgeline.core.errors import PlanError, Problem
+from ridgeline.core.frozen import frozen
 from ridgeline.parallel.actions import Action
 from ridgeline.parallel.dataflow import Flow, flow_of, hop_times, run
 from ridgeline.parallel.schedule import Schedule
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Timeline:
     """A schedule in time.
 

@@ -10,13 +10,12 @@ they lie; chunks are a rank's stages in model order.
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-import attrs
-
 from ridgeline.core.errors import PlanError, Problem, divisors
+from ridgeline.core.frozen import frozen
 from ridgeline.core.layout import Placement
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class StageMap:
     """The layers of every stage.
 

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-import attrs
-
 from ridgeline.core.errors import PlanError, Problem, nearest
+from ridgeline.core.frozen import frozen
 from ridgeline.parallel.schedule import Schedule
 from ridgeline.parallel.schedules.dualpipe import dualpipe_v
 from ridgeline.parallel.schedules.gpipe import gpipe
@@ -15,7 +14,7 @@ from ridgeline.parallel.schedules.seq1f1b import seq1f1b
 from ridgeline.parallel.schedules.zero_bubble import zb_2p, zb_h1, zb_v, zb_vpp
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Pipeline:
     """What a schedule is made for; each takes of it what it needs.
 
