@@ -35,9 +35,9 @@ MICROBATCHES, LAYERS = 4, 4
 ONCE = MICROBATCHES * LAYERS
 FORWARDS = {
     "core_attn": {"CoreAttention": 2 * ONCE},
-    "mlp": {"SwiGlu": 2 * ONCE},
+    "mlp": {"ActivationModule": 2 * ONCE},
     "layernorm": {"RmsNorm": 4 * ONCE + 2 * ONCE + MICROBATCHES},  # two more in each layer are of heads; a final one
-    "uniform": {"RotaryAttention": 2 * ONCE, "SwiGlu": 2 * ONCE},
+    "uniform": {"RotaryAttention": 2 * ONCE, "ActivationModule": 2 * ONCE},
     "block 3": {"RotaryAttention": 2 * ONCE - MICROBATCHES},
 }
 
@@ -68,4 +68,4 @@ def test_it_is_run_again(ranks, mode):
     (counts,) = ranks.run(forwards_of_a_step, 1, job_of(MODELS["dense"], memory__recompute=MODES[mode]))
     assert {name: counts[name] for name in FORWARDS[mode]} == FORWARDS[mode]
     (kept,) = ranks.run(forwards_of_a_step, 1, job_of(MODELS["dense"]))
-    assert kept["CoreAttention"] == kept["SwiGlu"] == kept["RotaryAttention"] == ONCE
+    assert kept["CoreAttention"] == kept["ActivationModule"] == kept["RotaryAttention"] == ONCE
