@@ -1,17 +1,13 @@
 """Schedules by name."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from types import MappingProxyType
+from typing import NamedTuple
 
 from ridgeline.core.errors import PlanError, Problem, nearest
 from ridgeline.core.frozen import frozen
 from ridgeline.parallel.schedule import Schedule
-from ridgeline.parallel.schedules.dualpipe import dualpipe_v
-from ridgeline.parallel.schedules.gpipe import gpipe
-from ridgeline.parallel.schedules.interleaved import interleaved_1f1b
-from ridgeline.parallel.schedules.one_f_one_b import one_f_one_b
-from ridgeline.parallel.schedules.seq1f1b import seq1f1b
-from ridgeline.parallel.schedules.zero_bubble import zb_2p, zb_h1, zb_v, zb_vpp
 
 
 @frozen(kw_only=True)
@@ -37,24 +33,36 @@ class Pipeline:
     p2p_us: float | Sequence[float] = 0.0
 
 
-SCHEDULES: Mapping[str, Callable[[Pipeline], Schedule]] = MappingProxyType(
+class Generator(NamedTuple):
+    """Where a schedule's generator is: loaded when it is asked for, since a plan needs but one.
+
+    Attributes:
+        module: In this folder.
+        function: Its name there.
+        takes: Fields of the pipeline that it is called with, beside ``pp`` and ``num_microbatches``.
+        options: Further arguments.
+    """
+
+    module: str
+    function: str
+    takes: tuple[str, ...] = ()
+    options: Mapping[str, bool] = MappingProxyType({})
+
+
+_TIMES = ("stage_us", "p2p_us")
+
+SCHEDULES: Mapping[str, Generator] = MappingProxyType(
     {
-        "1f1b": lambda p: one_f_one_b(
-            pp=p.pp, vpp=p.vpp, num_microbatches=p.num_microbatches, microbatch_group_size=p.microbatch_group_size
-        ),
-        "interleaved_1f1b": lambda p: interleaved_1f1b(
-            pp=p.pp, vpp=p.vpp, num_microbatches=p.num_microbatches, microbatch_group_size=p.microbatch_group_size
-        ),
-        "gpipe": lambda p: gpipe(pp=p.pp, num_microbatches=p.num_microbatches),
-        "zb_h1": lambda p: zb_h1(pp=p.pp, num_microbatches=p.num_microbatches, stage_us=p.stage_us, p2p_us=p.p2p_us),
-        "zb_2p": lambda p: zb_2p(pp=p.pp, num_microbatches=p.num_microbatches, stage_us=p.stage_us, p2p_us=p.p2p_us),
-        "zb_v": lambda p: zb_v(pp=p.pp, num_microbatches=p.num_microbatches, stage_us=p.stage_us, p2p_us=p.p2p_us),
-        "dualpipe_v": lambda p: dualpipe_v(pp=p.pp, num_microbatches=p.num_microbatches),
-        "dualpipe_v_split": lambda p: dualpipe_v(pp=p.pp, num_microbatches=p.num_microbatches, split_cooldown=True),
-        "seq1f1b": lambda p: seq1f1b(pp=p.pp, num_microbatches=p.num_microbatches, slices=p.slices),
-        "zb_vpp": lambda p: zb_vpp(
-            pp=p.pp, vpp=p.vpp, num_microbatches=p.num_microbatches, stage_us=p.stage_us, p2p_us=p.p2p_us
-        ),
+        "1f1b": Generator("one_f_one_b", "one_f_one_b", ("vpp", "microbatch_group_size")),
+        "interleaved_1f1b": Generator("interleaved", "interleaved_1f1b", ("vpp", "microbatch_group_size")),
+        "gpipe": Generator("gpipe", "gpipe"),
+        "zb_h1": Generator("zero_bubble", "zb_h1", _TIMES),
+        "zb_2p": Generator("zero_bubble", "zb_2p", _TIMES),
+        "zb_v": Generator("zero_bubble", "zb_v", _TIMES),
+        "dualpipe_v": Generator("dualpipe", "dualpipe_v"),
+        "dualpipe_v_split": Generator("dualpipe", "dualpipe_v", options=MappingProxyType({"split_cooldown": True})),
+        "seq1f1b": Generator("seq1f1b", "seq1f1b", ("slices",)),
+        "zb_vpp": Generator("zero_bubble", "zb_vpp", ("vpp", *_TIMES)),
     }
 )
 """Name -> generator."""
@@ -68,4 +76,7 @@ def plan_schedule(name: str, pipeline: Pipeline) -> Schedule:
     """
     if name not in SCHEDULES:
         raise PlanError(Problem("layout.schedule", name, "unknown", nearest(name, SCHEDULES)))
-    return SCHEDULES[name](pipeline)
+    module, function, takes, options = SCHEDULES[name]
+    generate = getattr(import_module(f"ridgeline.parallel.schedules.{module}"), function)
+    fields = {field: getattr(pipeline, field) for field in ("pp", "num_microbatches", *takes)}
+    return generate(**fields, **options)
