@@ -75,10 +75,12 @@ def _config_of(spec: ModelSpec) -> dict[str, Any]:
 def _config2_of(spec: ModelSpec) -> dict[str, Any]:
     attention = first_attention(spec)
     windows = [block.mixer.window for block in spec.layers() if isinstance(block.mixer, Attention)]
+    scale = attention.scale or attention.head_dim**-0.5
+    require(scale >= 1e-6, "blocks.mixer.scale", scale, "must be the root of 1/query_pre_attn_scalar, a whole number")
     return {
         **_config_of(spec),
         "hidden_activation": _TANH,
-        "query_pre_attn_scalar": round((attention.scale or attention.head_dim**-0.5) ** -2),
+        "query_pre_attn_scalar": round(scale**-2),
         "sliding_window": next((window for window in windows if window), 1),
         "layer_types": [KINDS[window is not None] for window in windows],
         "final_logit_softcapping": spec.logit_softcap,
