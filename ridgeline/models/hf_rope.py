@@ -90,6 +90,8 @@ def rope_config(rope: Rope) -> dict[str, Any]:
     if rope.scaling is None:
         return {**base, "rope_scaling": None}
     values = attrs.asdict(rope.scaling)
+    if rope.scaling is not None and rope.scaling.kind == "longrope":
+        raise SpecError(Problem("rope.scaling.kind", "longrope", "cannot be written to a config of this family yet"))
     fields = _SCALINGS[rope.scaling.kind].fields
     written = {field.name: value for field in fields if (value := values[_spec_name(field)]) is not None}
     if written.get("truncate", False):
