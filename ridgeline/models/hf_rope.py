@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 
-from ridgeline.core.errors import Problem, nearest
+from ridgeline.core.errors import Problem, SpecError, nearest
 from ridgeline.core.frozen import frozen
 from ridgeline.core.model import DynamicRope, LinearRope, Llama3Rope, Rope, RopeScaling, YarnRope
 from ridgeline.models.family import Field, Values, read_fields
