@@ -23,9 +23,13 @@ class Explored(NamedTuple):
 
 
 class _Open(NamedTuple):
-    """An open branch, or a point that was planned, whose bounds are its numbers; ``order`` breaks ties."""
+    """An open branch, or a point that was planned, whose bounds are its numbers.
+
+    Of equal times the smaller comes first: the larger is on no front. ``order`` breaks ties of both.
+    """
 
     bound_us: float
+    floor_bytes: int
     order: int
     branch: Branch
     found: Found | None = None
@@ -55,7 +59,7 @@ def explore(job: Job, opened: Opener, *, faults: Faults, top: int, within: float
         within: Of the best step; how far the ranking and the front reach.
     """
     order = count()
-    heap = [_Open(branch.bound_us, next(order), branch) for branch in opened(())]
+    heap = [_Open(branch.bound_us, branch.floor_bytes, next(order), branch) for branch in opened(())]
     heapify(heap)
     points = sum(item.branch.points for item in heap)
     branches, planned, refused, larger = len(heap), 0, 0, 0
@@ -63,7 +67,7 @@ def explore(job: Job, opened: Opener, *, faults: Faults, top: int, within: float
     front: list[Found] = []
     cutoff_us = inf
     while heap and heap[0].bound_us <= cutoff_us:
-        _, _, branch, found = heappop(heap)
+        *_, branch, found = heappop(heap)
         mesh = _mesh(branch.at)
         only_front = len(ranked) == top or mesh in ranked
         largest = front[-1].total_bytes - 1 if front and only_front else job.cluster.chip.hbm_bytes
@@ -78,13 +82,13 @@ def explore(job: Job, opened: Opener, *, faults: Faults, top: int, within: float
         elif len(branch.at) < len(Point._fields):
             for part in opened(branch.at):
                 branches += 1
-                heappush(heap, _Open(part.bound_us, next(order), part))
+                heappush(heap, _Open(part.bound_us, part.floor_bytes, next(order), part))
         elif (found := _planned(job, Point(*branch.at), faults)) is None:
             refused += 1
         else:
             planned += 1
             known = branch._replace(bound_us=found.step_us, floor_bytes=found.total_bytes)
-            heappush(heap, _Open(found.step_us, next(order), known, found))
+            heappush(heap, _Open(found.step_us, found.total_bytes, next(order), known, found))
     slower = sum(item.branch.points for item in heap if item.found is None)
     bound_us = min((item.bound_us for item in heap if item.found is None), default=cutoff_us)
     counts = Counts(

@@ -197,28 +197,14 @@ def _choices(spec: type[Any], name: str) -> tuple[Any, ...]:
 
 def job_at(job: Job, point: Point) -> Job:
     """The job with the layout of a point."""
-    shape, scheme, pipeline = point
-    return attrs.evolve(
-        job,
-        layout=attrs.evolve(
-            job.layout,
-            tp=shape.tp,
-            cp=shape.cp,
-            cp_algorithm=shape.cp_algorithm,
-            sp=shape.sp,
-            ep=shape.ep,
-            etp=shape.etp,
-            pp=scheme.pp,
-            vpp=pipeline.vpp,
-            schedule=pipeline.schedule,
-            stages=pipeline.stages,
-            noop_layers=(),
-            slices=job.layout.slices if pipeline.schedule == "seq1f1b" else 1,
-            microbatch_group_size=None,
-        ),
-        batch=attrs.evolve(job.batch, mbs=shape.mbs),
-        memory=attrs.evolve(job.memory, recompute=scheme.recompute, distributed_optimizer=scheme.distributed_optimizer),
-    )
+    fields: dict[str, dict[str, Any]] = {"layout": {"noop_layers": (), "microbatch_group_size": None}}
+    for axes in point:
+        for axis, value in zip(axes._fields, axes, strict=True):
+            part, _, field = PATHS[axis].partition(".")
+            fields.setdefault(part, {})[field] = value
+    if point.pipeline.schedule != "seq1f1b":
+        fields["layout"]["slices"] = 1
+    return attrs.evolve(job, **{part: attrs.evolve(getattr(job, part), **values) for part, values in fields.items()})
 
 
 def changed(point: Point, axis: str, value: Any) -> Point:

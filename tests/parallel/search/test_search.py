@@ -1,5 +1,8 @@
 """A search gives what planning every layout gives."""
 
+from itertools import chain
+from operator import attrgetter
+
 import attrs
 import pytest
 
@@ -8,6 +11,7 @@ from ridgeline.core.job import FullRecompute
 from ridgeline.core.transforms import on_nodes
 from ridgeline.models.jobs import preset
 from ridgeline.parallel.search import grid_of, points, search
+from ridgeline.parallel.search.grid import PATHS, job_at
 from tests.parallel.search.small import plans, small_search
 
 
@@ -43,6 +47,16 @@ def test_a_search_equals_brute_force(seed):
         if not fitting and every:
             assert result.shortage is not None
             assert result.shortage.over_bytes == sizes[0] - hbm_bytes
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_point_is_in_its_job(seed):
+    """The job at a point has the point's value of every axis, in the field that the axis is named for."""
+    job, grid = small_search(seed)
+    for point in points(job, grid):
+        there = job_at(job, point)
+        for axis, value in chain.from_iterable(part._asdict().items() for part in point):
+            assert attrgetter(PATHS[axis])(there) == value, axis
 
 
 def test_nodes_that_would_do_are_told():
