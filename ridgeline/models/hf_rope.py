@@ -89,10 +89,9 @@ def rope_config(rope: Rope) -> dict[str, Any]:
     base = {"rope_theta": rope.base, **({"partial_rotary_factor": rope.share} if rope.share != 1.0 else {})}
     if rope.scaling is None:
         return {**base, "rope_scaling": None}
-    values = attrs.asdict(rope.scaling)
-    if rope.scaling is not None and rope.scaling.kind == "longrope":
-        raise SpecError(Problem("rope.scaling.kind", "longrope", "cannot be written to a config of this family yet"))
-    fields = _SCALINGS[rope.scaling.kind].fields
+    if rope.scaling.kind not in _SCALINGS:
+        raise SpecError(Problem("rope.scaling.kind", rope.scaling.kind, "has no word in a config yet"))
+    values, fields = attrs.asdict(rope.scaling), _SCALINGS[rope.scaling.kind].fields
     written = {field.name: value for field in fields if (value := values[_spec_name(field)]) is not None}
     if written.get("truncate", False):
         del written["truncate"]  # what transformers does when it is not said

@@ -7,13 +7,13 @@ import attrs
 
 from ridgeline.core.model import Block, ModelSpec, Moe, Rope
 from ridgeline.models.families.decoder import (
+    BLOCK_SPARSE_WEIGHTS,
     DECODER_FIELDS,
     attention_of,
     decoder_config,
     decoder_of,
     first_attention,
     first_feed_forward,
-    moe_weights,
     router_losses,
 )
 from ridgeline.models.family import Family, Field, Values
@@ -69,7 +69,6 @@ def _config_of(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-_EXPERT = "block_sparse_moe.experts.{expert}."
 MINIMAX_M2 = Family(
     name="minimax_m2",
     architectures=("MiniMaxM2ForCausalLM",),
@@ -81,12 +80,7 @@ MINIMAX_M2 = Family(
     config_of=_config_of,
     weights=MappingProxyType(
         {
-            **moe_weights(
-                router="block_sparse_moe.gate.weight",
-                gate=_EXPERT + "w1.weight",
-                up=_EXPERT + "w3.weight",
-                down=_EXPERT + "w2.weight",
-            ),
+            **BLOCK_SPARSE_WEIGHTS,
             "mlp.router.expert_bias": direct("model.layers.{layer}.block_sparse_moe.e_score_correction_bias"),
         }
     ),

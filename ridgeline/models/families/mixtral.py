@@ -4,13 +4,13 @@ from typing import Any
 
 from ridgeline.core.model import Block, ModelSpec, Moe, Rope
 from ridgeline.models.families.decoder import (
+    BLOCK_SPARSE_WEIGHTS,
     DECODER_FIELDS,
     attention_of,
     decoder_config,
     decoder_of,
     first_attention,
     first_feed_forward,
-    moe_weights,
     router_losses,
 )
 from ridgeline.models.family import Family, Field, Values
@@ -53,8 +53,6 @@ def _config_of(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-_EXPERT = "block_sparse_moe.experts.{expert}."
-
 MIXTRAL = Family(
     name="mixtral",
     architectures=("MixtralForCausalLM",),
@@ -63,10 +61,5 @@ MIXTRAL = Family(
     feed_forwards=(Moe,),
     spec_of=_spec_of,
     config_of=_config_of,
-    weights=moe_weights(
-        router="block_sparse_moe.gate.weight",
-        gate=_EXPERT + "w1.weight",
-        up=_EXPERT + "w3.weight",
-        down=_EXPERT + "w2.weight",
-    ),
+    weights=BLOCK_SPARSE_WEIGHTS,
 )
