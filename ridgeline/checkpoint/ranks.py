@@ -17,14 +17,11 @@ from typing import NamedTuple
 from ridgeline.checkpoint.boxes import Box, Shape, meeting, within
 from ridgeline.checkpoint.names import stored
 from ridgeline.checkpoint.pieces import Buffer, Holder, Piece, flat_pieces, piece_of
-from ridgeline.parallel.held import BUCKET_ALIGNMENT, PARAM_ALIGNMENT
+from ridgeline.parallel.held import BUCKET_ALIGNMENT, PARAM_ALIGNMENT, bucket_elements, has_two_embeddings, padded
 from ridgeline.parallel.mesh import ExpertCoords, Mesh, RankCoords, group_of, rank_of
 from ridgeline.parallel.plan import Plan
 from ridgeline.parallel.shards import Box as Intervals
 from ridgeline.parallel.shards import LocalParam, rank_params, slices_of
-
-BUCKET_ELEMENTS = 40_000_000
-BUCKET_ELEMENTS_PER_RANK = 1_000_000
 
 
 def weight_holders(plan: Plan) -> tuple[Holder, ...]:
@@ -45,7 +42,7 @@ def optimizer_holders(plan: Plan) -> tuple[Holder, ...]:
     """
     if not plan.job.memory.distributed_optimizer:
         return weight_holders(plan)
-    shared_embedding = plan.job.model.tied_embeddings and plan.mesh.pp > 1
+    two_embeddings = has_two_embeddings(plan.job.model, plan.stages)
     holders = []
     for place in _places(plan):
         shards: list[list[Buffer]] = [[] for _ in place.ranks]
@@ -54,7 +51,7 @@ def optimizer_holders(plan: Plan) -> tuple[Holder, ...]:
             buffers = rank_buffers(params, place.ranks[0], plan.mesh)
             shares = shard_ranges(
                 [buffer.elements for buffer in buffers],
-                [shared_embedding and _is_embedding(buffer) for buffer in buffers],
+                [two_embeddings and _is_embedding(buffer) for buffer in buffers],
                 ranks=len(place.ranks),
                 bucket=_bucket(plan, place, chunk),
             )
@@ -87,7 +84,7 @@ def shard_ranges(
 
     def ended() -> Iterator[tuple[int, int, int, int]]:
         nonlocal begin, position
-        position = _padded(position, lcm(ranks, BUCKET_ALIGNMENT))
+        position = padded(position, lcm(ranks, BUCKET_ALIGNMENT))
         share = (position - begin) // ranks
         for index, start in inside:
             stop = start + sizes[index]
@@ -98,7 +95,7 @@ def shard_ranges(
         begin = position
 
     for index in reversed(range(len(sizes))):
-        position = _padded(position, PARAM_ALIGNMENT)
+        position = padded(position, PARAM_ALIGNMENT)
         if alone[index] and inside:
             yield from ended()
         inside.append((index, position))
@@ -203,7 +200,7 @@ def _bucket(plan: Plan, place: _Place, chunk: int) -> int | None:
     """The size at which a bucket ends; only the first stage has several."""
     if place.pp_rank or chunk or not plan.job.comm.overlap_grad_reduce:
         return None
-    return max(BUCKET_ELEMENTS, BUCKET_ELEMENTS_PER_RANK * len(place.ranks))
+    return bucket_elements(len(place.ranks))
 
 
 def _in_module_order(params: Iterable[LocalParam]) -> list[LocalParam]:
@@ -243,7 +240,3 @@ def _flat(buffer: Buffer, start: int, stop: int) -> Buffer:
             for part in flat_pieces(piece, low - piece.start, high - piece.start):
                 pieces.append(part._replace(start=part.start + low - start))
     return Buffer(buffer.name, (stop - start,), tuple(pieces))
-
-
-def _padded(size: int, multiple: int) -> int:
-    return ceil(size / multiple) * multiple

@@ -9,6 +9,7 @@ decided by boxes of stored tensors alone, so that every format meets every other
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
+from math import prod
 from typing import NamedTuple
 
 import attrs
@@ -85,7 +86,7 @@ def reshard(source: Iterable[Holder], destination: Iterable[Holder]) -> ReshardP
             for piece in (*buffer.pieces, *buffer.padding):
                 found = list(copies_into(piece, sources, holder.name))
                 copies += found
-                held = sum(_elements(copy.shape) for copy in found)
+                held = sum(prod(copy.shape) for copy in found)
                 if held != piece.box.elements:
                     missing.append(f"  {piece.key}{piece.box}: {piece.box.elements - held} elements have no source")
             fills.append(Fill(holder.name, buffer, tuple(copies)))
@@ -135,13 +136,6 @@ def _sorted(pieces: list[tuple[str, str, Piece]]) -> Source:
         reach = accumulate((piece.box.offset[0] + piece.box.shape[0] for _, _, piece in pieces), max)
         return Source(tuple(pieces), first, tuple(reach))
     return Source(tuple(pieces), (0,) * len(pieces), (1,) * len(pieces))
-
-
-def _elements(shape: Shape) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _lines(fill: Fill) -> Iterator[str]:

@@ -25,7 +25,7 @@ from ridgeline.core.layout import Layout
 from ridgeline.core.model import Attention, Mlp, ModelSpec
 from ridgeline.parallel.memory import RankMemory
 from ridgeline.parallel.plan import plan
-from ridgeline.parallel.stages import near_even
+from ridgeline.parallel.stages import even_counts
 
 SEQ_LEN = 4096
 MICROBATCHES = 16
@@ -80,7 +80,8 @@ def _laid_out(job: Job, split: Split, given_layout: frozenset[str], given_batch:
     degrees = {"tp": split.tp, "pp": split.pp, "ep": split.ep, "sp": split.tp > 1}
     layout = {name: value for name, value in degrees.items() if name not in given_layout}
     if not given_layout & {"stages", "noop_layers"}:
-        layout["stages"] = near_even(job.model.num_layers, split.pp * job.layout.chunks)
+        counts = even_counts(job.model.num_layers, split.pp * job.layout.chunks)
+        layout["stages"] = counts if len(set(counts)) > 1 else None
     sizes = {} if "gbs" in given_batch else {"gbs": job.batch.mbs * split.dp * _microbatches(split)}
     return attrs.evolve(job, layout=attrs.evolve(job.layout, **layout), batch=attrs.evolve(job.batch, **sizes))
 

@@ -15,7 +15,7 @@ from math import ceil, prod
 from typing import NamedTuple
 
 from ridgeline.core.job import Job
-from ridgeline.parallel.held import WIDTHS, Held
+from ridgeline.parallel.held import WIDTHS, Held, bucket_elements
 from ridgeline.parallel.mesh import Mesh
 from ridgeline.parallel.ops import Sizes, sizes_of
 from ridgeline.parallel.schedule import Schedule
@@ -23,8 +23,6 @@ from ridgeline.parallel.stages import StageMap
 from ridgeline.parallel.work import StageWork
 
 REPORT_BYTES = 3 * 4  # the sums of losses, of microbatches' means, and of tokens
-BUCKET_ELEMENTS = 40_000_000
-BUCKET_ELEMENTS_PER_RANK = 1_000_000
 
 
 class Collective(NamedTuple):
@@ -47,6 +45,11 @@ class Collective(NamedTuple):
     counts: tuple[int, ...]
     phase: str
     why: str
+
+    @property
+    def joins_ends(self) -> bool:
+        """Whether its group is the pipeline's first and last rank alone, which share an embedding."""
+        return self.kind == "all_reduce" and self.axes == "pp"
 
 
 class _Key(NamedTuple):
@@ -140,8 +143,7 @@ def gradient_collectives(job: Job, mesh: Mesh, params: Held, stage: int) -> Iter
         size = group_size_of(axes, mesh)
         if size == 1 or not elements:
             continue
-        bucket = max(BUCKET_ELEMENTS, BUCKET_ELEMENTS_PER_RANK * size)
-        buckets = ceil(elements / bucket) if comm.overlap_grad_reduce and stage == 0 else 1
+        buckets = ceil(elements / bucket_elements(size)) if comm.overlap_grad_reduce and stage == 0 else 1
         kind, phase = "reduce_scatter" if shared else "all_reduce", "backward" if comm.overlap_grad_reduce else "step"
         yield _Key(phase, f"{name}gradients", kind, axes, size, elements * grads // buckets), buckets
         if shared:

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from ridgeline.core.job import Dpo, Job
+from ridgeline.core.model import ModelSpec
 from ridgeline.parallel.adapters import adapter_of, frozen_bytes
 from ridgeline.parallel.mesh import Mesh
 from ridgeline.parallel.shards import ParamRow, local_shape, stage_rows
@@ -20,6 +21,7 @@ WIDTHS: Mapping[str, int] = MappingProxyType({"bf16": 2, "fp16": 2, "fp32": 4})
 """Bytes of an element."""
 
 PARAM_ALIGNMENT = 64  # elements, of each parameter's start in a buffer of the distributed optimizer
+BUCKET_ELEMENTS, BUCKET_ELEMENTS_PER_RANK = 40_000_000, 1_000_000
 BUCKET_ALIGNMENT = 128  # elements, of the buffer's end, and a whole number for each rank
 SHARED_OVER_TP = frozenset(
     ("norm", "norm_bias", "router", "router_bias", "out_bias", "down_bias", "replicated", "positions")
@@ -79,7 +81,7 @@ def _held(job: Job, mesh: Mesh, stages: StageMap, shards: tuple[ParamRow, ...], 
         size, role = prod(local_shape(row.shard, mesh)), row.param.role
         copies = layers * max(1, row.param.experts // mesh.ep)
         kind = "expert" if row.param.experts else "dense"
-        tied = role == "embedding" and job.model.shares_embedding and not stages.ends_meet
+        tied = role == "embedding" and has_two_embeddings(job.model, stages)
         replicated = size if mesh.tp > 1 and (role == "head_norm" or (job.layout.sp and role in SHARED_OVER_TP)) else 0
         frozen += size * width * copies * has_reference
         if adapter:
@@ -87,14 +89,14 @@ def _held(job: Job, mesh: Mesh, stages: StageMap, shards: tuple[ParamRow, ...], 
             size, replicated = adapter_of(row, adapter, mesh)
             tied = False
         largest = max(largest, size)
-        buffers["tied" if tied and shared else kind] += (_padded(size, PARAM_ALIGNMENT) if shared else size) * copies
+        buffers["tied" if tied and shared else kind] += (padded(size, PARAM_ALIGNMENT) if shared else size) * copies
         sizes[kind] += size * copies
         sizes["replicated"] += replicated * copies
         if tied:
             sizes["tied"] += size
     if shared:
         ranks = {"dense": mesh.dp * mesh.cp, "tied": mesh.dp * mesh.cp, "expert": mesh.edp}
-        buffers = {name: _padded(size, lcm(ranks[name], BUCKET_ALIGNMENT)) for name, size in buffers.items()}
+        buffers = {name: padded(size, lcm(ranks[name], BUCKET_ALIGNMENT)) for name, size in buffers.items()}
     return Held(
         **sizes,
         **{f"{name}_buffer": size for name, size in buffers.items()},
@@ -103,5 +105,16 @@ def _held(job: Job, mesh: Mesh, stages: StageMap, shards: tuple[ParamRow, ...], 
     )
 
 
-def _padded(size: int, multiple: int) -> int:
+def has_two_embeddings(model: ModelSpec, stages: StageMap) -> bool:
+    """Whether the ranks of the first stage and of the last each hold the embedding, whose gradients they then sum."""
+    return model.shares_embedding and not stages.ends_meet
+
+
+def bucket_elements(ranks: int) -> int:
+    """Elements at which a bucket of gradients ends, where overlap makes several, reduced over so many ranks."""
+    return max(BUCKET_ELEMENTS, BUCKET_ELEMENTS_PER_RANK * ranks)
+
+
+def padded(size: int, multiple: int) -> int:
+    """The size, up to a multiple."""
     return ceil(size / multiple) * multiple

@@ -64,9 +64,10 @@ def sent_bytes(kind: str, size_bytes: int, spread: Spread) -> tuple[int, int]:
 def _link_use(row: Collective, job: Job, mesh: Mesh, stages: StageMap) -> LinkUse:
     if row.kind == "p2p" and row.axes == "pp":
         return _between_stages(row, job, mesh, stages)
-    pipeline = group_of(0, mesh, "pp")
-    tied = row.axes == "pp" and row.kind == "all_reduce"  # the pipeline's first and last rank share an embedding
-    spread = spread_of_ranks(embedding_ranks(pipeline), job.cluster) if tied else spread_of(row.axes, mesh, job.cluster)
+    if row.joins_ends:
+        spread = spread_of_ranks(embedding_ranks(group_of(0, mesh, "pp")), job.cluster)
+    else:
+        spread = spread_of(row.axes, mesh, job.cluster)
     count = max(row.counts)
     within, across = sent_bytes(row.kind, row.size_bytes, spread)
     us = collective_us(row.kind, row.size_bytes, spread, job.cluster) * count

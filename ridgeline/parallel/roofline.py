@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 from ridgeline.core.cluster import Chip
 from ridgeline.core.job import Job
-from ridgeline.parallel.costs import costs_of, op_parts
+from ridgeline.parallel.costs import Costs, costs_of, op_parts
 from ridgeline.parallel.mesh import Mesh
-from ridgeline.parallel.ops import Op, sizes_of
+from ridgeline.parallel.ops import Op
 from ridgeline.parallel.work import StageWork
 
 
@@ -68,15 +68,15 @@ def op_points(job: Job, *, mesh: Mesh, work: Sequence[StageWork]) -> tuple[OpPoi
         for run in stage.runs:
             for op in run.ops:
                 times[op] += run.layers
-    points = (_point(op, count, job, mesh) for op, count in times.items())
+    costs = costs_of(job, mesh)
+    points = (_point(op, count, costs) for op, count in times.items())
     return tuple(point for point in points if point.us > 0)
 
 
-def _point(op: Op, times: int, job: Job, mesh: Mesh) -> OpPoint:
-    parts, _ = op_parts(op, costs_of(job, mesh))
-    width = sizes_of(job).width
+def _point(op: Op, times: int, costs: Costs) -> OpPoint:
+    parts, _ = op_parts(op, costs)
     flops = sum(2 * m * k * n for m, k, n in op.gemms) * op.gemm_repeats + op.attention_flops
-    moved = sum(m * k + k * n + m * n for m, k, n in op.gemms) * op.gemm_repeats * width + op.moved_bytes
+    moved = sum(m * k + k * n + m * n for m, k, n in op.gemms) * op.gemm_repeats * costs.width + op.moved_bytes
     if op.attention_flops:
         moved += sum(saved.size_bytes for saved in op.saved)
     return OpPoint(op.name, times, flops, moved, parts.gemm + parts.attention + parts.elementwise)

@@ -110,15 +110,16 @@ def plan_stages(
     return _divide(num_layers, pp, vpp, stages, noop_layers, mtp, placement)
 
 
-def near_even(num_layers: int, num_stages: int) -> tuple[int, ...] | None:
-    """Layers of each stage where they do not divide, the later ones holding one more; None where they do.
+def even_counts(num_layers: int, num_stages: int) -> tuple[int, ...]:
+    """Layers of each stage, as even as can be: what does not divide goes to the later stages, which keep fewer
+    microbatches.
 
     Example:
-        >>> near_even(61, 8), near_even(64, 8)
-        ((7, 7, 7, 8, 8, 8, 8, 8), None)
+        >>> even_counts(61, 8)
+        (7, 7, 7, 8, 8, 8, 8, 8)
     """
     share, more = divmod(num_layers, num_stages)
-    return tuple(share + (stage >= num_stages - more) for stage in range(num_stages)) if more else None
+    return tuple(share + (stage >= num_stages - more) for stage in range(num_stages))
 
 
 def stage_problems(

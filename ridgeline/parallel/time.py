@@ -241,12 +241,10 @@ def _exposed_us(
         count = row.counts[pp_rank]
         if not count or (row.phase != "step" and row.axes not in ("dp-cp", "edp")):
             continue
-        ends = row.axes == "pp" and row.group_size == 2  # the tied embedding's group is the pipeline's first and last
-        spread = (
-            spread_of_ranks(embedding_ranks(group_of(0, costs.mesh, "pp")), costs.job.cluster)
-            if ends
-            else costs.spread(row.axes)
-        )
+        if row.joins_ends:
+            spread = spread_of_ranks(embedding_ranks(group_of(0, costs.mesh, "pp")), costs.job.cluster)
+        else:
+            spread = costs.spread(row.axes)
         us = collective_us(row.kind, row.size_bytes, spread, costs.job.cluster) * count
         if row.phase != "step":  # the last bucket has nothing left to run beside
             beside = (forward_us if row.phase == "forward" else backward_us)[pp_rank]

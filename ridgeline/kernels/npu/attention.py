@@ -3,10 +3,9 @@
 Legend: as in `ridgeline.kernels.reference.attention`.
 """
 
-import itertools
-
 from torch import Tensor
 
+from ridgeline.kernels.documents import document_lengths
 from ridgeline.kernels.masks import CAUSAL
 from ridgeline.kernels.masks import window as window_of
 from ridgeline.kernels.npu.flash_attention import flash_attention
@@ -30,8 +29,7 @@ def attention(
         context_sbh = flash_attention(*inputs, layout="SBH", heads=heads, scale=scale, mask=mask)
         return context_sbh.unflatten(-1, (heads, -1))
     refuse_unless(len(key_tbgd) == s, "attention", "t", len(key_tbgd), f"must be s={s} where documents are packed")
-    edges = sorted({*cu_seqlens.tolist(), *range(0, s * b + 1, s)})  # a sample's edge ends a document
-    lengths = [end - begin for begin, end in itertools.pairwise(edges)]
+    lengths = document_lengths(cu_seqlens.tolist(), size=s, samples=b)
     inputs = (x.transpose(0, 1).flatten(0, 1) for x in (query_sbnd, key_tbgd, value_tbgv))
     context_tnv = flash_attention(
         *inputs, layout="TND", heads=heads, scale=scale, mask=mask, q_lengths=lengths, kv_lengths=lengths

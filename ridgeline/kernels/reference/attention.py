@@ -4,10 +4,10 @@ Legend: ``s`` = query positions, ``t`` = key positions, ``b`` = microbatch, ``n`
 heads, ``d`` = head_dim of queries and keys, ``v`` = of values.
 """
 
-import itertools
-
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+
+from ridgeline.kernels.documents import document_lengths
 
 
 def attention(
@@ -42,7 +42,7 @@ def attention(
         context_bnsv = _attend(*(x.permute(1, 2, 0, 3) for x in inputs), scale=scale, window=window)
         return context_bnsv.permute(2, 0, 1, 3)
     s, b, n, _ = query_sbnd.shape
-    lengths = _lengths(cu_seqlens, size=s, samples=b)
+    lengths = document_lengths(cu_seqlens.tolist(), size=s, samples=b)
     documents = zip(*(_in_a_row(x).split(lengths, dim=2) for x in inputs), strict=True)
     contexts = [_attend(*document, scale=scale, window=window) for document in documents]
     return torch.cat(contexts, dim=2).view(n, b, s, -1).permute(2, 1, 0, 3)
@@ -85,11 +85,3 @@ def _mask(device: torch.device, num_queries: int, num_keys: int, window: int | N
     query_s1 = torch.arange(num_keys - num_queries, num_keys, device=device).unsqueeze(1)
     distance_st = query_s1 - torch.arange(num_keys, device=device)
     return (distance_st >= 0) & (distance_st < (window or num_keys))
-
-
-def _lengths(cu_seqlens: torch.Tensor, *, size: int, samples: int) -> list[int]:
-    """The length of every document, which a sample's edge ends in any case."""
-    edges = sorted({*cu_seqlens.tolist(), *range(0, size * samples + 1, size)})
-    assert edges[0] == 0, edges
-    assert edges[-1] == size * samples, edges
-    return [end - begin for begin, end in itertools.pairwise(edges)]

@@ -12,7 +12,7 @@ from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from ridgeline.core.model import Attention, Rope
+from ridgeline.core.model import Attention
 from ridgeline.models.runtime.kernels import Kernel
 from ridgeline.models.runtime.sequences import Sequences, turn_of
 
@@ -52,7 +52,7 @@ class RotaryAttention(SelfAttention):
     def __init__(self, *args: Any, mixer: Attention, rotate: Kernel | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.turn = turn_of(mixer)
-        self.options = rope_options(mixer.rope)
+        self.interleaved = mixer.rope.interleaved
         self.gated = mixer.gate == "element"
         self.rotate = rotate
 
@@ -62,8 +62,8 @@ class RotaryAttention(SelfAttention):
         query, key, value, *gate = self.get_query_key_value_tensors(hidden_states, output_gate=self.gated)  # pyright: ignore[reportAssignmentType]  split
         if self.turn is not None and self.rotate is not None:
             table = packed_seq_params.tables[self.turn]
-            query = self.rotate(query, table.cos_sb1d, table.sin_sb1d, **self.options)
-            key = self.rotate(key, table.cos_sb1d, table.sin_sb1d, **self.options)
+            query = self.rotate(query, table.cos_sb1d, table.sin_sb1d, interleaved=self.interleaved)
+            key = self.rotate(key, table.cos_sb1d, table.sin_sb1d, interleaved=self.interleaved)
         if packed_seq_params.cache is not None:
             key, value = packed_seq_params.cache.extend(self.layer_number, key, value)  # pyright: ignore[reportArgumentType]
         context = attend(
@@ -74,11 +74,6 @@ class RotaryAttention(SelfAttention):
         if gate:
             context = context * torch.sigmoid(gate[0].reshape(context.shape))
         return self.linear_proj(context)
-
-
-def rope_options(rope: Rope) -> dict[str, Any]:
-    """What the rope op is called with beside the tables."""
-    return {"interleaved": True} if rope.interleaved else {}
 
 
 def attend(core: Any, inputs: tuple[Any, ...], *, recompute: bool) -> torch.Tensor:

@@ -13,10 +13,11 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
 
 from ridgeline.core.model import GatedDeltaNet
+from ridgeline.kernels.documents import document_lengths
 from ridgeline.models.runtime.kernels import Kernels
 from ridgeline.models.runtime.linears import column_parallel, row_parallel
 from ridgeline.models.runtime.norms import RmsNorm
-from ridgeline.models.runtime.sequences import Sequences, document_lengths
+from ridgeline.models.runtime.sequences import Sequences
 
 NORM_EPS = 1e-6  # added to the squared length of queries and keys
 
@@ -65,7 +66,7 @@ class DeltaNet(MegatronModule):
             context_bsnv = self._mix(*parts, packed_seq_params)
         else:
             b, s = inputs_bsc.shape[:2]
-            lengths = document_lengths(packed_seq_params.cu_seqlens, size=s, samples=b)
+            lengths = document_lengths(packed_seq_params.cu_seqlens.tolist(), size=s, samples=b)
             documents = zip(*(x.flatten(0, 1).unsqueeze(0).split(lengths, dim=1) for x in parts), strict=True)
             contexts = [self._mix(x, decay, beta, packed_seq_params) for x, decay, beta in documents]
             context_bsnv = torch.cat(contexts, dim=1)[0].unflatten(0, (b, s))

@@ -17,7 +17,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from ridgeline.core.model import LatentAttention, YarnRope
-from ridgeline.models.runtime.attention import attend, rope_options
+from ridgeline.models.runtime.attention import attend
 from ridgeline.models.runtime.kernels import Kernel
 from ridgeline.models.runtime.linears import ReplicatedLinear, column_parallel, row_parallel
 from ridgeline.models.runtime.rope import yarn_temperature
@@ -101,7 +101,9 @@ class LatentSelfAttention(MegatronModule):
             turned = gather_from_sequence_parallel_region(turned)
         else:
             turned = copy_to_tensor_model_parallel_region(turned)
-        rotate = partial(self.rotate, cos_sb1d=table.cos_sb1d, sin_sb1d=table.sin_sb1d, **rope_options(mixer.rope))
+        rotate = partial(
+            self.rotate, cos_sb1d=table.cos_sb1d, sin_sb1d=table.sin_sb1d, interleaved=mixer.rope.interleaved
+        )
         turned = rotate(turned.unsqueeze(2))
         plain, own = query.split((mixer.nope_head_dim, mixer.rope_head_dim), dim=-1)
         own = rotate(own)

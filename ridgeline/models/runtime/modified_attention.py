@@ -12,9 +12,9 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from ridgeline.core.model import Attention
+from ridgeline.kernels.documents import document_lengths
 from ridgeline.kernels.masks import CAUSAL, window
 from ridgeline.models.runtime.kernels import Kernel
-from ridgeline.models.runtime.sequences import document_lengths
 
 
 class ModifiedCoreAttention(MegatronModule):
@@ -58,7 +58,7 @@ class ModifiedCoreAttention(MegatronModule):
             layout, inputs = "SBH", tuple(x.flatten(2) for x in inputs)
         else:
             layout, inputs = "TND", tuple(x.transpose(0, 1).flatten(0, 1) for x in inputs)
-            lengths = document_lengths(cu_seqlens, size=s, samples=b)
+            lengths = document_lengths(cu_seqlens.tolist(), size=s, samples=b)
             options = {"q_lengths": lengths, "kv_lengths": lengths}
         context = self.flash_attention(
             *inputs,

@@ -1,7 +1,5 @@
 """The norms of a layer, each calling the kernel that the plan chose."""
 
-from typing import Any
-
 import torch
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -29,10 +27,10 @@ class RmsNorm(torch.nn.Module):
         self.weight = _parameter(hidden_size, config)
         self.eps = eps
         self.rms_norm = rms_norm
-        self.options: dict[str, Any] = {"zero_centred": True} if zero_centred else {}
+        self.zero_centred = zero_centred
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.rms_norm(x, self.weight, eps=self.eps, **self.options)
+        return self.rms_norm(x, self.weight, eps=self.eps, zero_centred=self.zero_centred)
 
 
 class LayerNorm(torch.nn.Module):

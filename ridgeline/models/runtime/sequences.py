@@ -1,6 +1,5 @@
 """A microbatch as attention reads it: the turns of its positions, and where its documents end."""
 
-import itertools
 from collections.abc import Mapping
 from typing import Protocol, TypeAlias
 
@@ -78,12 +77,6 @@ def tables_of(
 ) -> Mapping[Turn, RotaryTable]:
     """The rotary tables of samples that are one document each, the same for all of a length."""
     return rotary_tables(model, torch.arange(seq_len, device=device).unsqueeze(0), longest=seq_len, dtype=dtype)
-
-
-def document_lengths(cu_seqlens: torch.Tensor, *, size: int, samples: int) -> list[int]:
-    """The length of every document, which a sample's edge ends in any case."""
-    edges = sorted({*cu_seqlens.tolist(), *range(0, size * samples + 1, size)})
-    return [end - begin for begin, end in itertools.pairwise(edges)]
 
 
 def rotary_tables(

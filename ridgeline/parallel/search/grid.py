@@ -20,6 +20,7 @@ from ridgeline.core.frozen import frozen
 from ridgeline.core.job import FullRecompute, Job, SelectiveRecompute
 from ridgeline.core.layout import Layout
 from ridgeline.core.model import Attention, Mlp, Moe
+from ridgeline.parallel.stages import even_counts
 
 FEWER_FIRST = (-1, 0, 1)
 FEWER_LAST = (0, 1, 2, 3, 4)
@@ -282,8 +283,7 @@ def stage_lists(num_layers: int, num_stages: int) -> tuple[tuple[int, ...] | Non
     """
     lists: dict[tuple[int, ...] | None, None] = {}
     for first, last in product(FEWER_FIRST, FEWER_LAST):
-        size, longer = divmod(num_layers + first + last, num_stages)
-        counts = [size + (stage >= num_stages - longer) for stage in range(num_stages)]
+        counts = list(even_counts(num_layers + first + last, num_stages))
         counts[0] -= first
         counts[-1] -= last
         if min(counts) >= 0 and counts[-1] >= 0:
