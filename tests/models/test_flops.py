@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ridgeline.core.flops import forward_flops_per_token
 from ridgeline.models.hf_config import model_from_hf
-from tests.models.test_hf_config import CONFIGS
+from tests.models.examples import EXAMPLES
 
 SEQ_LEN = 8
 # transformers scores all positions, chosen or not; its complex rope needs even strides.
@@ -17,10 +17,10 @@ OVER_ALL = {"index_topk": SEQ_LEN, "kv_lora_rank": 14}
 NOT_COUNTED = {"qwen3_next", "mamba2", "longcat_flash"}
 
 
-@pytest.mark.parametrize("name", sorted(set(CONFIGS) - NOT_COUNTED))
+@pytest.mark.parametrize("name", sorted(set(EXAMPLES) - NOT_COUNTED))
 def test_a_forward_counts_what_torch_counts(name):
     """To the operation, with attention over the whole sequence."""
-    config = {**CONFIGS[name], **{key: value for key, value in OVER_ALL.items() if key in CONFIGS[name]}}
+    config = {**EXAMPLES[name], **{key: value for key, value in OVER_ALL.items() if key in EXAMPLES[name]}}
     eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), **eager).eval()
     spec = attrs.evolve(model_from_hf(config), mtp=0)  # transformers has no multi-token prediction

@@ -29,146 +29,13 @@ from ridgeline.core.model import (
 from ridgeline.core.params import model_params
 from ridgeline.models.families.table import ARCHITECTURES, FAMILIES, MODEL_TYPES
 from ridgeline.models.hf_config import family_of, hf_config_of, model_from_hf, read_hf_config
+from tests.models.examples import EXAMPLES
 from tests.strategies import specs
-
-DENSE = {
-    "vocab_size": 40,
-    "hidden_size": 24,
-    "intermediate_size": 20,
-    "num_hidden_layers": 5,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 500000.0,
-}
-LATENT = {
-    **{key: value for key, value in DENSE.items() if key != "head_dim"},
-    "num_key_value_heads": 6,
-    "kv_lora_rank": 13,
-    "qk_nope_head_dim": 6,
-    "qk_rope_head_dim": 4,
-    "v_head_dim": 9,
-    "first_k_dense_replace": 2,
-    "moe_intermediate_size": 12,
-    "n_routed_experts": 8,
-    "n_shared_experts": 2,
-    "num_experts_per_tok": 3,
-    "n_group": 4,
-    "topk_group": 2,
-    "routed_scaling_factor": 2.5,
-    "num_nextn_predict_layers": 0,
-}
-INDEXED = {"index_n_heads": 3, "index_head_dim": 8, "index_topk": 5}
-SPARSE = {
-    name: LATENT[name]
-    for name in LATENT
-    if name.startswith(("first_k", "moe_", "n_", "num_experts", "num_next", "topk"))
-}
-CONFIGS: dict[str, dict[str, Any]] = {
-    "deepseek_v32": {**LATENT, **INDEXED, "model_type": "deepseek_v32", "q_lora_rank": 16},
-    "gemma": {**DENSE, "model_type": "gemma", "tie_word_embeddings": True},
-    "gemma2": {
-        **DENSE,
-        "model_type": "gemma2",
-        "tie_word_embeddings": True,
-        "query_pre_attn_scalar": 5,
-        "sliding_window": 16,
-        "final_logit_softcapping": 30.0,
-        "attn_logit_softcapping": 50.0,
-    },
-    "glm4_moe": {**DENSE, **SPARSE, "model_type": "glm4_moe", "attention_bias": True, "use_qk_norm": True},
-    "glm_moe_dsa": {**LATENT, **INDEXED, "model_type": "glm_moe_dsa", "q_lora_rank": 16},
-    "minimax_m2": {
-        **DENSE,
-        "model_type": "minimax_m2",
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
-        "rotary_dim": 4,
-    },
-    "mistral": {**DENSE, "model_type": "mistral", "sliding_window": 16},
-    "qwen2_moe": {
-        **DENSE,
-        "model_type": "qwen2_moe",
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 14,
-        "shared_expert_intermediate_size": 18,
-        "mlp_only_layers": [1],
-    },
-    "bloom": {"model_type": "bloom", "vocab_size": 40, "hidden_size": 24, "n_layer": 3, "n_head": 4},
-    "glm4": {**DENSE, "model_type": "glm4", "partial_rotary_factor": 0.5, "pad_token_id": 0},
-    "longcat_flash": {
-        **{
-            name: LATENT[name]
-            for name in LATENT
-            if name.startswith(("vocab", "hidden", "num_att", "max", "rms", "rope"))
-        },
-        **{name: LATENT[name] for name in LATENT if name.startswith(("kv_", "qk_", "v_", "routed"))},
-        "model_type": "longcat_flash",
-        "head_dim": 4,
-        "num_layers": 2,
-        "q_lora_rank": 16,
-        "ffn_hidden_size": 20,
-        "expert_ffn_hidden_size": 12,
-        "n_routed_experts": 6,
-        "zero_expert_num": 2,
-        "moe_topk": 3,
-    },
-    "mamba2": {
-        "model_type": "mamba2",
-        "vocab_size": 40,
-        "hidden_size": 24,
-        "num_hidden_layers": 3,
-        "num_heads": 6,
-        "head_dim": 8,
-        "state_size": 10,
-        "n_groups": 2,
-    },
-    "gpt_oss": {
-        **DENSE,
-        "model_type": "gpt_oss",
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
-        "sliding_window": 16,
-        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "truncate": False},
-        "layer_types": ["sliding_attention", "full_attention"] * 2 + ["full_attention"],
-    },
-    "qwen3_next": {
-        **DENSE,
-        "model_type": "qwen3_next",
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 14,
-        "shared_expert_intermediate_size": 18,
-        "linear_conv_kernel_dim": 4,
-        "linear_key_head_dim": 6,
-        "linear_value_head_dim": 5,
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
-        "partial_rotary_factor": 0.5,
-    },
-    "deepseek_v2": {**LATENT, "model_type": "deepseek_v2", "q_lora_rank": None, "topk_method": "group_limited_greedy"},
-    "deepseek_v3": {**LATENT, "model_type": "deepseek_v3", "q_lora_rank": 16, "num_nextn_predict_layers": 1},
-    "llama": {**DENSE, "model_type": "llama"},
-    "qwen2": {**DENSE, "model_type": "qwen2"},
-    "qwen3": {**DENSE, "model_type": "qwen3"},
-    "mixtral": {**DENSE, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
-    "qwen3_moe": {
-        **DENSE,
-        "model_type": "qwen3_moe",
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 12,
-        "mlp_only_layers": [1, 3],
-    },
-}
 
 
 def test_every_family_is_tried_here():
     """A new family must bring an example config."""
-    assert set(CONFIGS) == set(FAMILIES)
+    assert set(EXAMPLES) == set(FAMILIES)
 
 
 def test_families_are_found_by_every_name_they_have():
@@ -198,11 +65,11 @@ def test_no_field_of_the_transformers_class_is_overlooked(name: str):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_config_that_transformers_saved_is_the_same_model(name: str, tmp_path):
     """The spelling of transformers 5, read back from its own file, gives the spec of the published spelling."""
-    AutoConfig.for_model(**CONFIGS[name]).save_pretrained(tmp_path)
+    AutoConfig.for_model(**EXAMPLES[name]).save_pretrained(tmp_path)
     saved = read_hf_config(tmp_path)
     assert ("rope_parameters" in saved) == (name not in ("bloom", "mamba2"))
     assert "rope_theta" not in saved
-    assert model_from_hf(saved) == model_from_hf(CONFIGS[name])
+    assert model_from_hf(saved) == model_from_hf(EXAMPLES[name])
 
 
 ROPES = {
@@ -217,7 +84,7 @@ ROPES = {
 @pytest.mark.parametrize("key", ["type", "rope_type"])
 def test_rope_scalings_in_every_spelling(kind: str, key: str, tmp_path):
     """A scaling reads alike from transformers 4's two spellings and from what transformers 5 saves."""
-    config = {**CONFIGS["qwen2"], "rope_scaling": {key: kind, **ROPES[kind]}}
+    config = {**EXAMPLES["qwen2"], "rope_scaling": {key: kind, **ROPES[kind]}}
     AutoConfig.for_model(**config).save_pretrained(tmp_path)
     spec = model_from_hf(config)
     assert model_from_hf(read_hf_config(tmp_path)) == spec
@@ -234,7 +101,7 @@ def test_rope_scalings_in_every_spelling(kind: str, key: str, tmp_path):
 
 def test_original_length_defaults_to_the_models_own():
     """A yarn config without the original length means max_position_embeddings, as in transformers."""
-    config = {**CONFIGS["llama"], "rope_scaling": {"type": "yarn", "factor": 2.0}}
+    config = {**EXAMPLES["llama"], "rope_scaling": {"type": "yarn", "factor": 2.0}}
     rope = model_from_hf(config).blocks[0].block.mixer.rope
     assert rope.scaling == YarnRope(factor=2.0, original_max_position=64)
 
@@ -242,14 +109,14 @@ def test_original_length_defaults_to_the_models_own():
 def test_mixtral_without_a_base_has_its_class_default():
     """transformers reads a Mixtral config that gives no rope_theta with base 1e6, a Llama one with 1e4."""
     for name, base in (("mixtral", 1e6), ("llama", 1e4)):
-        config = {key: value for key, value in CONFIGS[name].items() if key != "rope_theta"}
+        config = {key: value for key, value in EXAMPLES[name].items() if key != "rope_theta"}
         assert AutoConfig.for_model(**config).rope_parameters["rope_theta"] == base
         assert model_from_hf(config).blocks[0].block.mixer.rope == Rope(base=base)
 
 
 def test_llama_without_kv_heads_or_head_dim():
     """The first Llama files give neither: as many key-value heads as heads, and the hidden size shared out."""
-    config = {**CONFIGS["llama"], "num_key_value_heads": None}
+    config = {**EXAMPLES["llama"], "num_key_value_heads": None}
     del config["head_dim"]
     assert model_from_hf(config).blocks[0].block.mixer == Attention(
         heads=6, kv_heads=6, head_dim=4, rope=Rope(base=5e5)
@@ -263,7 +130,7 @@ def windows(spec: ModelSpec) -> list[int | None]:
 @pytest.mark.parametrize("name", ["qwen2", "qwen3"])
 def test_upper_layers_slide_a_window_when_asked(name: str, tmp_path):
     """use_sliding_window, max_window_layers and layer_types decide per layer as in transformers."""
-    asleep = {**CONFIGS[name], "sliding_window": 16, "max_window_layers": 3, "use_sliding_window": False}
+    asleep = {**EXAMPLES[name], "sliding_window": 16, "max_window_layers": 3, "use_sliding_window": False}
     assert windows(model_from_hf(asleep)) == [None] * 5
     awake = {**asleep, "use_sliding_window": True}
     assert windows(model_from_hf(awake)) == [None, None, None, 16, 16]
@@ -278,13 +145,13 @@ def test_upper_layers_slide_a_window_when_asked(name: str, tmp_path):
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
 def test_moe_families_slide_everywhere(name: str):
     """Mixtral and Qwen3-MoE slide one window in all layers."""
-    config = {**CONFIGS[name], "sliding_window": 16, "use_sliding_window": True}
+    config = {**EXAMPLES[name], "sliding_window": 16, "use_sliding_window": True}
     assert windows(model_from_hf(config)) == [16] * 5
 
 
 def test_dense_layers_among_experts():
     """A Qwen3-MoE layer is dense off the step and where mlp_only_layers says so."""
-    config = {**CONFIGS["qwen3_moe"], "decoder_sparse_step": 2, "mlp_only_layers": [3]}
+    config = {**EXAMPLES["qwen3_moe"], "decoder_sparse_step": 2, "mlp_only_layers": [3]}
     kinds = [block.feed_forward.kind for block in model_from_hf(config).layers()]
     assert kinds == ["mlp", "moe", "mlp", "mlp", "mlp"]
     assert model_from_hf(config).layers()[0].feed_forward == Mlp(ffn_hidden=20)
@@ -351,7 +218,7 @@ def test_all_faults_of_a_config_come_at_once():
 def test_what_cannot_be_modelled_is_refused(change: dict[str, Any], message: str):
     """A contradiction or a feature that is not modelled is named, never passed over."""
     with pytest.raises(SpecError) as caught:
-        model_from_hf({**CONFIGS["llama"], **change})
+        model_from_hf({**EXAMPLES["llama"], **change})
     assert message in str(caught.value)
 
 
@@ -366,12 +233,12 @@ def test_what_cannot_be_modelled_is_refused(change: dict[str, Any], message: str
 def test_contradictory_layer_types(change: dict[str, Any], message: str):
     """Layer types that do not fit the rest of the config are refused."""
     with pytest.raises(SpecError, match=message):
-        model_from_hf({**CONFIGS["qwen3"], **change})
+        model_from_hf({**EXAMPLES["qwen3"], **change})
 
 
 def test_a_dense_layer_needs_its_width():
     """A Qwen3-MoE config with dense layers must say how wide they are."""
-    config = {**CONFIGS["qwen3_moe"], "intermediate_size": None}
+    config = {**EXAMPLES["qwen3_moe"], "intermediate_size": None}
     with pytest.raises(SpecError, match=r"intermediate_size=None: the config must give it for dense layers \[1, 3\]"):
         model_from_hf(config)
 
@@ -424,9 +291,9 @@ UNUSED = {"longcat_flash": 2 * 2 * 2 * 12 * 24}  # transformers allots gate and 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_example_has_the_parameters_of_the_transformers_model(name: str):
     """To the parameter; expert biases are buffers there, and there is no multi-token prediction."""
-    spec = attrs.evolve(model_from_hf(CONFIGS[name]), mtp=0)
+    spec = attrs.evolve(model_from_hf(EXAMPLES[name]), mtp=0)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**CONFIGS[name]))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**EXAMPLES[name]))
     theirs = sum(tensor.numel() for tensor in model.parameters()) - UNUSED.get(name, 0)
     assert theirs == sum(param.elements for _, param in model_params(spec) if param.trains)
 
@@ -488,7 +355,7 @@ def plain_models(name: str) -> st.SearchStrategy[ModelSpec]:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_example_of_a_family_survives_its_own_config(name: str):
     """Config to spec to config to spec is the same spec, through JSON text."""
-    spec = model_from_hf(CONFIGS[name])
+    spec = model_from_hf(EXAMPLES[name])
     assert model_from_hf(json.loads(json.dumps(hf_config_of(spec)))) == spec
 
 
@@ -521,7 +388,7 @@ def test_no_config_is_written_that_means_another_model(spec: ModelSpec, family: 
 
 
 def _llama(**changes: Any) -> ModelSpec:
-    return attrs.evolve(model_from_hf(CONFIGS["llama"]), **changes)
+    return attrs.evolve(model_from_hf(EXAMPLES["llama"]), **changes)
 
 
 def _with(spec: ModelSpec, block: Block, layer: int) -> ModelSpec:
@@ -558,7 +425,7 @@ def test_what_a_family_cannot_express_is_named():
 
 def test_a_z_loss_survives():
     """The z-loss that transformers has no field for is kept in one it does not read."""
-    spec = model_from_hf({**CONFIGS["mixtral"], "router_z_loss_coef": 0.001})
+    spec = model_from_hf({**EXAMPLES["mixtral"], "router_z_loss_coef": 0.001})
     assert spec.blocks[0].block.feed_forward.z_loss == 0.001
     assert AutoConfig.for_model(**hf_config_of(spec)).router_z_loss_coef == 0.001
 

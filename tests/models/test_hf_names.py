@@ -17,111 +17,19 @@ from ridgeline.core.errors import SpecError
 from ridgeline.core.model import Moe
 from ridgeline.core.params import fqn_of, model_params
 from ridgeline.models.families.table import FAMILIES
-from ridgeline.models.hf_config import hf_config_of, model_from_hf
+from ridgeline.models.hf_config import family_of, hf_config_of, model_from_hf
 from ridgeline.models.hf_names import hf_derived, hf_shapes, hf_sources
 from ridgeline.models.hf_source import Direct, GateUp, GroupedQkv, Rows, Source, published_shapes, row_runs
 from ridgeline.models.zoo import model_names, model_preset
+from tests.models.examples import EXAMPLES, VARIANTS
 from tests.models.transformers_models import built
 
-# No two dimensions are equal, so that nothing transposed or swapped can fit.
-DENSE = {
-    "vocab_size": 44,
-    "hidden_size": 24,
-    "intermediate_size": 20,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 6,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-6,
+CONFIGS = {
+    name: {**config, **({"num_nextn_predict_layers": 0} if "num_nextn_predict_layers" in config else {})}
+    for name, config in {**EXAMPLES, **VARIANTS}.items()
+    if family_of(config).weights
 }
-LATENT = {
-    **{key: value for key, value in DENSE.items() if key not in ("num_key_value_heads", "head_dim")},
-    "kv_lora_rank": 13,
-    "qk_nope_head_dim": 7,
-    "qk_rope_head_dim": 4,
-    "v_head_dim": 9,
-    "first_k_dense_replace": 1,
-    "moe_intermediate_size": 14,
-    "n_routed_experts": 4,
-    "n_shared_experts": 2,
-    "num_experts_per_tok": 2,
-    "num_nextn_predict_layers": 0,
-}
-INDEXED = {"index_n_heads": 3, "index_head_dim": 8, "index_topk": 5}
-SPARSE = {
-    name: LATENT[name]
-    for name in LATENT
-    if name.startswith(("first_k", "moe_", "n_", "num_experts", "num_next", "topk"))
-}
-CONFIGS: dict[str, dict[str, Any]] = {
-    "deepseek_v32": {**LATENT, **INDEXED, "model_type": "deepseek_v32", "q_lora_rank": 16},
-    "gemma": {**DENSE, "model_type": "gemma", "tie_word_embeddings": True},
-    "gemma2": {
-        **DENSE,
-        "model_type": "gemma2",
-        "tie_word_embeddings": True,
-        "query_pre_attn_scalar": 5,
-        "sliding_window": 16,
-        "final_logit_softcapping": 30.0,
-        "attn_logit_softcapping": 50.0,
-    },
-    "glm4": {**DENSE, "model_type": "glm4", "partial_rotary_factor": 0.5, "pad_token_id": 0},
-    "glm4_moe": {**DENSE, **SPARSE, "model_type": "glm4_moe", "attention_bias": True, "use_qk_norm": True},
-    "glm_moe_dsa": {**LATENT, **INDEXED, "model_type": "glm_moe_dsa", "q_lora_rank": 16},
-    "minimax_m2": {
-        **DENSE,
-        "model_type": "minimax_m2",
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
-        "rotary_dim": 4,
-    },
-    "mistral": {**DENSE, "model_type": "mistral", "sliding_window": 16},
-    "qwen2_moe": {
-        **DENSE,
-        "model_type": "qwen2_moe",
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 14,
-        "shared_expert_intermediate_size": 18,
-        "mlp_only_layers": [1],
-    },
-    "llama": {**DENSE, "model_type": "llama"},
-    "llama, biases": {**DENSE, "model_type": "llama", "attention_bias": True, "mlp_bias": True},
-    "qwen2": {**DENSE, "model_type": "qwen2"},
-    "qwen2, tied": {**DENSE, "model_type": "qwen2", "tie_word_embeddings": True},
-    "qwen3": {**DENSE, "model_type": "qwen3", "attention_bias": True},
-    "deepseek_v2": {**LATENT, "model_type": "deepseek_v2", "q_lora_rank": None, "topk_method": "greedy"},
-    "deepseek_v3": {**LATENT, "model_type": "deepseek_v3", "q_lora_rank": 18, "n_group": 2, "topk_group": 1},
-    "mixtral": {**DENSE, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
-    "qwen3_moe": {
-        **DENSE,
-        "model_type": "qwen3_moe",
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 14,
-        "mlp_only_layers": [1],
-    },
-    "qwen3_next": {
-        **DENSE,
-        "model_type": "qwen3_next",
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 14,
-        "shared_expert_intermediate_size": 18,
-        "linear_conv_kernel_dim": 3,
-        "linear_key_head_dim": 6,
-        "linear_value_head_dim": 5,
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
-        "full_attention_interval": 2,
-    },
-}
-
-
-def test_every_family_is_tried_here():
-    """A new family must bring an example config."""
-    assert {config["model_type"] for config in CONFIGS.values()} == {n for n in FAMILIES if FAMILIES[n].weights}
+"""Without multi-token prediction, which transformers' classes have not."""
 
 
 def published_files(config: dict[str, Any]) -> dict[str, torch.Tensor]:

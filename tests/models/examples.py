@@ -1,0 +1,143 @@
+"""A small config of every family, as published; no two sizes of a model are equal, so nothing transposed can fit."""
+
+from typing import Any
+
+DENSE = {
+    "vocab_size": 40,
+    "hidden_size": 24,
+    "intermediate_size": 20,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 500000.0,
+}
+LATENT = {
+    **{key: value for key, value in DENSE.items() if key != "head_dim"},
+    "num_key_value_heads": 6,
+    "kv_lora_rank": 13,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 9,
+    "first_k_dense_replace": 2,
+    "moe_intermediate_size": 12,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 2.5,
+    "num_nextn_predict_layers": 0,
+}
+INDEXED = {"index_n_heads": 3, "index_head_dim": 8, "index_topk": 5}
+SPARSE = {
+    name: LATENT[name]
+    for name in LATENT
+    if name.startswith(("first_k", "moe_", "n_", "num_experts", "num_next", "topk"))
+}
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "deepseek_v32": {**LATENT, **INDEXED, "model_type": "deepseek_v32", "q_lora_rank": 16},
+    "gemma": {**DENSE, "model_type": "gemma", "tie_word_embeddings": True},
+    "gemma2": {
+        **DENSE,
+        "model_type": "gemma2",
+        "tie_word_embeddings": True,
+        "query_pre_attn_scalar": 5,
+        "sliding_window": 16,
+        "final_logit_softcapping": 30.0,
+        "attn_logit_softcapping": 50.0,
+    },
+    "glm4_moe": {**DENSE, **SPARSE, "model_type": "glm4_moe", "attention_bias": True, "use_qk_norm": True},
+    "glm_moe_dsa": {**LATENT, **INDEXED, "model_type": "glm_moe_dsa", "q_lora_rank": 16},
+    "minimax_m2": {
+        **DENSE,
+        "model_type": "minimax_m2",
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "rotary_dim": 4,
+    },
+    "mistral": {**DENSE, "model_type": "mistral", "sliding_window": 16},
+    "qwen2_moe": {
+        **DENSE,
+        "model_type": "qwen2_moe",
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 14,
+        "shared_expert_intermediate_size": 18,
+        "mlp_only_layers": [1],
+    },
+    "bloom": {"model_type": "bloom", "vocab_size": 40, "hidden_size": 24, "n_layer": 3, "n_head": 4},
+    "glm4": {**DENSE, "model_type": "glm4", "partial_rotary_factor": 0.5, "pad_token_id": 0},
+    "longcat_flash": {
+        **{
+            name: LATENT[name]
+            for name in LATENT
+            if name.startswith(("vocab", "hidden", "num_att", "max", "rms", "rope"))
+        },
+        **{name: LATENT[name] for name in LATENT if name.startswith(("kv_", "qk_", "v_", "routed"))},
+        "model_type": "longcat_flash",
+        "head_dim": 4,
+        "num_layers": 2,
+        "q_lora_rank": 16,
+        "ffn_hidden_size": 20,
+        "expert_ffn_hidden_size": 12,
+        "n_routed_experts": 6,
+        "zero_expert_num": 2,
+        "moe_topk": 3,
+    },
+    "mamba2": {
+        "model_type": "mamba2",
+        "vocab_size": 40,
+        "hidden_size": 24,
+        "num_hidden_layers": 3,
+        "num_heads": 6,
+        "head_dim": 8,
+        "state_size": 10,
+        "n_groups": 2,
+    },
+    "gpt_oss": {
+        **DENSE,
+        "model_type": "gpt_oss",
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 16,
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "truncate": False},
+        "layer_types": ["sliding_attention", "full_attention"] * 2 + ["full_attention"],
+    },
+    "qwen3_next": {
+        **DENSE,
+        "model_type": "qwen3_next",
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 14,
+        "shared_expert_intermediate_size": 18,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 6,
+        "linear_value_head_dim": 5,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "partial_rotary_factor": 0.5,
+    },
+    "deepseek_v2": {**LATENT, "model_type": "deepseek_v2", "q_lora_rank": None, "topk_method": "group_limited_greedy"},
+    "deepseek_v3": {**LATENT, "model_type": "deepseek_v3", "q_lora_rank": 16, "num_nextn_predict_layers": 1},
+    "llama": {**DENSE, "model_type": "llama"},
+    "qwen2": {**DENSE, "model_type": "qwen2"},
+    "qwen3": {**DENSE, "model_type": "qwen3"},
+    "mixtral": {**DENSE, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        **DENSE,
+        "model_type": "qwen3_moe",
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 12,
+        "mlp_only_layers": [1, 3],
+    },
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "llama, biases": {**EXAMPLES["llama"], "attention_bias": True, "mlp_bias": True},
+    "qwen2, tied": {**EXAMPLES["qwen2"], "tie_word_embeddings": True},
+    "qwen3, biases": {**EXAMPLES["qwen3"], "attention_bias": True},
+}
+"""The same with other parameters."""
