@@ -1,20 +1,19 @@
 """The arguments of a launch as the plain data of a job, with the fate of every flag and every fault."""
 
 import re
-from collections.abc import Iterator
 from types import MappingProxyType
 
 import attrs
 
 from ridgeline.core.codec import Plain
 from ridgeline.core.errors import Problem
-from ridgeline.core.fields import item_annotation, literal_choices
 from ridgeline.core.frozen import frozen
-from ridgeline.core.job import Lora
 from ridgeline.models.scripts.arguments import Entry, Reader, read_given, without_none
-from ridgeline.models.scripts.flags import FLAGS, is_neutral
+from ridgeline.models.scripts.flags import is_neutral
+from ridgeline.models.scripts.memory import memory_of, precision_of
 from ridgeline.models.scripts.model import model_of
 from ridgeline.models.scripts.shell import Command
+from ridgeline.models.scripts.training import adapter_of, dropout_by_default, objective_of, optimizer_of
 
 CP_ALGORITHMS = MappingProxyType(
     {"megatron_cp_algo": "ring", "ulysses_cp_algo": "ulysses", "kvallgather_cp_algo": "kv_allgather"}
@@ -32,11 +31,6 @@ CONTRADICTIONS = (
     ("train-iters", "train-samples"),
 )
 """Flags that upstream refuses together (Megatron-LM's validate_args; MindSpeed-LLM's TransformerBlockFeature)."""
-DROPOUTS = ("hidden-dropout", "attention-dropout")
-PART_NAMES = MappingProxyType(
-    {name: name for name in ("core_attn", "mlp", "moe", "layernorm")} | {"moe_act": "activation"}
-)
-"""Megatron's names of parts to ours."""
 A3_DEVICES = 16
 """Dies of an Atlas 900 A3 node; a node of Atlas A2 has 8 devices at most."""
 
@@ -69,16 +63,16 @@ def import_command(command: Command) -> Imported:
         "cluster": cluster,
         "layout": layout,
         "batch": batch,
-        "precision": _precision(reader),
-        "memory": _memory(reader),
+        "precision": precision_of(reader),
+        "memory": memory_of(reader),
         "comm": _comm(reader),
-        "optimizer": _optimizer(reader),
-        "objective": _objective(reader),
-        **without_none({"adapter": _adapter(reader)}),
+        "optimizer": optimizer_of(reader),
+        "objective": objective_of(reader),
+        **without_none({"adapter": adapter_of(reader)}),
         "data": _data(reader),
         "run": _run(reader),
     }
-    entries = [_fated(entry, reader) for entry in (*entries, *_dropped_by_default(reader))]
+    entries = [_fated(entry, reader) for entry in (*entries, *dropout_by_default(reader))]
     return Imported(plain, tuple(entries), tuple(dict.fromkeys(problems)))  # a flag that two fields need faults twice
 
 
@@ -88,13 +82,6 @@ def _fated(entry: Entry, reader: Reader) -> Entry:
     if entry.fate == "not expressible" and is_neutral(name, entry.value):
         return attrs.evolve(entry, fate="no effect", note="this value asks for nothing")
     return attrs.evolve(entry, **reader.fates.get(name, {}))
-
-
-def _dropped_by_default(reader: Reader) -> Iterator[Entry]:
-    """Dropout, with which Megatron-LM trains unless told otherwise."""
-    for name in DROPOUTS:
-        if not reader.has(name):
-            yield Entry(f"--{name}", "", FLAGS[name].fate, f"{FLAGS[name].note}: 0.1, since it is not given")
 
 
 def _cluster(reader: Reader, command: Command, entries: list[Entry]) -> Plain:
@@ -225,81 +212,6 @@ def _check_world(reader: Reader, cluster: Plain, layout: Plain, batch: Plain) ->
         reader.fault("global-batch-size", f"must be a multiple of mbs*dp={samples}")
 
 
-def _precision(reader: Reader) -> Plain:
-    params = "bf16" if reader.has("bf16") else "fp16" if reader.has("fp16") else "fp32"
-    # Megatron accumulates bf16 gradients in fp32 unless told otherwise, and fp16 ones in fp16.
-    half_grads = reader.has("grad-reduce-in-bf16") or reader.has("o2-gradient")
-    if params == "fp16":
-        half_grads = not reader.has("accumulate-allreduce-grads-in-fp32")
-    return {
-        "params": params,
-        "grads": params if half_grads and params != "fp32" else "fp32",
-        "masters": "low_bits" if reader.has("reuse-fp32-param") else "fp32",
-        "moments": "bf16" if reader.has("o2-optimizer") else "fp32",
-    }
-
-
-def _memory(reader: Reader) -> Plain:
-    memory: Plain = {
-        "distributed_optimizer": reader.has("use-distributed-optimizer"),
-        "swap_optimizer": reader.has("swap-optimizer"),
-        "swap_attention": _swaps_attention(reader),
-        "recompute": _recompute(reader),
-        "recompute_when": _recompute_when(reader),
-        "loss_chunk": reader.integer("loss-chunk-size", 1024) if reader.text("loss-compute-mode") == "chunk" else None,
-    }
-    return without_none(memory)
-
-
-def _swaps_attention(reader: Reader) -> bool:
-    """What whole layers recompute is not saved, so that there is nothing to move."""
-    whole = reader.text("recompute-granularity") == "full"
-    if reader.has("swap-attention") and whole:
-        reader.lost("swap-attention", "memory.swap_attention=false: whole layers are recomputed", "no effect")
-    return reader.has("swap-attention") and not whole
-
-
-def _recompute_when(reader: Reader) -> str:
-    for word in ("advance", "bubble"):
-        if reader.has(f"recompute-in-{word}"):
-            return word
-    return "backward"
-
-
-def _recompute(reader: Reader) -> Plain | None:
-    granularity = reader.text("recompute-granularity")
-    if granularity and granularity not in ("full", "selective"):
-        reader.fault("recompute-granularity", "unknown", "use full or selective")
-    parts = {"recompute-activation-function": "activation", "recompute-norm": "layernorm"}
-    modules = [part for flag, part in parts.items() if reader.has(flag)]
-    level = reader.text("moe-zero-memory", "disable")
-    modules += {"level0": ["activation"], "level1": ["activation", "dispatch"]}.get(level, [])
-    modules = [*dict.fromkeys(modules)]
-    if granularity == "full":
-        if not reader.has("recompute-method"):
-            reader.fault("recompute-method", "is missing: full recompute needs it", "use uniform or block")
-        method, layers = reader.text("recompute-method", "uniform"), reader.integer("recompute-num-layers", 1)
-        by_rank = method == "block" and reader.has("enable-recompute-layers-per-pp-rank")
-        whole = {"kind": "full", "method": method, "num_layers": layers, "per": "rank" if by_rank else "stage"}
-        return {**whole, "modules": modules if method == "block" else []}
-    if granularity == "selective" or reader.has("recompute-activations"):
-        asked = reader.text("recompute-modules", "core_attn").split()
-        known = [PART_NAMES.get(name, name) for name in asked if name in PART_NAMES]
-        if len(known) != len(asked):
-            reader.lost("recompute-modules", f"of these a job has words for {known} only")
-        modules = [*dict.fromkeys((*known, *modules))]
-    if not modules:
-        return None
-    counts = {flag: reader.integer(f"{flag}-num-layers", minimum=0) for flag in parts if reader.has(flag)}
-    least = [count for count in counts.values() if count is not None]
-    if least and (len(set(counts.values())) > 1 or "core_attn" in modules):
-        for flag in counts:
-            reader.lost(f"{flag}-num-layers", "memory.recompute.num_layers: one count for all parts", "approximated")
-    if least and min(least) == 0:
-        return None
-    return without_none({"kind": "selective", "modules": modules, "num_layers": min(least, default=None)})
-
-
 def _comm(reader: Reader) -> Plain:
     dispatcher = reader.text("moe-token-dispatcher-type", "allgather")
     if dispatcher == "alltoall_seq":
@@ -322,95 +234,6 @@ def _tp_overlap(reader: Reader) -> str:
     asked = "mc2" if reader.has("use-ascend-mc2") else "coc" if reader.has("use-ascend-coc") else "none"
     tp = reader.integer("tensor-model-parallel-size", 1) or 1
     return asked if reader.has("sequence-parallel") and tp > 1 else "none"
-
-
-def _optimizer(reader: Reader) -> Plain:
-    kind = reader.text("lr-decay-style", "linear")
-    style = {"constant": "constant", "linear": "linear", "cosine": "cosine", "WSD": "wsd"}
-    decay = reader.integer("lr-decay-iters")
-    schedule: Plain = {"kind": style[reader.choice("lr-decay-style", style, "linear")]}
-    if schedule["kind"] != "constant" and decay:
-        schedule["decay_steps"] = decay
-    if kind == "WSD":
-        schedule["anneal_steps"] = reader.integer("lr-wsd-decay-iters", 1)
-        schedule["style"] = reader.text("lr-wsd-decay-style", "exponential")
-    share = reader.real("lr-warmup-fraction", 0.0) or 0.0
-    if share and reader.integer("lr-warmup-iters", minimum=0):
-        reader.fault("lr-warmup-fraction", "contradicts --lr-warmup-iters", "keep one of the two")
-    steps = decay or reader.integer("train-iters") or 0
-    return without_none(
-        {
-            "lr": reader.real("lr"),
-            "min_lr": reader.real("min-lr", 0.0),
-            "lr_schedule": schedule,
-            "warmup_steps": int(share * steps) if share else reader.integer("lr-warmup-iters", 0, minimum=0),
-            "weight_decay": reader.real("weight-decay", 0.01),
-            "beta1": reader.real("adam-beta1", 0.9),
-            "beta2": reader.real("adam-beta2", 0.999),
-            "eps": reader.real("adam-eps", 1e-8),
-            "clip_grad": reader.real("clip-grad", 1.0),
-        }
-    )
-
-
-def _objective(reader: Reader) -> Plain:
-    stage = reader.text("stage")
-    per_token = reader.has("calculate-per-token-loss")
-    padded = not (reader.has("no-pad-to-seq-lengths") or reader.has("variable-seq-lengths"))
-    tuned = bool(stage) or reader.has("is-instruction-dataset")
-    dropout = _dropout(reader, tuned=tuned)
-    if stage in ("dpo", "simpo"):
-        loss = "simpo" if stage == "simpo" else reader.choice("dpo-loss-type", ("sigmoid", "hinge", "ipo"), "sigmoid")
-        numbers = {"beta": reader.real("dpo-beta"), "label_smoothing": reader.real("dpo-label-smoothing")}
-        return {"kind": "dpo", "loss": loss, "padded": padded, **without_none(numbers)}
-    if stage and stage != "sft":
-        reader.lost("stage", f"{stage} has no word in a job; it is taken as sft")
-    if tuned:
-        return {"kind": "sft", "per_token": per_token, "padded": padded}
-    return {"kind": "pretraining", "per_token": per_token, "dropout": dropout}
-
-
-def _dropout(reader: Reader, *, tuned: bool) -> float:
-    """The share that is dropped; a job has one for attention's weights and the stream, and none in fine-tuning."""
-    shares = [_share(reader, name) for name in DROPOUTS]
-    largest = max(shares)
-    for name in DROPOUTS:
-        if tuned and largest:
-            reader.lost(name, "fine-tuning has no word for dropout; it trains without")
-        elif len(set(shares)) > 1:
-            reader.lost(name, f"objective.dropout: one share for both, {largest}", "approximated")
-    return largest
-
-
-def _share(reader: Reader, name: str) -> float:
-    """Of a flag's words the first, as its parser reads them."""
-    word = (reader.given.get(name) or ("0.1",))[0]
-    try:
-        return float(word)
-    except ValueError:
-        reader.fault(name, "must be a number")
-        return 0.0
-
-
-def _adapter(reader: Reader) -> Plain | None:
-    if not reader.has("lora-r"):
-        return None
-    old = {"query_key_value": "linear_qkv", "dense": "linear_proj"}  # names before Megatron-core's
-    old |= {"dense_h_to_4h": "linear_fc1", "dense_4h_to_h": "linear_fc2"}
-    asked = [old.get(name, name) for name in reader.text("lora-target-modules").split()]
-    words = literal_choices(item_annotation(attrs.fields_dict(Lora)["targets"].type))
-    targets = [name for name in asked if name in words]
-    if len(targets) != len(asked):
-        reader.lost("lora-target-modules", f"of these a job has words for {targets or 'none, so all it has'} only")
-    return without_none(
-        {
-            "kind": "lora",
-            "rank": reader.integer("lora-r", 16),
-            "alpha": reader.real("lora-alpha", 32.0),
-            "targets": targets or None,
-            "base": "nf4" if reader.has("qlora") else "params",
-        }
-    )
 
 
 def _data(reader: Reader) -> Plain:
