@@ -5,7 +5,7 @@ the compute. Outside of the schedule stand the collectives of gradients and weig
 and the optimizer's update.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from operator import sub
 from typing import NamedTuple
@@ -109,8 +109,7 @@ def plan_time(
 ) -> StepTime:
     """The time of one step whose schedule runs as ``timeline`` says."""
     costs = costs_of(job, mesh)
-    stage_us, forwards, backwards = times.stage_us, times.forwards, times.backwards
-    forward_us, backward_us = stage_us["F"], stage_us["B"]
+    forwards, backwards = times.forwards, times.backwards
     busy_us = timeline.busy_us
     busiest = max(range(mesh.pp), key=busy_us.__getitem__)
     total = Parts()
@@ -121,7 +120,8 @@ def plan_time(
         total = total._replace(ep=total.ep - spared)
     elif job.memory.recompute_when != "backward":  # the schedule says what is recomputed
         total = total._replace(recompute=total.recompute - spared)
-    exposed = max(_exposed_us(collectives, pp_rank, costs, forward_us, backward_us) for pp_rank in range(mesh.pp))
+    stage_us = times.stage_us
+    exposed = max(_exposed_us(collectives, pp_rank, costs, stage_us, stages) for pp_rank in range(mesh.pp))
     owned = [[held[stage] for stage in stages.owned_by(pp_rank)] for pp_rank in range(mesh.pp)]
     update = max(update_us(job, mesh, params) for params in owned)
     step_us = timeline.makespan_us + exposed + update
@@ -232,22 +232,31 @@ def _exposed_us(
     collectives: Sequence[Collective],
     pp_rank: int,
     costs: Costs,
-    forward_us: tuple[float, ...],
-    backward_us: tuple[float, ...],
+    stage_us: Mapping[str, Sequence[float]],
+    stages: StageMap,
 ) -> float:
-    """What collectives of gradients and weights add to a step: all of it, or what the overlap leaves."""
+    """What collectives of gradients and weights add to a step: all of it, or what the overlap leaves.
+
+    Those of a chunk run beside its own first forward or last backward, wherever in the model a rank's chunks lie; the
+    last bucket has nothing left to run beside.
+    """
     exposed = 0.0
-    for row in collectives:
-        count = row.counts[pp_rank]
-        if not count or (row.phase != "step" and row.axes not in ("dp-cp", "edp")):
-            continue
-        if row.joins_ends:
-            spread = spread_of_ranks(embedding_ranks(group_of(0, costs.mesh, "pp")), costs.job.cluster)
-        else:
-            spread = costs.spread(row.axes)
-        us = collective_us(row.kind, row.size_bytes, spread, costs.job.cluster) * count
-        if row.phase != "step":  # the last bucket has nothing left to run beside
-            beside = (forward_us if row.phase == "forward" else backward_us)[pp_rank]
-            us = max(us - beside, us / count / 2)
-        exposed += us
+    for phase, kind in (("step", ""), ("forward", "F"), ("backward", "B")):
+        rows = [row for row in collectives if row.phase == phase and row.counts[pp_rank]]
+        if kind:
+            rows = [row for row in rows if row.axes in ("dp-cp", "edp")]
+        once = [_collective_us(row, costs) for row in rows]
+        total = sum(us * row.counts[pp_rank] for us, row in zip(once, rows, strict=True))
+        if kind:
+            beside = sum(stage_us[kind][stage] for stage in stages.owned_by(pp_rank))
+            total = max(total - beside, max(once, default=0.0) / 2)
+        exposed += total
     return exposed
+
+
+def _collective_us(row: Collective, costs: Costs) -> float:
+    if row.joins_ends:
+        spread = spread_of_ranks(embedding_ranks(group_of(0, costs.mesh, "pp")), costs.job.cluster)
+    else:
+        spread = costs.spread(row.axes)
+    return collective_us(row.kind, row.size_bytes, spread, costs.job.cluster)

@@ -97,3 +97,24 @@ def test_overlapping_gradients_saves_time():
     time = [plan(job_of(DENSE, batch__gbs=8, comm=comm)).time.step_us for comm in (Comm(), OVERLAP, BOTH)]
     assert time == sorted(time, reverse=True)
     assert time[2] < time[0]
+
+
+@pytest.mark.parametrize(
+    ("layout", "longer", "shorter"),
+    [
+        ({"layout__schedule": "zb_v"}, (3, 2, 2, 1), (1, 2, 2, 3)),
+        ({"layout__vpp": 2}, (3, 2, 1, 2), (1, 2, 3, 2)),
+    ],
+)
+def test_all_chunks_of_a_rank_hide_its_reductions(layout, longer, shorter):
+    """Layers moved from one chunk of a rank to another, which a V and a loop place apart, hide as much."""
+    slow = {"cluster__intra__bandwidth": 1e6, "layout__pp": 2, "batch__gbs": 64, **layout}
+    exposed = []
+    for stages in (longer, shorter):
+        apart, beside = (
+            dict(plan(job_of(DENSE, **slow, layout__stages=stages, comm=comm)).time.parts)["dp"]
+            for comm in (Comm(), OVERLAP)
+        )
+        exposed.append(beside)
+        assert 0 < beside < apart
+    assert exposed[0] == pytest.approx(exposed[1], rel=1e-3)
