@@ -10,7 +10,7 @@ import msgspec
 from ridgeline.core.codec import unstructure
 from ridgeline.core.errors import Problem, SpecError, nearest
 from ridgeline.core.model import ModelSpec
-from ridgeline.models.families.table import ARCHITECTURES, FAMILIES, MODEL_TYPES
+from ridgeline.models.families.table import ARCHITECTURES, BORROWED, FAMILIES, MODEL_TYPES
 from ridgeline.models.family import Family, read_fields
 from ridgeline.models.hf_rope import read_rope
 
@@ -57,6 +57,8 @@ def family_of(config: Mapping[str, Any]) -> Family:
     architecture = str(architectures[0] if isinstance(architectures, list) else architectures)
     if architecture not in ARCHITECTURES:
         raise SpecError(Problem("architectures", architecture, "unknown", nearest(architecture, ARCHITECTURES)))
+    if BORROWED.get(str(model_type)) == architecture:
+        return FAMILIES[str(model_type)]
     name = ARCHITECTURES[architecture]
     if model_type is not None and MODEL_TYPES.get(str(model_type)) != name:
         rule = f"contradicts architectures={architecture!r}, which is of {name!r}"

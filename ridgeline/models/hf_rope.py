@@ -1,18 +1,22 @@
 """Rotary positions in a Hugging Face config: ``rope_scaling`` (transformers 4) or ``rope_parameters`` (5)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import attrs
 
-from ridgeline.core.errors import Problem, SpecError, nearest
+from ridgeline.core.errors import Problem, nearest
 from ridgeline.core.frozen import frozen
-from ridgeline.core.model import DynamicRope, LinearRope, Llama3Rope, Rope, RopeScaling, YarnRope
-from ridgeline.models.family import Field, Values, read_fields
+from ridgeline.core.model import DynamicRope, LinearRope, Llama3Rope, LongRope, Rope, RopeScaling, YarnRope
+from ridgeline.models.family import Field, Values, read_fields, require
 
 _ORIGINAL = "original_max_position_embeddings"
 _FACTOR = Field("factor", float)
+_SPEC_NAMES: Mapping[str, str] = MappingProxyType(
+    {_ORIGINAL: "original_max_position", "short_factor": "short_factors", "long_factor": "long_factors"}
+)
+_OLD_NAMES: Mapping[str, str] = MappingProxyType({"su": "longrope"})  # of Phi-3's first files
 
 
 @frozen
@@ -47,6 +51,17 @@ _SCALINGS: Mapping[str, _Scaling] = MappingProxyType(
                 Field("truncate", bool, True),
             ),
         ),
+        "longrope": _Scaling(
+            LongRope,
+            (
+                Field("short_factor", list | tuple),
+                Field("long_factor", list | tuple),
+                Field(_ORIGINAL, int),
+                Field("attention_factor", float | None, None, minimum=0),
+                Field("short_mscale", float | None, None, minimum=0),
+                Field("long_mscale", float | None, None, minimum=0),
+            ),
+        ),
     }
 )
 
@@ -71,6 +86,7 @@ def read_rope(
     share_field = Field("partial_rotary_factor", float, share or 1.0, minimum=0, only=() if share else (1.0,))
     values, problems = read_fields({**config, **table}, (Field("rope_theta", float, base, minimum=0), share_field))
     name = str(table.get("rope_type", table.get("type", "default")))
+    name = _OLD_NAMES.get(name, name)
     traits = {"share": values["partial_rotary_factor"], "interleaved": interleaved}
     if name == "default":
         return (None if problems else Rope(base=values["rope_theta"], **traits)), problems
@@ -89,10 +105,9 @@ def rope_config(rope: Rope) -> dict[str, Any]:
     base = {"rope_theta": rope.base, **({"partial_rotary_factor": rope.share} if rope.share != 1.0 else {})}
     if rope.scaling is None:
         return {**base, "rope_scaling": None}
-    if rope.scaling.kind not in _SCALINGS:
-        raise SpecError(Problem("rope.scaling.kind", rope.scaling.kind, "has no word in a config yet"))
     values, fields = attrs.asdict(rope.scaling), _SCALINGS[rope.scaling.kind].fields
     written = {field.name: value for field in fields if (value := values[_spec_name(field)]) is not None}
+    written = {name: list(value) if isinstance(value, tuple) else value for name, value in written.items()}
     if written.get("truncate", False):
         del written["truncate"]  # what transformers does when it is not said
     if isinstance(rope.scaling, DynamicRope):
@@ -100,14 +115,39 @@ def rope_config(rope: Rope) -> dict[str, Any]:
     return {**base, "rope_scaling": {"rope_type": rope.scaling.kind, **written}}
 
 
+def require_frequencies(rope: Rope, rotary_dim: int) -> None:
+    """Hold that LongRoPE has a factor for each pair of the elements that turn.
+
+    Raises:
+        SpecError: It has more or fewer.
+    """
+    if isinstance(rope.scaling, LongRope):
+        pairs, given = int(rotary_dim * rope.share) // 2, len(rope.scaling.short_factors)
+        require(given == pairs, "short_factor", given, f"must hold one factor for each of {pairs} pairs that turn")
+
+
 def _read_scaling(config: Values, table: Values, scaling: _Scaling) -> tuple[dict[str, Any], list[Problem]]:
     longest = config.get("max_position_embeddings")
-    values, problems = read_fields({_ORIGINAL: longest, **table}, scaling.fields)
+    # Phi-3 says it beside the table, and transformers reads the table of any other model without it as of its length.
+    original = config.get(_ORIGINAL) if scaling.spec is LongRope else longest
+    values, problems = read_fields({_ORIGINAL: original, **table}, scaling.fields)
     if scaling.spec is DynamicRope and values[_ORIGINAL] != longest:
         rule = f"must be max_position_embeddings={longest}, which dynamic scaling goes by"
         problems.append(Problem(_ORIGINAL, values[_ORIGINAL], rule))
+    if scaling.spec is LongRope and not problems:
+        problems.extend(_longrope_problems(config, table, values[_ORIGINAL]))
     return {_spec_name(field): values[field.name] for field in scaling.fields}, problems
 
 
+def _longrope_problems(config: Values, table: Values, original: int) -> Iterator[Problem]:
+    """What transformers would read otherwise than LongRoPE's spec says it."""
+    if config.get(_ORIGINAL) not in (None, original):
+        yield Problem(_ORIGINAL, original, f"contradicts {_ORIGINAL}={config[_ORIGINAL]} beside the table")
+    stretch = config.get("max_position_embeddings", original) / original
+    if table.get("factor") is not None and table.get("attention_factor") is None and table["factor"] != stretch:
+        rule = f"must be max_position_embeddings/{_ORIGINAL}={stretch:g}"
+        yield Problem("factor", table["factor"], rule, "leave it out, or give attention_factor")
+
+
 def _spec_name(field: Field) -> str:
-    return "original_max_position" if field.name == _ORIGINAL else field.name
+    return _SPEC_NAMES.get(field.name, field.name)

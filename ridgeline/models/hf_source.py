@@ -107,6 +107,16 @@ def _bind_qkv(names: tuple[str, ...], block: Block | None) -> GroupedQkv:
     return GroupedQkv(*names, groups=block.mixer.kv_heads, queries=block.mixer.heads // block.mixer.kv_heads)
 
 
+def _bind_packed_qkv(names: tuple[str, ...], block: Block | None) -> Rows:
+    assert block is not None
+    assert isinstance(block.mixer, Attention)
+    (name,), head, groups = names, block.mixer.head_dim, block.mixer.kv_heads
+    queries, keys = block.mixer.heads * head // groups, block.mixer.heads * head
+    values = keys + groups * head
+    parts = ((0, queries), (keys, head), (values, head))
+    return Rows(tuple(RowRun(name, begin + group * size, size) for group in range(groups) for begin, size in parts))
+
+
 def _bind_gated_qkv(names: tuple[str, ...], block: Block | None) -> Rows:
     assert block is not None
     assert isinstance(block.mixer, Attention)
@@ -138,6 +148,7 @@ _BINDERS: Mapping[str, Callable[[tuple[str, ...], Block | None], Source]] = Mapp
         "direct": lambda names, _: Direct(*names),
         "gate_up": lambda names, _: GateUp(*names),
         "grouped_qkv": _bind_qkv,
+        "packed_qkv": _bind_packed_qkv,
         "gated_qkv": _bind_gated_qkv,
         "delta_inputs": _bind_delta_inputs,
     }

@@ -9,7 +9,7 @@ from ridgeline.core.frozen import frozen
 class Template:
     """A source whose names still hold ``{layer}`` and ``{expert}``."""
 
-    transform: Literal["direct", "gate_up", "grouped_qkv", "gated_qkv", "delta_inputs"]
+    transform: Literal["direct", "gate_up", "grouped_qkv", "packed_qkv", "gated_qkv", "delta_inputs"]
     names: tuple[str, ...]
 
 
@@ -28,8 +28,13 @@ def grouped_qkv(q: str, k: str, v: str) -> Template:
     return Template("grouped_qkv", (q, k, v))
 
 
+def packed_qkv(name: str) -> Template:
+    """The same, published as one tensor: all queries, all keys, all values."""
+    return Template("packed_qkv", (name,))
+
+
 def gated_qkv(q: str, k: str, v: str) -> Template:
-    """The same, where each query head is published above its gate."""
+    """Apart as in ``grouped_qkv``, where each query head is published above its gate."""
     return Template("gated_qkv", (q, k, v))
 
 

@@ -78,7 +78,7 @@ TRAITS: Mapping[type, Mapping[str, Any]] = MappingProxyType(
             "gate": ("none", "element"),
         },
         Rope: {"share": ANY, "interleaved": ANY},
-        LatentAttention: {"indexer": (None,)},
+        LatentAttention: {"indexer": (None,), "norm_eps": ANY},
         Mlp: {"activation": ACTIVATIONS, "limit": (None,)},
         Moe: {
             "activation": ACTIVATIONS,

@@ -19,6 +19,7 @@ from ridgeline.core.model import (
     LatentAttention,
     LinearRope,
     Llama3Rope,
+    LongRope,
     Mlp,
     ModelSpec,
     Moe,
@@ -72,7 +73,9 @@ def test_a_config_that_transformers_saved_is_the_same_model(name: str, tmp_path)
     assert model_from_hf(saved) == model_from_hf(EXAMPLES[name])
 
 
+LONG = {"short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [1.0, 3.0, 4.0, 5.0]}
 ROPES = {
+    "longrope": {**LONG, "original_max_position_embeddings": 16},
     "linear": {"factor": 2},
     "dynamic": {"factor": 4.0},
     "llama3": {"factor": 8, "low_freq_factor": 1, "high_freq_factor": 4.0, "original_max_position_embeddings": 16},
@@ -91,6 +94,9 @@ def test_rope_scalings_in_every_spelling(kind: str, key: str, tmp_path):
     attention = spec.blocks[0].block.mixer
     assert isinstance(attention, Attention)
     expected = {
+        "longrope": LongRope(
+            short_factors=(1.0, 1.5, 2.0, 2.5), long_factors=(1.0, 3.0, 4.0, 5.0), original_max_position=16
+        ),
         "linear": LinearRope(factor=2),
         "dynamic": DynamicRope(factor=4, original_max_position=64),
         "llama3": Llama3Rope(factor=8, low_freq_factor=1, high_freq_factor=4, original_max_position=16),
@@ -177,7 +183,7 @@ def test_all_faults_of_a_config_come_at_once():
         "num_experts": 8,
         "hidden_act": "gelu",
         "router_jitter_noise": 0.1,
-        "rope_scaling": {"rope_type": "longrope", "factor": 2.0},
+        "rope_scaling": {"rope_type": "ntk", "factor": 2.0},
     }
     with pytest.raises(SpecError) as caught:
         model_from_hf(config)
@@ -189,7 +195,7 @@ def test_all_faults_of_a_config_come_at_once():
         "num_local_experts=4: contradicts num_experts=8",
         "num_experts_per_tok=None: the config must give it",
         "router_jitter_noise=0.1: is not modelled; known: 0.0",
-        "rope_scaling.rope_type='longrope': unknown; known: default, dynamic, linear, llama3, yarn",
+        "rope_scaling.rope_type='ntk': unknown; known: default, dynamic, linear, llama3, longrope, yarn",
     ]
 
 
@@ -208,6 +214,11 @@ def test_all_faults_of_a_config_come_at_once():
             "original_max_position_embeddings=8: must be max_position_embeddings=64",
         ),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5: is not modelled; known: 1.0"),
+        ({"rope_scaling": {"type": "longrope", **LONG}}, "original_max_position_embeddings=None: the config must give"),
+        (
+            {"rope_scaling": {"type": "longrope", **ROPES["longrope"], "factor": 3.0}},
+            "factor=3.0: must be max_position_embeddings/original_max_position_embeddings=4",
+        ),
         ({"attention_dropout": 0.1}, "attention_dropout=0.1: is not modelled"),
         (
             {"quantization_config": {"quant_method": "fp8"}},
@@ -220,6 +231,28 @@ def test_what_cannot_be_modelled_is_refused(change: dict[str, Any], message: str
     with pytest.raises(SpecError) as caught:
         model_from_hf({**EXAMPLES["llama"], **change})
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("phi3", {"rope_scaling": ROPES["linear"] | {"type": "linear"}}, "must be 'longrope'; use it or none"),
+        ("phi3", {"rope_scaling": {"type": "longrope", **LONG}}, "short_factor=4: must hold one factor for each of 2"),
+        ("minicpm3", {"scale_emb": None}, "scale_emb=None: the config must give it"),
+        ("internlm3", {"bias": False}, "qkv_bias=True: must be bias=False, as transformers wants it"),
+    ],
+)
+def test_what_a_family_cannot_model_is_refused(name: str, change: dict[str, Any], message: str):
+    """Each family names what its own files could say otherwise."""
+    with pytest.raises(SpecError) as caught:
+        model_from_hf({**EXAMPLES[name], **change})
+    assert message in str(caught.value)
+
+
+def test_a_class_of_transformers_serves_two_families():
+    """transformers saves InternLM3 as of Llama's class; the model type tells them apart."""
+    assert family_of({"architectures": ["LlamaForCausalLM"], "model_type": "internlm3"}).name == "internlm3"
+    assert family_of({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}).name == "llama"
 
 
 @pytest.mark.parametrize(
@@ -248,7 +281,7 @@ def test_a_dense_layer_needs_its_width():
     [
         (
             {"architectures": ["Qwen2ForCausalLm"]},
-            "architectures='Qwen2ForCausalLm': unknown; did you mean 'Qwen2ForCausalLM'? known: BloomFor",
+            "architectures='Qwen2ForCausalLm': unknown; did you mean 'Qwen2ForCausalLM'? known: Qwen2For",
         ),
         ({"architectures": ["Qwen2ForSequenceClassification"], "model_type": "qwen2"}, "architectures='Qwen2ForSeq"),
         ({"model_type": "qwen3_nxt"}, "model_type='qwen3_nxt': unknown; did you mean 'qwen3"),

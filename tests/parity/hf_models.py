@@ -87,6 +87,33 @@ CASES |= {
             "attention_bias": True,
         },
     ),
+    "glm": ("Glm", {"partial_rotary_factor": 0.5, "attention_bias": True, "pad_token_id": 0}),
+    "internlm3": ("InternLM3", {"attention_bias": True, "mlp_bias": True, **rope("dynamic", factor=2.0)}),
+    "phi3": (
+        "Phi3",
+        {
+            "sliding_window": 7,
+            "pad_token_id": 0,
+            "original_max_position_embeddings": 16,
+            **rope("longrope", short_factor=[1.0] * 5, long_factor=[1.0, 1.3, 1.7, 2.2, 3.1]),
+        },
+    ),
+    "minicpm3": (
+        "MiniCPM3",
+        {
+            **{name: size for name, size in LATENT.items() if name.startswith(("q_", "kv_", "qk_", "v_", "num_key"))},
+            "rms_norm_eps": 1e-3,
+            "scale_emb": 12,
+            "scale_depth": 1.4,
+            "dim_model_base": 7,
+            "tie_word_embeddings": True,
+            **rope("longrope", short_factor=[1.0, 1.3, 1.7], long_factor=[1.0, 3.0, 4.0]),
+        },
+    ),
+    "seed_oss": (
+        "SeedOss",
+        {"attention_bias": True, "attention_out_bias": True, "pad_token_id": 0, "attention_dropout": 0.0},
+    ),
     "glm4": ("Glm4", {"partial_rotary_factor": 0.5, "attention_bias": True, "pad_token_id": 0}),
     "qwen3_next": (
         "Qwen3Next",
@@ -134,12 +161,12 @@ def judge(case: str, folder: Path) -> Judged:
     """Build a model, save it to a folder, and tell what it makes of `tokens`."""
     family, changes = CASES[case]
     fields = {**SHARED, **changes}
-    if family in ("Qwen2", "DeepseekV2", "DeepseekV3"):
+    if family in ("Qwen2", "DeepseekV2", "DeepseekV3", "Phi3", "MiniCPM3"):
         del fields["head_dim"]  # they have none, or another
     config = getattr(transformers, f"{family}Config")(**fields)
     with torch.random.fork_rng():
         torch.manual_seed(11)
-        model = getattr(transformers, f"{family}ForCausalLM")(config).float().eval()
+        model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
         with torch.no_grad():
             for tensor in model.parameters():
                 if tensor.dim() == 1:
@@ -224,6 +251,11 @@ def _attention(theirs: dict[str, torch.Tensor], config: Any) -> dict[str, torch.
     if "linear_attn.in_proj_qkvz.weight" in theirs:
         del ours["self_attention.linear_proj.weight"]
         return ours | _delta_net(_below(theirs, "linear_attn."), config)
+    if "self_attn.qkv_proj.weight" in theirs:
+        head = config.hidden_size // config.num_attention_heads
+        sizes = [heads * head for heads in (config.num_attention_heads, groups, groups)]
+        parts = theirs["self_attn.qkv_proj.weight"].split(sizes)
+        theirs |= {f"self_attn.{x}_proj.weight": part for x, part in zip("qkv", parts, strict=True)}
     for kind in ("weight", "bias"):
         if f"self_attn.q_proj.{kind}" in theirs:
             parts = [theirs[f"self_attn.{x}_proj.{kind}"] for x in "qkv"]

@@ -67,6 +67,7 @@ class LatentAttention:
     Attributes:
         q_lora_rank: Of the queries' latent; None projects them straight from the hidden state.
         latent_scale: Latents are scaled by ``sqrt(hidden / rank)``, as LongCat-Flash does.
+        norm_eps: Of the latents' norms; None is the model's.
         indexer: Chooses the positions that attention sees.
     """
 
@@ -78,6 +79,7 @@ class LatentAttention:
     rope_head_dim: int = at_least(1)
     v_head_dim: int = at_least(1)
     latent_scale: bool = trait(False)
+    norm_eps: float | None = trait(None, above=0.0)
     indexer: Indexer | None = trait(None)
     rope: Rope = Rope()
     __attrs_post_init__ = check_spec

@@ -1,7 +1,10 @@
-"""GLM-4-0414: norms before and after each part, biases on query, key and value, half of each head rotates in pairs."""
+"""GLM-4 and GLM-4-0414: biases on query, key and value, half of each head turns in pairs; the later has more norms."""
 
+from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
+
+import attrs
 
 from ridgeline.core.model import Block, Mlp, ModelSpec, Rope
 from ridgeline.models.families.decoder import (
@@ -25,9 +28,9 @@ FIELDS = (
 )
 
 
-def _spec_of(hf: Values, rope: Rope) -> ModelSpec:
+def _spec_of(hf: Values, rope: Rope, *, norms: Literal["pre", "sandwich"] = "pre") -> ModelSpec:
     mlp = Mlp(ffn_hidden=hf["intermediate_size"])
-    block = Block(mixer=attention_of(hf, rope, qkv_bias=hf["attention_bias"]), feed_forward=mlp, norms="sandwich")
+    block = Block(mixer=attention_of(hf, rope, qkv_bias=hf["attention_bias"]), feed_forward=mlp, norms=norms)
     return decoder_of(hf, (block,) * hf["num_hidden_layers"])
 
 
@@ -37,21 +40,24 @@ def _config_of(spec: ModelSpec) -> dict[str, Any]:
 
 
 _LAYER = "model.layers.{layer}."
-_WEIGHTS = {
-    **{name: source for name, source in DECODER_WEIGHTS.items() if not name.startswith("mlp.linear_fc1")},
-    "mlp.linear_fc1.weight": direct(_LAYER + "mlp.gate_up_proj.weight"),
-    "post_self_attn_layernorm.weight": direct(_LAYER + "post_self_attn_layernorm.weight"),
-    "post_mlp_layernorm.weight": direct(_LAYER + "post_mlp_layernorm.weight"),
-}
+_WEIGHTS = MappingProxyType({**DECODER_WEIGHTS, "mlp.linear_fc1.weight": direct(_LAYER + "mlp.gate_up_proj.weight")})
+_NORMS = ("post_self_attn_layernorm.weight", "post_mlp_layernorm.weight")
 
-GLM4 = Family(
-    name="glm4",
-    architectures=("Glm4ForCausalLM",),
+GLM = Family(
+    name="glm",
+    architectures=("GlmForCausalLM",),
     fields=FIELDS,
     rotary_share=0.5,
     interleaved=True,
     feed_forwards=(Mlp,),
     spec_of=_spec_of,
     config_of=_config_of,
-    weights=MappingProxyType(_WEIGHTS),
+    weights=_WEIGHTS,
+)
+GLM4 = attrs.evolve(
+    GLM,
+    name="glm4",
+    architectures=("Glm4ForCausalLM",),
+    spec_of=partial(_spec_of, norms="sandwich"),
+    weights=MappingProxyType({**_WEIGHTS, **{name: direct(_LAYER + name) for name in _NORMS}}),
 )

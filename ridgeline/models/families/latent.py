@@ -46,6 +46,9 @@ DEEPSEEK_FIELDS = (
     Field("seq_aux", bool, True),
 )
 
+LATENT_NORM_EPS = 1e-6
+"""Of every class of transformers with latents, whatever its config gives the other norms."""
+
 _ATTENTION = "model.layers.{layer}.self_attn."
 LATENT_WEIGHTS: Mapping[str, Template] = MappingProxyType(
     {
@@ -76,6 +79,7 @@ def latent_of(hf: Values, rope: Rope, **traits: Any) -> LatentAttention:
         nope_head_dim=hf["qk_nope_head_dim"],
         rope_head_dim=hf["qk_rope_head_dim"],
         v_head_dim=hf["v_head_dim"],
+        norm_eps=None if hf["rms_norm_eps"] == LATENT_NORM_EPS else LATENT_NORM_EPS,
         rope=rope,
         **traits,
     )

@@ -14,21 +14,26 @@ MODULES: Mapping[str, str] = MappingProxyType(
         "deepseek_v32": "indexed:DEEPSEEK_V32",
         "gemma": "gemma:GEMMA",
         "gemma2": "gemma:GEMMA2",
+        "glm": "glm4:GLM",
         "glm4": "glm4:GLM4",
         "glm4_moe": "glm4_moe:GLM4_MOE",
         "glm_moe_dsa": "indexed:GLM_MOE_DSA",
         "gpt_oss": "gpt_oss:GPT_OSS",
+        "internlm3": "internlm3:INTERNLM3",
         "llama": "llama:LLAMA",
         "longcat_flash": "longcat_flash:LONGCAT_FLASH",
         "mamba2": "mamba2:MAMBA2",
+        "minicpm3": "minicpm3:MINICPM3",
         "minimax_m2": "minimax_m2:MINIMAX_M2",
         "mistral": "mistral:MISTRAL",
         "mixtral": "mixtral:MIXTRAL",
+        "phi3": "phi3:PHI3",
         "qwen2": "qwen2:QWEN2",
         "qwen2_moe": "qwen2_moe:QWEN2_MOE",
         "qwen3": "qwen3:QWEN3",
         "qwen3_moe": "qwen3_moe:QWEN3_MOE",
         "qwen3_next": "qwen3_next:QWEN3_NEXT",
+        "seed_oss": "seed_oss:SEED_OSS",
     }
 )
 """Where each family is written down, by Hugging Face's ``model_type``."""
@@ -41,27 +46,35 @@ ARCHITECTURES: Mapping[str, str] = MappingProxyType(
         "DeepseekV32ForCausalLM": "deepseek_v32",
         "GemmaForCausalLM": "gemma",
         "Gemma2ForCausalLM": "gemma2",
+        "GlmForCausalLM": "glm",
         "Glm4ForCausalLM": "glm4",
         "Glm4MoeForCausalLM": "glm4_moe",
         "GlmMoeDsaForCausalLM": "glm_moe_dsa",
         "GptOssForCausalLM": "gpt_oss",
+        "InternLM3ForCausalLM": "internlm3",
         "LlamaForCausalLM": "llama",
         "LongcatFlashForCausalLM": "longcat_flash",
         "Mamba2ForCausalLM": "mamba2",
+        "MiniCPM3ForCausalLM": "minicpm3",
         "MiniMaxM2ForCausalLM": "minimax_m2",
         "MistralForCausalLM": "mistral",
         "MixtralForCausalLM": "mixtral",
+        "Phi3ForCausalLM": "phi3",
         "Qwen2ForCausalLM": "qwen2",
         "Qwen2MoeForCausalLM": "qwen2_moe",
         "Qwen3ForCausalLM": "qwen3",
         "Qwen3MoeForCausalLM": "qwen3_moe",
         "Qwen3NextForCausalLM": "qwen3_next",
+        "SeedOssForCausalLM": "seed_oss",
     }
 )
 """The family of each class that models are published under."""
 
 MODEL_TYPES: Mapping[str, str] = MappingProxyType({**{name: name for name in MODULES}, "kimi_k2": "deepseek_v3"})
 """The family of each ``model_type``."""
+
+BORROWED: Mapping[str, str] = MappingProxyType({"internlm3": "LlamaForCausalLM"})
+"""The class under which transformers saves a ``model_type`` that has none of its own there."""
 
 
 class _Families(Mapping[str, Family]):

@@ -59,7 +59,7 @@ class LatentSelfAttention(MegatronModule):
         split = partial(column_parallel, config, group=pg_collection.tp)
 
         def normalised(size: int) -> torch.nn.Module:
-            module = build_module(norm, config=config, hidden_size=size, eps=config.layernorm_epsilon)
+            module = build_module(norm, config=config, hidden_size=size, eps=mixer.norm_eps or config.layernorm_epsilon)
             assert isinstance(module, torch.nn.Module)
             return module
 
