@@ -59,8 +59,8 @@ class Trained:
 
 
 def train(job: Job, steps: int = 5) -> Trained:
-    """Train from the initial weights."""
-    with build(lower(plan(job), distributed.get_rank()), open_device("cpu")) as built:
+    """Train from the initial weights, on the device of the job's cluster."""
+    with build(lower(plan(job), distributed.get_rank()), open_device(job.cluster.chip.device)) as built:
         accumulate(built, microbatches(built, 0), whole=True)
         gradients = list(pieces(built))
         done = [train_step(built, microbatches(built, step), step=step) for step in range(steps)]
@@ -72,7 +72,7 @@ def pieces(built: Built) -> Iterator[Piece]:
     for owned, tensor in named_tensors(built.program, built.chunks):
         if not owned.local.param.trains:
             continue
-        values = tensor.main_grad.detach().float().numpy().copy()
+        values = tensor.main_grad.detach().float().cpu().numpy().copy()
         local = owned.local
         yield Piece(local.fqn, local.param.shape, owned.boxes, local.shard.global_shape, values)
 

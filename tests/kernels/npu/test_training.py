@@ -1,33 +1,42 @@
 """Megatron-core's layers with our kernels, trained on two emulated npus, beside a CPU."""
 
 from pathlib import Path
-from typing import Any
 
+import attrs
 import pytest
 
+from ridgeline.core.model import Rope, YarnRope
 from ridgeline.kernels.npu.virtual.processes import VirtualProcess, call_ranks
 from tests.kernels.npu.training import on_npu
 from tests.parity import on_ranks
-from tests.parity.small import MODELS, job_of
+from tests.parity.small import DELTA, GATED, LATENT, MLP, MODELS, MOE, ROUTED, job_of, layers_of
+from tests.parity.wholes import different, whole_gradients
 from tests.pool import Pool
 
 TRAIN = "tests.kernels.npu.training:train"
 STEPS = 2
-OF_LAYERS = {"npu::npu_rms_norm", "npu::npu_rotary_mul", "npu::npu_fusion_attention", "npu::npu_swiglu"}
+YARN = Rope(base=500.0, scaling=YarnRope(factor=4.0, original_max_position=16, mscale=1.0, mscale_all_dim=0.7))
+GATED_MOE = attrs.evolve(MOE, shared_ffn=44, shared_gate=True)
+TRAINED = {
+    "dense": MODELS["dense"],
+    "moe": MODELS["moe"],
+    # DeepSeek-V2-Lite's attention, whose queries have no latent, and DeepSeek-V3's, over dense layers and routed ones
+    "latent": layers_of((attrs.evolve(LATENT, q_lora_rank=None, rope=YARN), MLP), (LATENT, ROUTED)),
+    "hybrid": layers_of((DELTA, GATED_MOE), (GATED, GATED_MOE), norm="zero_centred_rms"),  # Qwen3-Next's
+}
+ATTENTION = {"npu::npu_rms_norm", "npu::npu_rotary_mul", "npu::npu_fusion_attention", "npu::npu_swiglu"}
 
 
-@pytest.mark.parametrize(
-    ("model", "fields"),
-    [("dense", {}), ("moe", {"layout__ep": 2})],
-    ids=["dense tp2 sp", "moe tp2 sp ep2"],
-)
-def test_steps_equal_a_cpus(
-    model: str, fields: dict[str, Any], ranks: Pool, virtual_ranks: list[VirtualProcess], tmp_path: Path
-) -> None:
-    """Losses and gradient norms of whole steps, backward and optimizer included, are those of one CPU rank."""
-    (expected,) = ranks.run(on_ranks.train, 1, job_of(MODELS[model]), STEPS)
-    job = on_npu(job_of(MODELS[model], world_size=2, layout__tp=2, layout__sp=True, **fields))
-    for result in call_ranks(virtual_ranks, TRAIN, job, STEPS, store=tmp_path / "npu"):
-        assert result["losses"] == pytest.approx(expected.losses, rel=1e-5)  # fp32, in another order of sums
-        assert result["norms"] == pytest.approx(expected.grad_norms, rel=1e-5)
-        assert result["executed"] >= OF_LAYERS
+@pytest.mark.parametrize("name", TRAINED)
+def test_steps_equal_a_cpus(name: str, ranks: Pool, virtual_ranks: list[VirtualProcess], tmp_path: Path) -> None:
+    """Under tp2 with sp all gradients of a step, and losses and norms of whole ones, are those of one CPU rank."""
+    model = TRAINED[name]
+    (truth,) = ranks.run(on_ranks.train, 1, job_of(model), STEPS)
+    job = on_npu(job_of(model, world_size=2, layout__tp=2, layout__sp=True, layout__ep=1 if name == "dense" else 2))
+    results = call_ranks(virtual_ranks, TRAIN, job, STEPS, store=tmp_path / "npu")
+    for ours, executed in results:
+        assert ours.losses == pytest.approx(truth.losses, rel=1e-5)  # fp32, in another order of sums
+        assert ours.grad_norms == pytest.approx(truth.grad_norms, rel=1e-5)
+        assert executed >= ATTENTION
+    gradients = whole_gradients(ours.gradients for ours, _ in results)
+    assert different(gradients, whole_gradients([truth.gradients])) == {}

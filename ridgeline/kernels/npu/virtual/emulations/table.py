@@ -19,6 +19,8 @@ from ridgeline.kernels.npu.virtual.emulations import (
 
 EMULATIONS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
+        "aten::matmul_backward": torch_ops.matmul_backward,
+        "npu::repeat_interleave_backward_int": torch_ops.repeat_interleave_backward,
         "npu::npu_add_rms_norm": norms.add_rms_norm,
         "npu::npu_all_gather_base_mm": collectives.all_gather_base_mm,
         "npu::npu_apply_adam_w": optimizers.apply_adam_w,
