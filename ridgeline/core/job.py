@@ -119,6 +119,7 @@ class Memory:
             (``copied``, MindSpeed before 2.2).
         loss_chunk: Tokens whose logits exist at a time, computed again in the backward; None takes all at once.
         fused_accumulation: Let the products of weight gradients add to the sums over microbatches themselves.
+        grouped_experts: The weights of a rank's experts are one tensor a layer, which the optimizer takes whole.
         moe_balance: Tokens of the busiest expert parallel rank over the mean; 1.0 is perfect balance.
     """
 
@@ -132,6 +133,7 @@ class Memory:
     loss: Literal["in_place", "copied"] = "in_place"
     loss_chunk: int | None = at_least(1, default=None)
     fused_accumulation: bool = False
+    grouped_experts: bool = False
     moe_balance: float = real(1.0, minimum=1.0)
     __attrs_post_init__ = check_spec
 

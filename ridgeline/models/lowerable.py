@@ -39,6 +39,7 @@ RUNS: Mapping[str, tuple[object, ...]] = MappingProxyType(
         "memory.loss": ("in_place",),
         "memory.loss_chunk": (None,),
         "memory.fused_accumulation": (False,),
+        "memory.grouped_experts": (False,),
         "comm.moe_fb_overlap": (False,),
         "comm.tp_overlap": ("none",),
         "optimizer.kernel": ("torch",),

@@ -79,7 +79,8 @@ def _held(job: Job, mesh: Mesh, stages: StageMap, shards: tuple[ParamRow, ...], 
         if not row.param.trains:
             continue
         size, role = prod(local_shape(row.shard, mesh)), row.param.role
-        copies = layers * max(1, row.param.experts // mesh.ep)
+        experts = max(1, row.param.experts // mesh.ep)
+        copies = layers * experts
         kind = "expert" if row.param.experts else "dense"
         tied = role == "embedding" and has_two_embeddings(job.model, stages)
         replicated = size if mesh.tp > 1 and (role == "head_norm" or (job.layout.sp and role in SHARED_OVER_TP)) else 0
@@ -88,7 +89,7 @@ def _held(job: Job, mesh: Mesh, stages: StageMap, shards: tuple[ParamRow, ...], 
             frozen += frozen_bytes(row, adapter, mesh, width=width) * copies
             size, replicated = adapter_of(row, adapter, mesh)
             tied = False
-        largest = max(largest, size)
+        largest = max(largest, size * experts if job.memory.grouped_experts else size)
         buffers["tied" if tied and shared else kind] += (padded(size, PARAM_ALIGNMENT) if shared else size) * copies
         sizes[kind] += size * copies
         sizes["replicated"] += replicated * copies

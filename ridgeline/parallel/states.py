@@ -71,7 +71,7 @@ def states_of(job: Job, *, mesh: Mesh, held: Sequence[Held]) -> States:
         temporaries = max(temporaries, 1)  # both halves of a weight, put together
     if precision.moments == "bf16":
         temporaries += 2  # widened for the kernel
-    update = largest * 4 * temporaries + UPDATE_WORKSPACE_BYTES
+    update = max(largest * 4 * temporaries, UPDATE_WORKSPACE_BYTES)
     if memory.swap_optimizer:
         update += ceil((masters + moments) / SWAP_TIMES)
         masters = moments = 0
