@@ -113,7 +113,8 @@ class Memory:
         swap_optimizer: Keep masters and moments on the host, and bring a part of them at a time.
         swap_attention: Keep what attention and the layer's norms save on the host until their backward.
         plain: What is computed by plain tensor operations, which keep more than a fused kernel: ``attention`` a weight
-            for every pair of positions, ``norm`` an fp32 input, ``activation`` both halves of a gated one apart.
+            for every pair of positions, ``norm`` an fp32 input, ``activation`` both halves of a gated one apart,
+            ``alibi`` linear biases of every pair of positions for a fused attention.
         pads_values: Latent attention's kernel takes values as wide as keys, and gives an output as wide.
         loss: How the loss makes its softmax: in the fp32 logits (``in_place``, Megatron-core), or beside them
             (``copied``, MindSpeed before 2.2).
@@ -128,7 +129,7 @@ class Memory:
     distributed_optimizer: bool = True
     swap_optimizer: bool = False
     swap_attention: bool = False
-    plain: tuple[Literal["attention", "norm", "activation"], ...] = many()
+    plain: tuple[Literal["attention", "norm", "activation", "alibi"], ...] = many()
     pads_values: bool = False
     loss: Literal["in_place", "copied"] = "in_place"
     loss_chunk: int | None = at_least(1, default=None)

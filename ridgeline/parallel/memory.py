@@ -9,7 +9,7 @@ beside less.
     optimizer   masters and moments, over dp with the distributed optimizer
     activations what the microbatches in flight keep for their backwards
     work        tensors of the operation that runs at the peak, logits and recomputed activations among them
-    buffers     the tensor that sequence parallelism gathers into, and those that stages exchange
+    buffers     the tensor that sequence parallelism gathers into, those that stages exchange, biases of positions
     links       buffers of the collective library, outside the allocator
     fragments   what the allocator reserves beyond what it hands out
     runtime     what driver and runtime hold back
@@ -23,11 +23,13 @@ from collections.abc import Sequence
 
 from ridgeline.core.frozen import frozen
 from ridgeline.core.job import Job
+from ridgeline.core.model import Attention
 from ridgeline.parallel.activations import Moment, peak_moment, stage_live
 from ridgeline.parallel.collectives import Collective
 from ridgeline.parallel.held import Held
 from ridgeline.parallel.mesh import Mesh
-from ridgeline.parallel.ops import sizes_of
+from ridgeline.parallel.ops import Sizes, sizes_of
+from ridgeline.parallel.ops.attention import alibi_bytes
 from ridgeline.parallel.schedule import Schedule
 from ridgeline.parallel.stages import StageMap
 from ridgeline.parallel.states import states_of
@@ -116,7 +118,21 @@ def buffer_bytes(job: Job, pp_rank: int) -> int:
     """The tensor that sequence parallelism gathers into, and those that stages exchange."""
     sizes = sizes_of(job)
     gathered = sizes.tokens * sizes.hidden * sizes.width if sizes.sp and sizes.tp > 1 else 0
-    return gathered + _exchanged(job, pp_rank) * sizes.own_tokens * sizes.hidden * sizes.width
+    exchanged = _exchanged(job, pp_rank) * sizes.own_tokens * sizes.hidden * sizes.width
+    return gathered + exchanged + _alibi_bytes(job, sizes)
+
+
+def _alibi_bytes(job: Job, sizes: Sizes) -> int:
+    """Linear biases that all layers share: those of a sample's heads twice, and of every sample with the mask in them.
+
+    Source:
+        Ascend/MindSpeed-LLM 2.0.0, tasks/models/common/alibi.py, ``Alibi``: ``alibi``, ``alibi_tensor``, ``alibi_pse``.
+    """
+    if "alibi" not in sizes.plain:
+        return 0
+    mixers = (run.block.mixer for run in job.model.blocks)
+    each = max((alibi_bytes(mixer, sizes) for mixer in mixers if isinstance(mixer, Attention)), default=0)
+    return each + 2 * each // job.batch.mbs
 
 
 def _exchanged(job: Job, pp_rank: int) -> int:

@@ -188,6 +188,8 @@ def job_for(row: Row) -> Job:
         plain[part][name] = choices[VERSIONS.index(row.version) >= VERSIONS.index("2.2.0")]
     fused = {"attention": "use-flash-attn", "norm": "use-fused-rmsnorm", "activation": "use-fused-swiglu"}
     plain["memory"]["plain"] = [part for part, flag in fused.items() if flag not in row.flags]
+    if "attention" not in plain["memory"]["plain"]:
+        plain["memory"]["plain"].append("alibi")
     plain["memory"]["grouped_experts"] = "moe-grouped-gemm" in row.flags
     mixers = [run["block"]["mixer"]["kind"] for run in plain["model"]["blocks"]]
     plain["memory"]["pads_values"] = "latent_attention" in mixers and "mla-fa-without-pad" not in row.flags

@@ -36,19 +36,19 @@ class _Lean(torch.autograd.Function):
         return output
 
 
-def lean_rms_norm(x: torch.Tensor, weight: torch.Tensor, *, eps: float) -> torch.Tensor:
+def lean_rms_norm(x: torch.Tensor, weight: torch.Tensor, **options: Any) -> torch.Tensor:
     def saves(output: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return x, weight, torch.empty(x.shape[:-1], dtype=torch.float32)
 
-    return _Lean.apply(lambda x, weight: rms_norm(x, weight, eps=eps), saves, x, weight)
+    return _Lean.apply(lambda x, weight: rms_norm(x, weight, **options), saves, x, weight)
 
 
 def lean_swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     return _Lean.apply(swiglu, lambda output, gate_up: (gate_up,), gate_up)
 
 
-def lean_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    return _Lean.apply(lambda x: rope(x, cos, sin), lambda output, x: (), x)
+def lean_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, **options: Any) -> torch.Tensor:
+    return _Lean.apply(lambda x: rope(x, cos, sin, **options), lambda output, x: (), x)
 
 
 def lean_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:

@@ -268,6 +268,18 @@ def test_plain_attention_keeps_every_weight():
     assert sizes == [2 * pairs, 5 * pairs]
 
 
+@pytest.mark.parametrize("tp", [1, 2])
+def test_written_biases_are_held_for_every_pair_of_positions(tp):
+    """A rank's heads of a sample twice, of each sample once for all layers, and scaled in each."""
+    model = dense_model(layers=4, hidden=128, ffn=352, attention={"positions": "alibi"})
+    jobs = [job_of(model, world_size=tp, **SIZES, layout__tp=tp, memory__plain=plain) for plain in ((), ("alibi",))]
+    made, written = (plan(job).memory[0].buffers_bytes for job in jobs)
+    pairs = 8 // tp * 128**2 * 2  # bytes of a sample's biases
+    assert written - made == (2 + 2) * pairs
+    made, written = (kept(layer_ops(job), ()) for job in jobs)
+    assert written - made == 2 * pairs
+
+
 def test_a_job_too_large_says_which_rank_and_what_to_do():
     planned = plan(published("llama2-70b", gbs=8))
     assert not planned.peak.fits

@@ -80,6 +80,13 @@ def test_a_swapped_state_leaves_the_device_but_for_a_part():
     assert (away.params, away.grads) == (here.params, here.grads)
 
 
+def test_grouped_experts_are_updated_as_one_tensor():
+    model = moe_model(layers=4, hidden=128, ffn=512, experts=64, vocab_size=512)
+    each, grouped = (states(job_of(model, world_size=1, memory__grouped_experts=grouped)) for grouped in (False, True))
+    assert grouped.update == 64 * 2 * 512 * 128 * 4 * 2
+    assert grouped._replace(update=each.update) == each
+
+
 @pytest.mark.parametrize(("kernel", "temporaries"), [("torch", 2), ("npu_apply_adam_w", 1), ("npu_fused_adamw", 0)])
 def test_an_update_takes_tensors_as_large_as_the_largest_weight(kernel, temporaries):
     job = job_of(DENSE, world_size=1, **SIZES, optimizer__kernel=kernel)

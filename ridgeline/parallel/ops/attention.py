@@ -38,6 +38,7 @@ def attention_ops(mixer: Attention, sizes: Sizes) -> Iterator[Op]:
     queries: tuple[Saved, ...] = (Saved("q", q),)
     if "attention" in sizes.plain and mixer.positions != "rope" and not mixer.qk_norm:
         queries, keys = (), (Saved("v", fused),)  # nothing turned them: all are views of the fused tensor
+    biases = alibi_bytes(mixer, sizes)
     positions = attended_positions(mixer, sizes.seq_len, "full" if "attention" in sizes.plain else "causal")
     yield Op(
         "linear_qkv",
@@ -58,10 +59,11 @@ def attention_ops(mixer: Attention, sizes: Sizes) -> Iterator[Op]:
             *queries,
             *keys,
             *kept_weights(tokens * heads, sizes),
+            *((Saved("biases", biases, "core_attn"),) if biases else ()),
             Saved("context", q, for_weight=mixer.gate == "none"),
         ),
         comms=tuple(context_comms(spread, sizes)),
-        forward_work_bytes=exchange.forward,
+        forward_work_bytes=exchange.forward + biases,
         backward_work_bytes=2 * q + kv_kept(spread, sizes) + exchange.backward,
     )
     if mixer.gate != "none":
@@ -70,6 +72,16 @@ def attention_ops(mixer: Attention, sizes: Sizes) -> Iterator[Op]:
         saved = (Saved("gates", gates), Saved("gated_context", q, for_weight=True))
         yield Op("gate", gemms=rows, moved_bytes=2 * q + gates, saved=saved, backward_work_bytes=q + gates)
     yield out_op(tokens * heads * mixer.head_dim, heads * mixer.head_dim, sizes)
+
+
+def alibi_bytes(mixer: Attention, sizes: Sizes) -> int:
+    """Of the biases of all pairs of positions on this rank, where they are given to the kernel, scaled in each layer.
+
+    Source:
+        Ascend/MindSpeed-LLM 2.0.0, core/transformer/dot_product_attention.py, ``pse``.
+    """
+    written = mixer.positions == "alibi" and "alibi" in sizes.plain
+    return sizes.tokens * sizes.seq_len * mixer.heads // sizes.tp * sizes.width if written else 0
 
 
 def weights_bytes(rows: int, sizes: Sizes) -> int:
