@@ -46,7 +46,8 @@ def hf_derived(spec: ModelSpec) -> frozenset[str]:
         for layer in layers[spec.num_layers :]
         for name in ("embed_tokens", "shared_head.head")
     )
-    return frozenset((*frequencies, *again, *(("lm_head.weight",) if spec.tied_embeddings else ())))
+    of_all = "transformer.rotary_pos_emb.inv_freq"
+    return frozenset((*frequencies, *again, of_all, *(("lm_head.weight",) if spec.tied_embeddings else ())))
 
 
 def _entries(spec: ModelSpec) -> list[tuple[str, Source, Shape]]:

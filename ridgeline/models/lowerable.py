@@ -69,6 +69,7 @@ TRAITS: Mapping[type, Mapping[str, Any]] = MappingProxyType(
             "residual_scale": ANY,
             "logit_scale": ANY,
             "logit_softcap": ANY,
+            "normalized_head": ANY,
         },
         Block: {"norms": ANY, "shortcut": (None,)},
         Attention: {

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from transformers import CONFIG_MAPPING
+
 DENSE = {
     "vocab_size": 40,
     "hidden_size": 24,
@@ -37,7 +39,63 @@ SPARSE = {
     for name in LATENT
     if name.startswith(("first_k", "moe_", "n_", "num_experts", "num_next", "topk"))
 }
+WITHOUT_HEADS = {name: size for name, size in DENSE.items() if name not in ("head_dim", "num_key_value_heads")}
+SCALES = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 7}
 EXAMPLES: dict[str, dict[str, Any]] = {
+    "aquila": {**WITHOUT_HEADS, "model_type": "aquila", "num_key_value_heads": 2},
+    "baichuan": {
+        **{name: WITHOUT_HEADS[name] for name in WITHOUT_HEADS if not name.startswith(("max", "rope"))},
+        "model_type": "baichuan",
+        "model_max_length": 64,
+        "z_loss_weight": 0,
+    },
+    "chatglm": {
+        "model_type": "chatglm",
+        "padded_vocab_size": 40,
+        "hidden_size": 24,
+        "ffn_hidden_size": 20,
+        "num_layers": 3,
+        "num_attention_heads": 6,
+        "kv_channels": 8,
+        "multi_query_attention": True,
+        "multi_query_group_num": 2,
+        "seq_length": 64,
+        "layernorm_epsilon": 1e-6,
+        "rope_ratio": 50,
+        "add_qkv_bias": True,
+    },
+    "internlm": {
+        **{name: size for name, size in WITHOUT_HEADS.items() if name != "rope_theta"},
+        "model_type": "internlm",
+        "bias": True,
+        "rotary": {"base": 5000, "type": "dynamic"},
+    },
+    "internlm2": {
+        **WITHOUT_HEADS,
+        "model_type": "internlm2",
+        "num_key_value_heads": 2,
+        "bias": False,
+        "rope_scaling": {"type": "dynamic", "factor": 2.0},
+    },
+    "minicpm": {
+        **WITHOUT_HEADS,
+        **SCALES,
+        "model_type": "minicpm",
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.1,
+    },
+    "qwen": {
+        "model_type": "qwen",
+        "vocab_size": 40,
+        "hidden_size": 24,
+        "intermediate_size": 28,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "kv_channels": 8,
+        "seq_length": 64,
+        "layer_norm_epsilon": 1e-6,
+    },
     "deepseek_v32": {**LATENT, **INDEXED, "model_type": "deepseek_v32", "q_lora_rank": 16},
     "gemma": {**DENSE, "model_type": "gemma", "tie_word_embeddings": True},
     "gemma2": {
@@ -86,9 +144,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "head_dim": 4,
         "num_key_value_heads": 6,
         "q_lora_rank": 16,
-        "scale_emb": 12,
-        "scale_depth": 1.4,
-        "dim_model_base": 7,
+        **SCALES,
         "tie_word_embeddings": True,
         "rope_scaling": {
             "type": "longrope",
@@ -164,7 +220,21 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "mlp_only_layers": [1, 3],
     },
 }
+REMOTE = {name for name in EXAMPLES if EXAMPLES[name]["model_type"] not in CONFIG_MAPPING}
+"""Families that transformers has no class for: their own code was published beside their weights."""
+
 VARIANTS: dict[str, dict[str, Any]] = {
+    "baichuan, first": {
+        **{name: WITHOUT_HEADS[name] for name in WITHOUT_HEADS if name != "rope_theta"},
+        "architectures": ["BaiChuanForCausalLM"],
+        "model_type": "baichuan",
+    },
+    "baichuan, first 13B": {
+        **{name: WITHOUT_HEADS[name] for name in WITHOUT_HEADS if not name.startswith(("max", "rope"))},
+        "model_type": "baichuan",
+        "vocab_size": 64000,
+        "model_max_length": 64,
+    },
     "llama, biases": {**EXAMPLES["llama"], "attention_bias": True, "mlp_bias": True},
     "qwen2, tied": {**EXAMPLES["qwen2"], "tie_word_embeddings": True},
     "qwen3, biases": {**EXAMPLES["qwen3"], "attention_bias": True},

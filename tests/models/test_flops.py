@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ridgeline.core.flops import forward_flops_per_token
 from ridgeline.models.hf_config import model_from_hf
-from tests.models.examples import EXAMPLES
+from tests.models.examples import EXAMPLES, REMOTE
 
 SEQ_LEN = 8
 # transformers scores all positions, chosen or not; its complex rope needs even strides.
@@ -17,7 +17,7 @@ OVER_ALL = {"index_topk": SEQ_LEN, "kv_lora_rank": 14}
 NOT_COUNTED = {"qwen3_next", "mamba2", "longcat_flash"}
 
 
-@pytest.mark.parametrize("name", sorted(set(EXAMPLES) - NOT_COUNTED))
+@pytest.mark.parametrize("name", sorted(set(EXAMPLES) - REMOTE - NOT_COUNTED))
 def test_a_forward_counts_what_torch_counts(name):
     """To the operation, with attention over the whole sequence."""
     config = {**EXAMPLES[name], **{key: value for key, value in OVER_ALL.items() if key in EXAMPLES[name]}}

@@ -1,4 +1,4 @@
-"""Every published model, against transformers' own class for it."""
+"""Every published model, against transformers' own class for it where there is one."""
 
 import re
 from datetime import date
@@ -10,14 +10,16 @@ from ridgeline.core.model import Moe
 from ridgeline.core.params import model_params, mtp_params, num_active_params, num_params
 from ridgeline.models.hf_config import family_of, hf_config_of, model_from_hf
 from ridgeline.models.zoo import model_names, model_preset, preset_of
+from tests.models.examples import REMOTE
 from tests.models.transformers_models import built, transformers_config
 
 # What may differ between a published config and the one written for the same spec: no part of the architecture.
 NOT_IN_A_SPEC = {"bos_token_id", "eos_token_id", "pad_token_id", "dtype", "qkv_bias", "use_qk_norm"}
-NOT_IN_A_SPEC |= {"max_window_layers", "shared_expert_intermediate_size"}
+NOT_IN_A_SPEC |= {"max_window_layers", "shared_expert_intermediate_size", "attention_dropout", "residual_dropout"}
+KNOWN = [name for name in model_names() if model_preset(name).family not in REMOTE]
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("name", KNOWN)
 def test_parameters_equal_transformers(name: str):
     """A preset holds exactly as many parameters as the transformers model built from the published config."""
     assert built(name).architecture == preset_of(name).config["architectures"][0]
@@ -27,7 +29,7 @@ def test_parameters_equal_transformers(name: str):
     assert built(name).num_params == num_params(spec) - beyond - buffers
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("name", KNOWN)
 def test_the_written_config_is_the_published_one(name: str):
     """transformers reads the config we write for a preset as it reads the published one."""
     spec = model_preset(name)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from ridgeline.core.errors import Problem, SpecError, divisors, one_of
 from ridgeline.core.model import Attention, Block, Mixer, Mlp, ModelSpec, Moe, Repeat, Rope
 from ridgeline.models.family import Field, Values, require
-from ridgeline.models.hf_rope import rope_config
+from ridgeline.models.hf_rope import require_frequencies, rope_config
 from ridgeline.models.hf_template import Template, direct, gate_up, grouped_qkv
 
 F = TypeVar("F", Mlp, Moe)
@@ -136,6 +136,7 @@ def attention_of(hf: Values, rope: Rope, **traits: Any) -> Attention:
         rule = f"must be a multiple of num_attention_heads={heads} when head_dim is not given"
         require(hidden % heads == 0, "hidden_size", hidden, rule)
         head_dim = hidden // heads
+    require_frequencies(rope, head_dim)
     return Attention(heads=heads, kv_heads=kv_heads, head_dim=head_dim, rope=rope, **traits)
 
 

@@ -15,7 +15,7 @@ from ridgeline.models.families.decoder import (
     shell_config,
 )
 from ridgeline.models.family import Field, Values, require
-from ridgeline.models.hf_rope import rope_config
+from ridgeline.models.hf_rope import require_frequencies, rope_config
 from ridgeline.models.hf_template import Template, direct
 
 LATENT_FIELDS = (
@@ -72,6 +72,7 @@ def latent_of(hf: Values, rope: Rope, **traits: Any) -> LatentAttention:
     require(kv_heads in (None, heads), "num_key_value_heads", kv_heads, rule)
     rule = f"must be qk_rope_head_dim={hf['qk_rope_head_dim']} or left out"
     require(hf["head_dim"] in (None, hf["qk_rope_head_dim"]), "head_dim", hf["head_dim"], rule)
+    require_frequencies(rope, hf["qk_rope_head_dim"])
     return LatentAttention(
         heads=heads,
         q_lora_rank=hf["q_lora_rank"],

@@ -1,6 +1,8 @@
-"""Llama 1 to 3.3, and all that is published as ``LlamaForCausalLM``."""
+"""Llama 1 to 3.3, and all that is published as ``LlamaForCausalLM``; Aquila is Llama by another name."""
 
 from typing import Any
+
+import attrs
 
 from ridgeline.core.model import Block, Mlp, ModelSpec, Rope
 from ridgeline.models.families.decoder import (
@@ -51,3 +53,4 @@ LLAMA = Family(
     config_of=_config_of,
     weights=DECODER_WEIGHTS,
 )
+AQUILA = attrs.evolve(LLAMA, name="aquila", architectures=("AquilaForCausalLM", "AquilaModel"))

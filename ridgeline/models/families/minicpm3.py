@@ -7,7 +7,6 @@ from ridgeline.models.families.decoder import decoder_of, first_feed_forward
 from ridgeline.models.families.latent import LATENT_FIELDS, LATENT_WEIGHTS, latent_config, latent_of
 from ridgeline.models.families.scaled import SCALE_FIELDS, scales_config, scales_of
 from ridgeline.models.family import Family, Field, Values, require
-from ridgeline.models.hf_rope import require_frequencies
 
 _OWN = ("v_head_dim", "tie_word_embeddings", "initializer_range")
 FIELDS = (
@@ -23,7 +22,6 @@ FIELDS = (
 def _spec_of(hf: Values, rope: Rope) -> ModelSpec:
     hidden, heads = hf["hidden_size"], hf["num_attention_heads"]
     require(hidden % heads == 0, "hidden_size", hidden, f"must be a multiple of num_attention_heads={heads}")
-    require_frequencies(rope, hf["qk_rope_head_dim"])
     attention = latent_of({**hf, "v_head_dim": hf["v_head_dim"] or hidden // heads}, rope)
     block = Block(mixer=attention, feed_forward=Mlp(ffn_hidden=hf["intermediate_size"]))
     return decoder_of(hf, (block,) * hf["num_hidden_layers"], **scales_of(hf))

@@ -14,7 +14,6 @@ from ridgeline.models.families.decoder import (
     first_feed_forward,
 )
 from ridgeline.models.family import Family, Field, Values, require
-from ridgeline.models.hf_rope import require_frequencies
 from ridgeline.models.hf_template import direct, packed_qkv
 
 FIELDS = (
@@ -33,7 +32,6 @@ def _spec_of(hf: Values, rope: Rope) -> ModelSpec:
     kind = None if rope.scaling is None else rope.scaling.kind
     require(kind in (None, LongRope.kind), "rope_scaling.rope_type", kind, "must be 'longrope'; use it or none")
     attention = attention_of({**hf, "head_dim": None}, rope, window=hf["sliding_window"])
-    require_frequencies(rope, attention.head_dim)
     block = Block(mixer=attention, feed_forward=Mlp(ffn_hidden=hf["intermediate_size"]))
     return decoder_of(hf, (block,) * hf["num_hidden_layers"])
 

@@ -13,7 +13,7 @@ from ridgeline.models.runtime.norms import norm_spec
 
 
 def finish_ends(chunk: GPTModel, model: ModelSpec, kernels: Kernels) -> None:
-    """Hang a model's scales, norm and cap on the modules that Megatron-core built for its ends, where it has any."""
+    """Hang a model's scales, norms and cap on the modules that Megatron-core built for its ends, where it has any."""
     if chunk.pre_process and model.embedding_norm:
         config = chunk.config
         norm = build_module(
@@ -26,6 +26,8 @@ def finish_ends(chunk: GPTModel, model: ModelSpec, kernels: Kernels) -> None:
         chunk.embedding.norm = norm
     if chunk.pre_process and (model.embedding_norm or model.embedding_scale != 1.0):
         chunk.embedding.register_forward_hook(partial(_embedded, scale=model.embedding_scale))
+    if chunk.post_process and model.normalized_head:
+        chunk.output_layer.register_forward_pre_hook(_normalize_rows, with_kwargs=True)
     if chunk.post_process and (model.logit_scale != 1.0 or model.logit_softcap is not None):
         hook = partial(_logits, scale=model.logit_scale, softcap=model.logit_softcap)
         chunk.output_layer.register_forward_hook(hook)
@@ -35,6 +37,12 @@ def _embedded(module: Any, inputs: Any, output_sbh: torch.Tensor, *, scale: floa
     # The scale is rounded to the dtype of activations, as transformers rounds it.
     scaled = output_sbh * torch.tensor(scale, dtype=output_sbh.dtype) if scale != 1.0 else output_sbh
     return module.norm(scaled) if hasattr(module, "norm") else scaled
+
+
+def _normalize_rows(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+    """Use each row of the head at length 1: a row is of one token, whole on its tp rank."""
+    weight = module.weight if kwargs.get("weight") is None else kwargs["weight"]
+    return args, {**kwargs, "weight": torch.nn.functional.normalize(weight)}
 
 
 def _logits(

@@ -1,0 +1,164 @@
+"""Models whose code was published beside their weights, computed in float64 from what their configs and papers say.
+
+Shares no code with what it judges. Legend: ``b`` = samples, ``s`` = sequence, ``n`` = heads, ``d`` = head_dim.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+Config = dict[str, Any]
+Tensors = dict[str, torch.Tensor]
+Part = Callable[[torch.Tensor], torch.Tensor]
+
+
+def logits_of(config: Config, tensors: Tensors, tokens: torch.Tensor) -> torch.Tensor:
+    """The logits (b, s, vocabulary) of published tensors, by the model type of their config."""
+    return FORWARDS[config["model_type"]](config, tensors, tokens)
+
+
+def rms(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
+
+
+def turned(x_bsnd: torch.Tensor, base: float, *, pairs: bool = False) -> torch.Tensor:
+    """Rotary positions by complex numbers: dims i and i + d/2 make one, or (``pairs``) neighbours."""
+    s, d = x_bsnd.shape[1], x_bsnd.shape[-1]
+    angles = torch.arange(s)[:, None] * base ** (-torch.arange(0, d, 2).double() / d)
+    real, imaginary = (x_bsnd[..., 0::2], x_bsnd[..., 1::2]) if pairs else x_bsnd.chunk(2, dim=-1)
+    turned = torch.complex(real, imaginary) * torch.polar(torch.ones_like(angles), angles)[None, :, None]
+    parts = (turned.real, turned.imag)
+    return torch.stack(parts, -1).flatten(-2) if pairs else torch.cat(parts, -1)
+
+
+def attended(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor | None = None) -> torch.Tensor:
+    """Causal attention of (b, s, n, d), keys and values shared by runs of heads; (b, s, n*d)."""
+    s, repeat = q.shape[1], q.shape[2] // k.shape[2]
+    k, v = (x.repeat_interleave(repeat, dim=2) for x in (k, v))
+    scores = torch.einsum("bqnd,bknd->bnqk", q, k) / math.sqrt(q.shape[-1])
+    if slopes is not None:
+        scores = scores + slopes[:, None, None] * torch.arange(s)
+    hidden = torch.ones(s, s, dtype=torch.bool).triu(1)
+    return torch.einsum("bnqk,bknd->bqnd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v).flatten(2)
+
+
+def decoder(x: torch.Tensor, parts: list[Part], scale: float = 1.0) -> torch.Tensor:
+    for part in parts:
+        x = x + scale * part(x)
+    return x
+
+
+def llama(c: Config, w: Tensors, tokens: torch.Tensor) -> torch.Tensor:
+    """Of every family with Llama's names: Aquila, Baichuan, InternLM and MiniCPM."""
+    heads, eps, base = c["num_attention_heads"], c["rms_norm_eps"], c.get("rope_theta", 10000.0)
+    base = (c.get("rotary") or {}).get("base", base)
+    alibi = "model_max_length" in c and "max_position_embeddings" not in c
+    slopes = torch.tensor([2.0 ** (-8.0 * (n + 1) / heads) for n in range(heads)]).double() if alibi else None
+
+    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
+        return functional.linear(x, w[name + ".weight"], w.get(name + ".bias"))
+
+    def attention(x: torch.Tensor, at: str) -> torch.Tensor:
+        x = rms(x, w[at + "input_layernorm.weight"], eps)
+        if at + "self_attn.W_pack.weight" in w:
+            parts = linear(x, at + "self_attn.W_pack").chunk(3, dim=-1)
+        else:
+            parts = tuple(linear(x, at + f"self_attn.{name}_proj") for name in "qkv")
+        q, k, v = (part.unflatten(-1, (-1, c["hidden_size"] // heads)) for part in parts)
+        q, k = (q, k) if alibi else (turned(q, base), turned(k, base))
+        return linear(attended(q, k, v, slopes), at + "self_attn.o_proj")
+
+    def mlp(x: torch.Tensor, at: str) -> torch.Tensor:
+        x = rms(x, w[at + "post_attention_layernorm.weight"], eps)
+        return linear(
+            functional.silu(linear(x, at + "mlp.gate_proj")) * linear(x, at + "mlp.up_proj"), at + "mlp.down_proj"
+        )
+
+    layers = [f"model.layers.{layer}." for layer in range(c["num_hidden_layers"])]
+    parts: list[Part] = [lambda x, at=at, part=part: part(x, at) for at in layers for part in (attention, mlp)]
+    scale = c["scale_depth"] / math.sqrt(len(layers)) if "scale_depth" in c else 1.0
+    x = decoder(w["model.embed_tokens.weight"][tokens] * c.get("scale_emb", 1.0), parts, scale)
+    head = w["model.embed_tokens.weight"] if c.get("tie_word_embeddings") else w["lm_head.weight"]
+    if "z_loss_weight" in c:  # Baichuan 2
+        head = head / head.norm(dim=1, keepdim=True)
+    x = rms(x, w["model.norm.weight"], eps) / (c["hidden_size"] / c.get("dim_model_base", c["hidden_size"]))
+    return x @ head.T
+
+
+def internlm2(c: Config, w: Tensors, tokens: torch.Tensor) -> torch.Tensor:
+    """Each key-value head's queries, its key and its value lie one after the other in ``wqkv``."""
+    heads, groups, eps = c["num_attention_heads"], c["num_key_value_heads"], c["rms_norm_eps"]
+
+    def attention(x: torch.Tensor, at: str) -> torch.Tensor:
+        x = rms(x, w[at + "attention_norm.weight"], eps) @ w[at + "attention.wqkv.weight"].T
+        x = x.unflatten(-1, (groups, heads // groups + 2, c["hidden_size"] // heads))
+        q, k, v = x[..., :-2, :].flatten(2, 3), x[..., -2, :], x[..., -1, :]
+        return attended(turned(q, c["rope_theta"]), turned(k, c["rope_theta"]), v) @ w[at + "attention.wo.weight"].T
+
+    def mlp(x: torch.Tensor, at: str) -> torch.Tensor:
+        x = rms(x, w[at + "ffn_norm.weight"], eps)
+        w1, w2, w3 = (w[at + f"feed_forward.w{index}.weight"].T for index in (1, 2, 3))
+        return (functional.silu(x @ w1) * (x @ w3)) @ w2
+
+    layers = [f"model.layers.{layer}." for layer in range(c["num_hidden_layers"])]
+    parts: list[Part] = [lambda x, at=at, part=part: part(x, at) for at in layers for part in (attention, mlp)]
+    x = decoder(w["model.tok_embeddings.weight"][tokens], parts)
+    return rms(x, w["model.norm.weight"], eps) @ w["output.weight"].T
+
+
+def chatglm(c: Config, w: Tensors, tokens: torch.Tensor) -> torch.Tensor:
+    """The first half of each head turns in neighbours, the other stays."""
+    heads, groups, d = c["num_attention_heads"], c["multi_query_group_num"], c["kv_channels"]
+    eps, base = c["layernorm_epsilon"], 10000.0 * c.get("rope_ratio", 1)
+
+    def half_turned(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat((turned(x[..., : d // 2], base, pairs=True), x[..., d // 2 :]), -1)
+
+    def attention(x: torch.Tensor, at: str) -> torch.Tensor:
+        x = rms(x, w[at + "input_layernorm.weight"], eps)
+        name = at + "self_attention.query_key_value."
+        x = functional.linear(x, w[name + "weight"], w[name + "bias"])
+        q, k, v = (x.unflatten(-1, (-1, d)) for x in x.split((heads * d, groups * d, groups * d), dim=-1))
+        return attended(half_turned(q), half_turned(k), v) @ w[at + "self_attention.dense.weight"].T
+
+    def mlp(x: torch.Tensor, at: str) -> torch.Tensor:
+        x = rms(x, w[at + "post_attention_layernorm.weight"], eps) @ w[at + "mlp.dense_h_to_4h.weight"].T
+        gate, up = x.chunk(2, dim=-1)
+        return (functional.silu(gate) * up) @ w[at + "mlp.dense_4h_to_h.weight"].T
+
+    layers = [f"transformer.encoder.layers.{layer}." for layer in range(c["num_layers"])]
+    parts: list[Part] = [lambda x, at=at, part=part: part(x, at) for at in layers for part in (attention, mlp)]
+    x = decoder(w["transformer.embedding.word_embeddings.weight"][tokens], parts)
+    return rms(x, w["transformer.encoder.final_layernorm.weight"], eps) @ w["transformer.output_layer.weight"].T
+
+
+def qwen(c: Config, w: Tensors, tokens: torch.Tensor) -> torch.Tensor:
+    """``w2`` makes the gate, ``w1`` what it lets through."""
+    eps = c["layer_norm_epsilon"]
+
+    def attention(x: torch.Tensor, at: str) -> torch.Tensor:
+        x = rms(x, w[at + "ln_1.weight"], eps)
+        x = functional.linear(x, w[at + "attn.c_attn.weight"], w[at + "attn.c_attn.bias"])
+        q, k, v = (part.unflatten(-1, (-1, c["kv_channels"])) for part in x.chunk(3, dim=-1))
+        return attended(turned(q, 10000.0), turned(k, 10000.0), v) @ w[at + "attn.c_proj.weight"].T
+
+    def mlp(x: torch.Tensor, at: str) -> torch.Tensor:
+        x = rms(x, w[at + "ln_2.weight"], eps)
+        through, gate = (x @ w[at + f"mlp.w{index}.weight"].T for index in (1, 2))
+        return (through * functional.silu(gate)) @ w[at + "mlp.c_proj.weight"].T
+
+    layers = [f"transformer.h.{layer}." for layer in range(c["num_hidden_layers"])]
+    parts: list[Part] = [lambda x, at=at, part=part: part(x, at) for at in layers for part in (attention, mlp)]
+    x = decoder(w["transformer.wte.weight"][tokens], parts)
+    return rms(x, w["transformer.ln_f.weight"], eps) @ w["lm_head.weight"].T
+
+
+FORWARDS: dict[str, Callable[[Config, Tensors, torch.Tensor], torch.Tensor]] = {
+    **dict.fromkeys(("aquila", "baichuan", "internlm", "minicpm"), llama),
+    "internlm2": internlm2,
+    "chatglm": chatglm,
+    "qwen": qwen,
+}
