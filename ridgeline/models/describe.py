@@ -143,6 +143,12 @@ def _model_traits(model: ModelSpec) -> Iterator[str]:
             yield "experts beside layers"
     if model.norm != "rms":
         yield f"{model.norm.replace('_', ' ')} norm"
+    if model.learned_positions:
+        yield "learned positions"
+    if model.residual_scale != 1.0:
+        yield "scaled layers"
+    if model.normalized_head:
+        yield "head rows of length 1"
     if model.tied_embeddings:
         yield "tied"
     if model.mtp:

@@ -85,6 +85,15 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
         "initializer_range": 0.1,
     },
+    "plm": {
+        **WITHOUT_HEADS,
+        **{name: LATENT[name] for name in LATENT if name.startswith(("kv_", "qk_", "v_"))},
+        "model_type": "plm",
+        "q_lora_rank": None,
+        "hidden_act": "relu2",
+        "tie_word_embeddings": True,
+    },
+    "gpt2": {"model_type": "gpt2", "vocab_size": 40, "n_positions": 64, "n_embd": 24, "n_layer": 3, "n_head": 4},
     "qwen": {
         "model_type": "qwen",
         "vocab_size": 40,

@@ -156,9 +156,36 @@ def qwen(c: Config, w: Tensors, tokens: torch.Tensor) -> torch.Tensor:
     return rms(x, w["transformer.ln_f.weight"], eps) @ w["lm_head.weight"].T
 
 
+def plm(c: Config, w: Tensors, tokens: torch.Tensor) -> torch.Tensor:
+    """Keys and values drawn up from one latent of each token, whose norm has an epsilon of its own."""
+    eps, base, rank, turning = c["rms_norm_eps"], c["rope_theta"], c["kv_lora_rank"], c["qk_rope_head_dim"]
+
+    def attention(x: torch.Tensor, at: str) -> torch.Tensor:
+        x = rms(x, w[at + "input_layernorm.weight"], eps)
+        at += "self_attn."
+        q = (x @ w[at + "q_proj.weight"].T).unflatten(-1, (c["num_attention_heads"], -1))
+        latent, turned_key = (x @ w[at + "kv_a_proj_with_mqa.weight"].T).split((rank, turning), dim=-1)
+        kv = rms(latent, w[at + "kv_a_layernorm.weight"], 1e-6) @ w[at + "kv_b_proj.weight"].T
+        k, v = kv.unflatten(-1, (q.shape[2], -1)).split((c["qk_nope_head_dim"], c["v_head_dim"]), dim=-1)
+        plain, own = q.split((c["qk_nope_head_dim"], turning), dim=-1)
+        shared = turned(turned_key[:, :, None], base, pairs=True).expand_as(own)
+        q, k = torch.cat((plain, turned(own, base, pairs=True)), -1), torch.cat((k, shared), -1)
+        return attended(q, k, v) @ w[at + "o_proj.weight"].T
+
+    def mlp(x: torch.Tensor, at: str) -> torch.Tensor:
+        x = rms(x, w[at + "post_attention_layernorm.weight"], eps) @ w[at + "mlp.up_proj.weight"].T
+        return x.relu().square() @ w[at + "mlp.down_proj.weight"].T
+
+    layers = [f"model.layers.{layer}." for layer in range(c["num_hidden_layers"])]
+    parts: list[Part] = [lambda x, at=at, part=part: part(x, at) for at in layers for part in (attention, mlp)]
+    x = decoder(w["model.embed_tokens.weight"][tokens], parts)
+    return rms(x, w["model.norm.weight"], eps) @ w["model.embed_tokens.weight"].T
+
+
 FORWARDS: dict[str, Callable[[Config, Tensors, torch.Tensor], torch.Tensor]] = {
     **dict.fromkeys(("aquila", "baichuan", "internlm", "minicpm"), llama),
     "internlm2": internlm2,
     "chatglm": chatglm,
+    "plm": plm,
     "qwen": qwen,
 }
