@@ -31,7 +31,7 @@ class Holding:
         owned: What it is, from the rank's program.
         place: Where the whole is stored.
         replicas: The ranks that hold the same part, in order.
-        is_copy: It is a tied head's copy of the embedding: read, never written.
+        is_copy: It is the last stage's copy of the embedding: read, never written.
     """
 
     owned: Owned
@@ -48,7 +48,7 @@ class Holding:
 def holdings_of(program: RankProgram) -> tuple[Holding, ...]:
     """Every parameter of a rank, in the order of its program."""
     groups = dict(program.groups)
-    return tuple(_holding(owned, groups) for owned in program.params)
+    return tuple(_holding(owned, program, groups) for owned in program.params)
 
 
 def fragments_of(holding: Holding, start: int = 0, stop: int | None = None) -> Iterator[Fragment]:
@@ -111,7 +111,7 @@ def balance(sizes: Iterable[int], bins: int) -> list[int]:
     return chosen
 
 
-def _holding(owned: Owned, groups: dict[str, tuple[int, ...]]) -> Holding:
+def _holding(owned: Owned, program: RankProgram, groups: dict[str, tuple[int, ...]]) -> Holding:
     local = owned.local
     if local.param.experts:
         assert local.shard.splits, "an expert's tensor that etp does not split has replicas beyond expt_dp"
@@ -122,5 +122,5 @@ def _holding(owned: Owned, groups: dict[str, tuple[int, ...]]) -> Holding:
         owned=owned,
         place=stored(local.fqn, local.param),
         replicas=replicas,
-        is_copy=local.param.role == "embedding" and local.name != local.fqn,
+        is_copy=local.param.role == "embedding" and not program.chunks[local.chunk].pre_process,
     )

@@ -9,6 +9,7 @@ Source:
     distributed/distributed_data_parallel.py (the size of a bucket, and where there is but one).
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, product
 from math import ceil, lcm, prod
@@ -213,10 +214,8 @@ def _in_module_order(params: Iterable[LocalParam]) -> list[LocalParam]:
 
 
 def _layer_of(param: LocalParam) -> str:
-    before, attention, _ = param.name.partition(".self_attention.")
-    if attention:
-        return before
-    return ".".join(param.name.split(".")[:3]) if param.name.startswith("decoder.layers.") else param.name
+    layer = re.match(r"decoder\.layers\.\d+|mtp\.layers\.\d+\.transformer_layer", param.name)
+    return layer[0] if layer else param.name
 
 
 def _within_layer(param: LocalParam) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 from ridgeline.core.cluster import Cluster
 from ridgeline.core.errors import Problem
-from ridgeline.core.fields import at_least, check_spec, degree, many, real, reals
+from ridgeline.core.fields import at_least, check_spec, degree, many, real, reals, trait
 from ridgeline.core.frozen import frozen
 from ridgeline.core.layout import Layout
 from ridgeline.core.model import ModelSpec
@@ -231,11 +231,13 @@ class Optimizer:
 class Pretraining:
     """Next-token loss. ``per_token`` weighs every token of a step alike; otherwise every microbatch of a rank.
 
-    ``dropout`` is the share of activations dropped, of attention's weights and before each addition to the stream.
+    ``dropout`` is the share of activations dropped, of attention's weights and before each addition to the stream;
+    ``mtp_loss`` the weight of the losses of multi-token prediction, all depths together.
     """
 
     kind: ClassVar[str] = "pretraining"
     per_token: bool = False
+    mtp_loss: float = trait(0.1, minimum=0.0)
     dropout: float = real(0.0, minimum=0.0, maximum=1.0)
     __attrs_post_init__ = check_spec
 
@@ -246,6 +248,7 @@ class Sft:
 
     kind: ClassVar[str] = "sft"
     per_token: bool = False
+    mtp_loss: float = trait(0.1, minimum=0.0)
     padded: bool = True
     __attrs_post_init__ = check_spec
 
@@ -259,6 +262,7 @@ class Dpo:
 
     kind: ClassVar[str] = "dpo"
     per_token: ClassVar[bool] = False
+    mtp_loss: ClassVar[float] = 0.0
     loss: Literal["sigmoid", "hinge", "ipo", "simpo"] = "sigmoid"
     beta: float = real(0.1, above=0.0)
     label_smoothing: float = real(0.0, minimum=0.0, maximum=0.5)

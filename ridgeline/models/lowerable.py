@@ -62,7 +62,7 @@ TRAITS: Mapping[type, Mapping[str, Any]] = MappingProxyType(
     {
         ModelSpec: {
             "norm": ANY,
-            "mtp": (0,),
+            "mtp": ANY,
             "learned_positions": ANY,
             "embedding_scale": ANY,
             "embedding_norm": ANY,

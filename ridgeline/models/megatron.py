@@ -25,6 +25,7 @@ def transformer_fields(job: Job, stages: StageMap) -> Fields:
     return (
         ("num_layers", model.num_layers),
         ("hidden_size", model.hidden),
+        ("mtp_num_layers", model.mtp or None),
         *_attention_fields(job),
         ("normalization", "RMSNorm"),  # of modules that are not ours, of which there are none
         ("layernorm_epsilon", model.norm_eps),

@@ -131,15 +131,6 @@ RULES: tuple[KnownWrong, ...] = (
         repair=_sequence_parallel,
     ),
     KnownWrong(
-        name="tied-mtp-pp-tp",
-        reference="found with megatron-core 0.16.1: sharded_state_dict() fails its own assertion",
-        applies=lambda job: job.model.mtp > 0 and job.model.tied_embeddings and job.layout.pp > 1 and job.layout.tp > 1,
-        action="refuse",
-        path="model.mtp",
-        sentence="with tied embeddings, tp>1 and pp>1 such a model trains but can be neither saved nor loaded; "
-        "use tp=1, pp=1 or mtp=0",
-    ),
-    KnownWrong(
         name="mtp-loss-under-cp",
         reference=f"{MEGATRON}/pull/7498",
         applies=lambda job: job.model.mtp > 0 and job.layout.cp > 1,

@@ -221,12 +221,17 @@ def rank_params(plan: LaidOut, rank: int) -> Iterator[LocalParam]:
         SpecError: ``rank`` lies outside the mesh.
     """
     pp_rank, experts = rank_coords(rank, plan.mesh).pp_rank, expert_coords(rank, plan.mesh)
-    tied = all(row.param.role != "head" for row in plan.shards)
+    # With multi-token prediction the last stage has an embedding too, whose weight a tied head reads there.
+    head_copies = not any(row.param.role == "head" or row.param.name.startswith("mtp.") for row in plan.shards)
     for chunk, stage in enumerate(plan.stages.owned_by(pp_rank)):
         layers = plan.stages.layers[stage]
         place = {"chunk": chunk, "first_layer": min(layers, default=0), "mesh": plan.mesh}
         outside = [row for row in plan.shards if row.layers is None and holds_outer(row.param, plan.stages, stage)]
-        before = [row for row in outside if stage == 0 and row.param.place != "last"]
+        before = [
+            row
+            for row in outside
+            if (stage == 0 and row.param.place != "last") or (row.param.role == "embedding" and not head_copies)
+        ]
         for row in before:
             yield from _locals(row, None, experts, **place)
         for layer in layers:
@@ -235,7 +240,7 @@ def rank_params(plan: LaidOut, rank: int) -> Iterator[LocalParam]:
                     yield from _locals(row, layer, experts, **place)
         for row in sorted((row for row in outside if row not in before), key=lambda row: row.param.role == "embedding"):
             for held in _locals(row, None, experts, **place):
-                yield attrs.evolve(held, name=OUTPUT) if tied and row.param.role == "embedding" else held
+                yield attrs.evolve(held, name=OUTPUT) if head_copies and row.param.role == "embedding" else held
 
 
 def _locals(

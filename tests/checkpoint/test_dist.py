@@ -14,6 +14,7 @@ from tests.pool import Pool
 
 DENSE = dense_model(layers=4, hidden=32, heads=4, kv_heads=2, ffn=48, vocab_size=131, attention={"qkv_bias": True})
 TIED = attrs.evolve(DENSE, tied_embeddings=True)
+AHEAD = attrs.evolve(TIED, mtp=1)
 MOE = moe_model(layers=2, experts=4, ffn=24, hidden=32, heads=4, kv_heads=2, vocab_size=131)
 
 
@@ -30,6 +31,7 @@ SAME = {
     "tp2 pp2, bf16": job(DENSE, 4, layout__tp=2, layout__pp=2, **BF16),
     "dp2, overlapped": job(TIED, 2, comm__overlap_grad_reduce=True, comm__overlap_param_gather=True, **BF16),
     "ep2": job(MOE, 2, layout__ep=2),
+    "pp2, two tokens ahead": job(attrs.evolve(MOE, mtp=2), 2, layout__pp=2),
 }
 SAME_FULL = {
     "one rank": job(DENSE, 1),
@@ -52,6 +54,7 @@ OTHER = {
     "ep2 to ep1": (job(MOE, 2, layout__ep=2), job(MOE, 1)),
 }
 OTHER_FULL = {
+    "two tokens, pp2 to tp2 pp2": (job(AHEAD, 2, layout__pp=2), job(AHEAD, 4, layout__tp=2, layout__pp=2)),
     "pp4 to tp2 pp2 sp": (job(TIED, 4, layout__pp=4), job(TIED, 4, layout__tp=2, layout__pp=2, layout__sp=True)),
     "dp4 to dp2": (job(DENSE, 4), job(DENSE, 2)),
     "dp2 to dp4": (job(DENSE, 2), job(DENSE, 4)),

@@ -79,12 +79,11 @@ def test_what_cannot_be_lowered_is_named_at_once():
     wider = attrs.evolve(block, mixer=attrs.evolve(block.mixer, head_dim=6, window=4))
     experts = attrs.evolve(block, feed_forward=attrs.evolve(MOE, topk=3))
     blocks = tuple(Repeat(block=b, count=1) for b in (block, wider, experts, attrs.evolve(experts, feed_forward=MOE)))
-    model = attrs.evolve(MODELS["mixed"], blocks=blocks, mtp=1, norm="layer")
+    model = attrs.evolve(MODELS["mixed"], blocks=blocks, norm="layer")
     with pytest.raises(LoweringError) as caught:
         check_lowerable(job_of(model, layout__cp=2))
     assert str(caught.value).splitlines() == [
         "layout.cp=2: the runtime's attention sees its own part of the sequence only; use 1",
-        "model.mtp=1: has no lowering yet; use 0",
         "model.blocks.mixer.head_dim=[6, 10]: Megatron-core has one for all layers; use one value",
         "model.blocks.feed_forward.topk=[2, 3]: Megatron-core has one for all layers; use one value",
     ]

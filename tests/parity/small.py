@@ -54,6 +54,8 @@ def layers_of(*layers: tuple[Mixer, FeedForward], **traits: Any) -> ModelSpec:
 MODELS = {
     "latent": layers_of((LATENT, MLP), *[(LATENT, ROUTED)] * 3),
     "delta": layers_of(*[(DELTA, MOE), (GATED, MOE)] * 2, norm="zero_centred_rms"),
+    "ahead": layers_of((LATENT, MLP), *[(LATENT, ROUTED)] * 3, mtp=2),
+    "tied ahead": layers_of(*[(GATED, MLP)] * 4, mtp=1, tied_embeddings=True, embedding_scale=3.0),
     "dense": model_of(*[MLP] * 4),
     "tied": model_of(*[MLP] * 4, tied=True),
     "moe": model_of(*[MOE] * 4),

@@ -41,6 +41,8 @@ EXPERTS_ONLY = {name for name in LAYOUTS if "ep2" in name or "etp2" in name}
 NEEDS_SP = {"tp2", "tp2 pp2"}
 """Megatron-core refuses to train experts with tp and without sp."""
 
+DENSE = ("dense", "tied", "tied ahead")
+
 EVERY_DAY = {
     *(("dense", name) for name in LAYOUTS if name not in EXPERTS_ONLY),
     *(("tied", name) for name in ("tp2", "pp2 vpp2", "tp2 pp2")),
@@ -48,13 +50,15 @@ EVERY_DAY = {
     ("mixed", "pp2 vpp2"),
     *(("latent", name) for name in ("tp2 sp", "pp2", "ep2 alltoall")),
     ("delta", "tp2 sp"),
+    *(("ahead", name) for name in ("tp2 sp", "pp2 vpp2")),
+    ("tied ahead", "tp2 pp2"),
 }
 CASES = [
     pytest.param(model, layout, id=f"{model}: {layout}", marks=() if (model, layout) in EVERY_DAY else pytest.mark.full)
     for model in MODELS
     for layout in LAYOUTS
-    if not (layout in EXPERTS_ONLY and model in ("dense", "tied"))
-    if not (layout in NEEDS_SP and model not in ("dense", "tied"))
+    if not (layout in EXPERTS_ONLY and model in DENSE)
+    if not (layout in NEEDS_SP and model not in DENSE)
 ]
 
 

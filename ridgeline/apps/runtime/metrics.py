@@ -17,7 +17,8 @@ class StepMetrics:
 
     Attributes:
         step: Updates made, this one included.
-        loss, grad_norm, lr, tokens, skipped: As ``train_step`` reports them; what is infinite is null in the file.
+        loss, grad_norm, lr, tokens, skipped, mtp_losses: As ``train_step`` reports them; what is infinite is null in
+            the file.
         consumed_samples: Samples read from the beginning of the run.
         seconds: Of the step, reading its data included.
         tokens_per_s: Of all ranks.
@@ -40,6 +41,7 @@ class StepMetrics:
     mfu: float
     memory_bytes: int
     valid_loss: float | None = None
+    mtp_losses: tuple[float, ...] = ()
 
 
 @contextmanager
@@ -67,7 +69,7 @@ def appender(stream: BinaryIO, path: Path) -> Callable[[StepMetrics], None]:
     """
 
     def append(metrics: StepMetrics) -> None:
-        fields = {name: value for name, value in attrs.asdict(metrics).items() if value is not None}
+        fields = {name: value for name, value in attrs.asdict(metrics).items() if value not in (None, ())}
         try:
             stream.write(msgspec.json.encode(fields) + b"\n")
             stream.flush()

@@ -132,6 +132,7 @@ def run_steps(
                 lr=done.lr,
                 tokens=done.tokens,
                 skipped=done.skipped,
+                mtp_losses=done.mtp_losses,
                 consumed_samples=consumed,
                 seconds=seconds,
                 tokens_per_s=speed.tokens_per_s,

@@ -15,22 +15,25 @@ from ridgeline.models.runtime.norms import norm_spec
 def finish_ends(chunk: GPTModel, model: ModelSpec, kernels: Kernels) -> None:
     """Hang a model's scales, norms and cap on the modules that Megatron-core built for its ends, where it has any."""
     if chunk.pre_process and model.embedding_norm:
-        config = chunk.config
-        norm = build_module(
-            norm_spec(model.norm, kernels),
-            config=config,
-            hidden_size=config.hidden_size,
-            eps=config.layernorm_epsilon,
-        )
-        assert isinstance(norm, torch.nn.Module)
-        chunk.embedding.norm = norm
-    if chunk.pre_process and (model.embedding_norm or model.embedding_scale != 1.0):
+        chunk.embedding.norm = _norm(chunk, model, kernels)
+    if model.mtp:  # upstream has it after the last layer, which may lie on an earlier stage
+        chunk.decoder.final_layernorm = _norm(chunk, model, kernels) if chunk.post_process else None
+    if hasattr(chunk, "embedding") and (model.embedding_norm or model.embedding_scale != 1.0):
         chunk.embedding.register_forward_hook(partial(_embedded, scale=model.embedding_scale))
     if chunk.post_process and model.normalized_head:
         chunk.output_layer.register_forward_pre_hook(_normalize_rows, with_kwargs=True)
     if chunk.post_process and (model.logit_scale != 1.0 or model.logit_softcap is not None):
         hook = partial(_logits, scale=model.logit_scale, softcap=model.logit_softcap)
         chunk.output_layer.register_forward_hook(hook)
+
+
+def _norm(chunk: GPTModel, model: ModelSpec, kernels: Kernels) -> torch.nn.Module:
+    config = chunk.config
+    norm = build_module(
+        norm_spec(model.norm, kernels), config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon
+    )
+    assert isinstance(norm, torch.nn.Module)
+    return norm
 
 
 def _embedded(module: Any, inputs: Any, output_sbh: torch.Tensor, *, scale: float) -> torch.Tensor:

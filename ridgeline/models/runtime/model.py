@@ -15,6 +15,8 @@ from ridgeline.models.runtime.ends import finish_ends
 from ridgeline.models.runtime.initial import fill, initial_std
 from ridgeline.models.runtime.kernels import Kernels
 from ridgeline.models.runtime.layers import decoder_spec
+from ridgeline.models.runtime.multi_token import ahead, hidden_ahead, prediction_spec, tokens_left
+from ridgeline.models.runtime.sequences import Sequences
 
 
 class LanguageModel(GPTModel):
@@ -26,6 +28,8 @@ class LanguageModel(GPTModel):
     def __init__(self, *args: Any, num_pads: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.num_pads = num_pads
+        if self.mtp_process and self.share_embeddings_and_output_weights:
+            self.output_layer.weight = None  # the embedding stands beside it; upstream makes a second one, unused
 
     def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """The loss of each token, (b, s), from logits (s, b, vocabulary/tp)."""
@@ -33,6 +37,37 @@ class LanguageModel(GPTModel):
             # Outside autograd: the softmax of minus infinity is 0, and so is the gradient it sends back.
             logits.detach()[..., -self.num_pads :] = float("-inf")
         return super().compute_language_model_loss(labels, logits)
+
+    def _postprocess(  # pyright: ignore[reportIncompatibleMethodOverride]  upstream passes all by keyword
+        self,
+        hidden_states: torch.Tensor,
+        *,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor | None,
+        packed_seq_params: Sequences,
+        runtime_gather_output: bool | None,
+        **options: Any,
+    ) -> torch.Tensor:
+        """Of a chunk with multi-token prediction that trains: the losses of every depth, (1+mtp, b, s)."""
+        if not self.mtp_process:
+            options |= {"labels": labels, "packed_seq_params": packed_seq_params, "input_ids": input_ids}
+            return super()._postprocess(hidden_states, runtime_gather_output=runtime_gather_output, **options)
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+
+        def head(hidden_sbh: torch.Tensor) -> torch.Tensor:
+            return self.output_layer(hidden_sbh, weight=weight, runtime_gather_output=runtime_gather_output)[0]
+
+        if labels is None:
+            return head(hidden_states).transpose(0, 1).contiguous()
+        losses = [self.compute_language_model_loss(labels, head(hidden_states))]
+        if self.training:
+            samples, size = labels.shape
+            left_bs = tokens_left(packed_seq_params, samples=samples, size=size, device=labels.device)
+            hidden = hidden_ahead(self, hidden_states, input_ids, left_bs, packed_seq_params)
+            for depth, hidden_sbh in enumerate(hidden, start=1):
+                loss = self.compute_language_model_loss(ahead(labels, depth, left_bs), head(hidden_sbh))
+                losses.append(loss * (left_bs >= depth))
+        return torch.stack(losses)
 
 
 def build_config(program: RankProgram, **overrides: Any) -> TransformerConfig:
@@ -55,6 +90,7 @@ def build_chunk(program: RankProgram, chunk: int, config: TransformerConfig, ker
         # Attention turns queries and keys itself.
         position_embedding_type="learned_absolute" if model.learned_positions else "none",
         vp_stage=chunk if layout.vpp > 1 else None,
+        mtp_block_spec=prediction_spec(model, kernels) if part.post_process else None,  # pyright: ignore[reportArgumentType]  upstream's hint
         num_pads=program.num_pads,
     )
     finish_ends(built, model, kernels)

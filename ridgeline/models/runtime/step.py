@@ -24,6 +24,7 @@ class StepResult:
         lr: The rate of the update.
         tokens: Tokens with a loss, over all ranks.
         skipped: The gradients were not finite, and the weights stayed as they were.
+        mtp_losses: Of each depth of multi-token prediction, unweighted, over as many tokens as ``loss``.
     """
 
     loss: float
@@ -31,14 +32,19 @@ class StepResult:
     lr: float
     tokens: int
     skipped: bool
+    mtp_losses: tuple[float, ...] = ()
 
 
 @attrs.frozen
 class MeanLoss:
-    """The mean loss of a step, weighed as the objective says, and how many tokens had one, over all ranks."""
+    """The mean loss of a step, weighed as the objective says, and how many tokens had one, over all ranks.
+
+    ``mtp_losses``: those of further tokens, a mean for each depth.
+    """
 
     loss: float
     tokens: int
+    mtp_losses: tuple[float, ...] = ()
 
 
 def train_step(built: Built, microbatches: Iterable[Microbatch], *, step: int) -> StepResult:
@@ -53,7 +59,14 @@ def train_step(built: Built, microbatches: Iterable[Microbatch], *, step: int) -
     mean = accumulate(built, microbatches)
     lr = lr_at(step, adam, steps=steps)
     done = update(built.optimizer, lr=lr, weight_decay=adam.weight_decay, clip_grad=adam.clip_grad)
-    return StepResult(loss=mean.loss, grad_norm=done.grad_norm, lr=lr, tokens=mean.tokens, skipped=done.skipped)
+    return StepResult(
+        loss=mean.loss,
+        grad_norm=done.grad_norm,
+        lr=lr,
+        tokens=mean.tokens,
+        skipped=done.skipped,
+        mtp_losses=mean.mtp_losses,
+    )
 
 
 def accumulate(built: Built, microbatches: Iterable[Microbatch], *, whole: bool = False) -> MeanLoss:
@@ -87,6 +100,8 @@ def run_chunk(
 ) -> torch.Tensor:
     """A microbatch through one chunk: hidden states, and of the last stage the losses (b, s), or logits without labels.
 
+    With multi-token prediction a chunk that trains gives the losses of every depth, (1+mtp, b, s).
+
     Args:
         built: This rank.
         chunk: One of its chunks, as wrapped; its input, if it is not the first stage, has been set by the schedule.
@@ -96,8 +111,9 @@ def run_chunk(
     """
     part = built.program.chunks[built.chunks.index(chunk)]  # pyright: ignore[reportArgumentType]  one of them
     device = built.device
+    embeds = part.pre_process or (part.post_process and built.program.job.model.mtp > 0)
     return chunk(
-        input_ids=batch.tokens.to(device, non_blocking=True) if part.pre_process else None,
+        input_ids=batch.tokens.to(device, non_blocking=True) if embeds else None,
         position_ids=_position_ids(built, batch) if part.pre_process else None,
         attention_mask=None,
         labels=labels.to(device, non_blocking=True) if labels is not None and part.post_process else None,
@@ -137,22 +153,36 @@ def _run(
         forward_only=forward_only,
         whole_gradients=whole,
     )
-    sums = torch.stack(reports).sum(0) if reports else torch.zeros(3, device=built.device)
-    total, means, tokens = share_sums(sums).tolist()
-    per_token = built.program.job.objective.per_token
-    loss = total / max(tokens, 1.0) if per_token else means / (data.num_microbatches * data.dp)
-    return MeanLoss(loss, round(tokens))
+    depths = 1 if forward_only else 1 + built.program.job.model.mtp
+    sums = torch.stack(reports).sum(0) if reports else torch.zeros(2 * depths + 1, device=built.device)
+    *sums, tokens = share_sums(sums).tolist()
+    totals, means = sums[:depths], sums[depths:]
+    if built.program.job.objective.per_token:
+        loss, *further = (total / max(tokens, 1.0) for total in totals)
+    else:
+        loss, *further = (mean / (data.num_microbatches * data.dp) for mean in means)
+    return MeanLoss(loss, round(tokens), tuple(further))
 
 
 def _forward_step(built: Built, microbatches: Iterator[Microbatch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Any]:
     """One microbatch through one chunk: its output, and how that becomes a loss if the chunk is the last stage."""
     batch = next(microbatches)
-    return run_chunk(built, chunk, batch, labels=batch.labels), functools.partial(_loss, batch.loss_mask)
+    loss = functools.partial(_loss, batch.loss_mask, weight=built.program.job.objective.mtp_loss)
+    return run_chunk(built, chunk, batch, labels=batch.labels), loss
 
 
-def _loss(loss_mask: torch.Tensor, losses_bs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The sum of a microbatch's losses, its tokens, and what is reported: sum, mean, tokens."""
-    mask = loss_mask.to(losses_bs.device, torch.float32, non_blocking=True)
-    total, tokens = (losses_bs.float() * mask).sum(), mask.sum()
-    report = torch.stack((total.detach(), total.detach() / tokens.clamp(min=1), tokens))
+def _loss(
+    loss_mask: torch.Tensor, losses: torch.Tensor, *, weight: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A microbatch's losses, (b, s) or of every depth (d, b, s), as one number to go back from; its tokens; a report.
+
+    That holds the sum and the mean of each depth, and the tokens. Further depths count ``weight`` together, each over
+    the tokens of the first, as in DeepSeek-V3 (arXiv 2412.19437, equation 24); a token's mask goes with its label.
+    """
+    mask_bs = loss_mask.to(losses.device, torch.float32, non_blocking=True)
+    by_depth = losses.float().reshape(-1, *mask_bs.shape)
+    sums = torch.stack([(loss * mask_bs.roll(-depth, dims=1)).sum() for depth, loss in enumerate(by_depth)])
+    tokens = mask_bs.sum()
+    report = torch.cat((sums.detach(), sums.detach() / tokens.clamp(min=1), tokens.unsqueeze(0)))
+    total = sums[0] + weight * sums[1:].sum() / max(1, len(sums) - 1)
     return total, tokens.to(torch.int), report

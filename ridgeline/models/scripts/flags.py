@@ -128,6 +128,7 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("mapped", "optimizer.lr_schedule", "lr-decay-style= lr-decay-iters= lr-wsd-decay-iters= lr-wsd-decay-style="),
     ("mapped", "optimizer.warmup_steps", "lr-warmup-iters= lr-warmup-fraction="),
     ("mapped", "objective.per_token", "calculate-per-token-loss"),
+    ("mapped", "objective.mtp_loss", "mtp-loss-scaling-factor="),
     ("mapped", "objective.dropout", "hidden-dropout* attention-dropout="),
     ("mapped", "objective", """
         stage= is-instruction-dataset is-pairwise-dataset dpo-loss-type= dpo-beta= dpo-label-smoothing=
@@ -193,7 +194,7 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     """),
     ("not expressible", "memory of experts", "moe-zero-memory-num-layers= moe-zerc"),
     ("not expressible", "chunked logits", "output-layer-slice-num= mtp-mem-efficient-logits*"),
-    ("not expressible", "MTP's loss weight and module", "mtp-loss-scaling-factor= mtp-spec*"),
+    ("not expressible", "MTP's module", "mtp-spec*"),
     ("not expressible", "how latent attention is computed", "mla-fa-without-pad mla-mm-split enable-mla-absorb"),
     ("not expressible", "scaled latent attention", """
         enable-mla-scale-kv-lora enable-mla-scale-q-lora no-enable-linear-qkv

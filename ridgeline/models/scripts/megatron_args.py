@@ -134,6 +134,7 @@ def _model_flags(job: Job) -> Iterator[tuple[object, ...]]:
         yield ("untie-embeddings-and-output-weights",)
     if model.mtp:
         yield "mtp-num-layers", model.mtp
+        yield "mtp-loss-scaling-factor", job.objective.mtp_loss
     if not any(isinstance(block.feed_forward, Mlp) and block.feed_forward.bias for block in blocks):
         yield ("disable-bias-linear",)
     for flag in ("hidden-dropout", "attention-dropout"):

@@ -54,9 +54,10 @@ def objective_of(reader: Reader) -> Plain:
         return {"kind": "dpo", "loss": loss, "padded": padded, **without_none(numbers)}
     if stage and stage != "sft":
         reader.lost("stage", f"{stage} has no word in a job; it is taken as sft")
+    weighed = {"per_token": per_token, "mtp_loss": reader.real("mtp-loss-scaling-factor", 0.1)}
     if tuned:
-        return {"kind": "sft", "per_token": per_token, "padded": padded}
-    return {"kind": "pretraining", "per_token": per_token, "dropout": dropout}
+        return {"kind": "sft", "padded": padded, **weighed}
+    return {"kind": "pretraining", "dropout": dropout, **weighed}
 
 
 def _dropout(reader: Reader, *, tuned: bool) -> float:
