@@ -50,6 +50,8 @@ def layout_text(point: Point) -> str:
     values = axis_values(point)
     if values["cp"] == 1:
         del values["cp_algorithm"]
+    if values["ulysses"] == 1:
+        del values["ulysses"]
     return " ".join(f"{axis}={value_text(value)}" for axis, value in values.items() if NEUTRAL.get(axis, ...) != value)
 
 

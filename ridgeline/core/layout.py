@@ -23,7 +23,11 @@ class Layout:
         tp, pp, vpp, cp: Degrees; ``vpp`` is the number of model chunks per pipeline rank, 1 when not interleaved.
         ep, etp: Expert parallel and expert tensor parallel degrees.
         sp: Sequence parallel over the tp axis.
-        cp_algorithm: How attention sees the whole sequence when ``cp > 1``.
+        cp_algorithm: How attention sees the whole sequence when ``cp > 1``: keys and values go round (``ring``), heads
+            change places (``ulysses``), groups of ``ulysses`` ranks do that and their keys and values go round between
+            the groups (``hybrid``), or all keys and values are gathered (``kv_allgather``).
+        ulysses: Ranks of a group of ``hybrid``; cp/ulysses groups are a ring.
+        repeat_kv: Repeat keys and values for all heads before heads change places, though there are enough of them.
         stages: Layers of each stage in model order, ``pp*vpp`` counts; None splits evenly.
         noop_layers: Positions of identity layers, in the numbering that counts them.
         schedule: The order of forwards and backwards. Of those in a V, ``zb_v`` and ``dualpipe_v``, each rank has two
@@ -41,7 +45,9 @@ class Layout:
     ep: int = degree()
     etp: int = degree()
     sp: bool = False
-    cp_algorithm: Literal["ring", "ulysses", "kv_allgather"] = "ring"
+    cp_algorithm: Literal["ring", "ulysses", "hybrid", "kv_allgather"] = "ring"
+    ulysses: int = degree()
+    repeat_kv: bool = False
     stages: tuple[int, ...] | None = many(None)
     noop_layers: tuple[int, ...] = many()
     schedule: (

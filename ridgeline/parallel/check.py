@@ -46,7 +46,8 @@ def mesh_of(job: Job) -> Mesh:
         SpecError: No mesh has these degrees in this order.
     """
     layout = job.layout
-    return Mesh(tp=layout.tp, cp=layout.cp, ep=layout.ep, etp=layout.etp, dp=job.dp, pp=layout.pp, order=layout.order)
+    degrees = {name: getattr(layout, name) for name in ("tp", "cp", "ep", "etp", "pp", "ulysses")}
+    return Mesh(**degrees, dp=job.dp, order=layout.order)
 
 
 def stages_of(job: Job) -> StageMap:
@@ -150,6 +151,16 @@ def _expert_parallel(job: Job) -> Iterator[Problem]:
 
 def _context_parallel(job: Job) -> Iterator[Problem]:
     layout, seq_len = job.layout, job.batch.seq_len
+    if layout.cp_algorithm == "hybrid" and not (1 < layout.ulysses < layout.cp and layout.cp % layout.ulysses == 0):
+        rule = (
+            f"must divide cp={layout.cp} under hybrid, and leave groups of more than one rank and more than one group"
+        )
+        degrees = [str(degree) for degree in divisors(layout.cp)[1:-1]]
+        way_out = f"use {', '.join(degrees)}" if degrees else "use layout.cp_algorithm='ring' and layout.ulysses=1"
+        yield Problem("layout.ulysses", layout.ulysses, rule, way_out)
+    elif layout.cp_algorithm != "hybrid" and layout.ulysses > 1:
+        rule = f"goes with cp_algorithm='hybrid', not with {layout.cp_algorithm!r}"
+        yield Problem("layout.ulysses", layout.ulysses, rule, "use 1, or layout.cp_algorithm='hybrid'")
     if layout.cp == 1:
         return
     for mixer in dict.fromkeys(run.block.mixer for run in job.model.blocks):
@@ -164,10 +175,13 @@ def _context_parallel(job: Job) -> Iterator[Problem]:
         if layout.cp_algorithm == "ulysses" and mixer.heads % (layout.tp * layout.cp):
             rule = f"tp*cp={layout.tp * layout.cp} must divide heads={mixer.heads} under ulysses"
             yield Problem("layout.cp", layout.cp, rule, "use a smaller cp or layout.cp_algorithm='ring'")
+        if layout.cp_algorithm == "hybrid" and mixer.heads % (layout.tp * layout.ulysses):
+            rule = f"tp*ulysses={layout.tp * layout.ulysses} must divide heads={mixer.heads} under hybrid"
+            yield Problem("layout.ulysses", layout.ulysses, rule, "use a smaller ulysses or layout.cp_algorithm='ring'")
         window = mixer.window if isinstance(mixer, Attention) else None
-        if layout.cp_algorithm == "ring" and window is not None and window < seq_len:
+        if layout.cp_algorithm in ("ring", "hybrid") and window is not None and window < seq_len:
             rule = f"cannot follow a window={window} shorter than seq_len={seq_len}"
-            yield Problem("layout.cp_algorithm", "ring", rule, "use 'ulysses' or 'kv_allgather'")
+            yield Problem("layout.cp_algorithm", layout.cp_algorithm, rule, "use 'ulysses' or 'kv_allgather'")
 
 
 def _sequence(job: Job) -> Iterator[Problem]:

@@ -160,7 +160,7 @@ def _with_comms(parts: Parts, op: Op, phase: str, costs: Costs) -> Parts:
 def _hidden_us(us: float, parts: Parts, comm: Comm, costs: Costs) -> float:
     """What of a collective within a layer its own operation's compute hides."""
     efficiency = costs.job.cluster.chip.efficiency
-    if comm.axes == "cp" and comm.beside:  # a ring starts with what is there
+    if comm.axes in ("cp", "ring") and comm.beside:  # a ring starts with what is there
         return efficiency.overlap * min(us, parts.attention * comm.repeats / (comm.repeats + 1))
     if comm.beside:
         return efficiency.overlap * min(us, parts.weight if comm.kind != "all_gather" else parts.gemm)
@@ -172,4 +172,4 @@ def _hidden_us(us: float, parts: Parts, comm: Comm, costs: Costs) -> float:
 def _budget(comm: Comm) -> str:
     if comm.axes in ("ep", "etp", "etp-ep"):
         return "ep"
-    return "cp" if comm.axes == "cp" else "tp"
+    return "cp" if comm.axes in ("cp", "ulysses", "ring") else "tp"

@@ -2,7 +2,8 @@
 
 A layout numbers its ranks twice. Attention and dense layers see the axes tp, cp, dp, pp; expert layers see etp, ep,
 edp, pp over the same ranks, since ``etp*ep*edp == tp*cp*dp``. The order string says which axis varies fastest; in it
-``tp`` and ``dp`` stand for the axis of either numbering.
+``tp`` and ``dp`` stand for the axis of either numbering. Attention over a sequence may part cp once more, in groups of
+``ulysses`` neighbours that exchange heads, and ``ring`` across those groups.
 
 Source:
     NVIDIA/Megatron-LM core_v0.16.1, megatron/core/parallel_state.py, ``RankGenerator``, ``initialize_model_parallel``.
@@ -17,6 +18,7 @@ from ridgeline.core.frozen import frozen
 
 DENSE_AXES = ("tp", "cp", "dp", "pp")
 EXPERT_AXES = ("etp", "ep", "edp", "pp")
+CONTEXT_AXES = ("tp", "ulysses", "ring", "dp", "pp")
 ORDER_AXES = ("tp", "cp", "ep", "dp", "pp")
 
 PROCESS_GROUPS = MappingProxyType(
@@ -44,6 +46,7 @@ class Mesh:
     """Degrees of all axes, each >= 1, and the order in which ranks are numbered.
 
     Attributes:
+        ulysses: Ranks of cp, side by side, that exchange heads; cp/ulysses such groups are the axis ``ring``.
         order: Axes from the fastest to the slowest varying; an axis of degree 1 may be left out.
     """
 
@@ -53,6 +56,7 @@ class Mesh:
     etp: int = 1
     dp: int = 1
     pp: int = 1
+    ulysses: int = 1
     order: str = "-".join(ORDER_AXES)
 
     def __attrs_post_init__(self) -> None:
@@ -63,6 +67,11 @@ class Mesh:
     def edp(self) -> int:
         """Replicas of each expert: ``tp*cp*dp / (etp*ep)``."""
         return self.tp * self.cp * self.dp // (self.etp * self.ep)
+
+    @property
+    def ring(self) -> int:
+        """Groups of ``ulysses`` ranks in cp."""
+        return self.cp // self.ulysses
 
     @property
     def world_size(self) -> int:
@@ -150,7 +159,8 @@ def group_of(rank: int, mesh: Mesh, axes: str) -> tuple[int, ...]:
     Args:
         rank: Global rank, 0 <= rank < mesh.world_size.
         mesh: The mesh that numbers it.
-        axes: Axes joined by ``-``, all of dense layers (tp, cp, dp, pp) or all of expert layers (etp, ep, edp, pp).
+        axes: Axes joined by ``-``, all of dense layers (tp, cp, dp, pp; or ulysses and ring in the place of cp) or all
+            of expert layers (etp, ep, edp, pp).
 
     Raises:
         SpecError: ``rank`` lies outside the mesh, or ``axes`` is no such combination.
@@ -158,6 +168,8 @@ def group_of(rank: int, mesh: Mesh, axes: str) -> tuple[int, ...]:
     Example:
         >>> group_of(5, Mesh(tp=2, dp=2, pp=2), "dp-pp")
         (1, 3, 5, 7)
+        >>> group_of(2, Mesh(tp=2, cp=4, ulysses=2), "ulysses"), group_of(2, Mesh(tp=2, cp=4, ulysses=2), "ring")
+        ((0, 2), (2, 6))
     """
     _check_rank(rank, mesh)
     inside, _ = _split_axes(mesh, axes)
@@ -239,6 +251,8 @@ def _check_rank(rank: int, mesh: Mesh) -> None:
 @functools.cache
 def _strides(mesh: Mesh, axes: tuple[str, ...]) -> tuple[tuple[str, int, int], ...]:
     """``(axis, degree, stride)`` of one numbering, from the fastest to the slowest varying."""
+    if axes == CONTEXT_AXES:
+        return tuple(_parted(mesh))
     own_name = {"tp": axes[0], "dp": axes[2]}
     named = [own_name.get(axis, axis) for axis in (*mesh.order.split("-"), *ORDER_AXES)]
     stride, out = 1, []
@@ -249,10 +263,20 @@ def _strides(mesh: Mesh, axes: tuple[str, ...]) -> tuple[tuple[str, int, int], .
     return tuple(out)
 
 
+def _parted(mesh: Mesh) -> Iterator[tuple[str, int, int]]:
+    """The numbering of dense layers with cp in two."""
+    for axis, degree, stride in _strides(mesh, DENSE_AXES):
+        if axis == "cp":
+            yield "ulysses", mesh.ulysses, stride
+            yield "ring", mesh.ring, stride * mesh.ulysses
+        else:
+            yield axis, degree, stride
+
+
 def _split_axes(mesh: Mesh, axes: str) -> tuple[list[tuple[str, int, int]], list[tuple[str, int, int]]]:
     """The strides of the axes named, and those of the others of the same numbering."""
     names = axes.split("-")
-    for numbering in (DENSE_AXES, EXPERT_AXES):
+    for numbering in (DENSE_AXES, EXPERT_AXES, CONTEXT_AXES):
         if set(names) <= set(numbering) and len(set(names)) == len(names):
             strides = _strides(mesh, numbering)
             return [s for s in strides if s[0] in names], [s for s in strides if s[0] not in names]

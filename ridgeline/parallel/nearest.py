@@ -95,6 +95,8 @@ def _choices(job: Job) -> Iterator[list[tuple[float, str, Any]]]:
     layers = job.model.num_layers + len(layout.noop_layers)
     degrees = {"tp": world, "pp": world, "cp": world, "vpp": divisors(layers), "slices": (1, 2, 4, 8)}
     degrees |= {"ep": divisors(max(experts)) if experts else (1,), "etp": world}
+    if layout.ulysses > 1:
+        degrees["ulysses"] = divisors(layout.cp)
     for name, values in degrees.items():
         asked = getattr(layout, name)
         others = [(abs(log2(value / asked)), name, value) for value in values if value != asked]

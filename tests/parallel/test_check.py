@@ -64,6 +64,18 @@ SPARSE_BLOCK = MOE.blocks[0].block
             ["layout.cp=8: tp*cp=16 must divide heads=8 under ulysses"],
         ),
         (
+            job_of(DENSE, layout__cp=8, layout__cp_algorithm="hybrid", layout__ulysses=8),
+            [
+                "layout.ulysses=8: must divide cp=8 under hybrid, and leave groups of more than one rank and more than "
+                "one group; use 2, 4"
+            ],
+        ),
+        (
+            job_of(DENSE, layout__cp=8, layout__cp_algorithm="hybrid", layout__ulysses=4, layout__tp=4, world_size=32),
+            ["layout.ulysses=4: tp*ulysses=16 must divide heads=8 under hybrid"],
+        ),
+        (job_of(DENSE, layout__ulysses=2), ["layout.ulysses=2: goes with cp_algorithm='hybrid', not with 'ring'"]),
+        (
             job_of(dense_model(attention={"window": 32}), layout__cp=2),
             ["layout.cp_algorithm='ring': cannot follow a window=32 shorter than seq_len=64"],
         ),

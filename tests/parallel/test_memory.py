@@ -239,11 +239,13 @@ def test_repeated_heads_are_kept_as_their_kernel_sees_them():
     assert rings[0] < rings[1] == kept_by[1]
 
 
-@pytest.mark.parametrize("algorithm", ["ring", "ulysses", "kv_allgather"])
+@pytest.mark.parametrize("algorithm", ["ring", "ulysses", "hybrid", "kv_allgather"])
 def test_attention_over_ranks_takes_more_than_alone(algorithm):
     """Whatever the algorithm, while it runs it holds more than attention over the same tokens of one rank."""
     alone = job_of(DENSE, world_size=1, batch__seq_len=32)
     shared = job_of(DENSE, world_size=4, layout__cp=4, layout__cp_algorithm=algorithm, batch__seq_len=128)
+    if algorithm == "hybrid":
+        shared = changed(shared, layout__ulysses=2)
     works = [
         next((op.forward_work_bytes, op.backward_work_bytes) for op in layer_ops(job) if op.name == "attention")
         for job in (alone, shared)

@@ -5,6 +5,8 @@ import math
 import time
 from typing import Any
 
+import attrs
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -154,6 +156,22 @@ def test_lookups_outside_the_mesh_say_why(call: Any, line: str) -> None:
     """A rank, coordinate or axis that is not there is named."""
     with pytest.raises(SpecError, match=line):
         call(Mesh(tp=2, dp=2, pp=2))
+
+
+@QUIET
+@given(meshes, st.data())
+def test_a_ring_of_exchanges_parts_cp_as_megatrons_hierarchical_groups_do(mesh: Mesh, data: st.DataObject) -> None:
+    """Neighbours exchange, and those at one place of every exchange are a ring: rows and columns of cp's ranks.
+
+    Source:
+        megatron-core 0.16.1, parallel_state.py, ``create_hierarchical_groups`` of sizes (ulysses, ring).
+    """
+    parted = attrs.evolve(mesh, ulysses=data.draw(st.sampled_from(divisors(mesh.cp))))
+    for cp_group in groups(mesh, "cp"):
+        table = np.array(cp_group).reshape(parted.ring, parted.ulysses)
+        for (row, column), rank in np.ndenumerate(table):
+            assert group_of(int(rank), parted, "ulysses") == tuple(table[row])
+            assert group_of(int(rank), parted, "ring") == tuple(table[:, column])
 
 
 def test_groups_are_those_of_megatron_rank_generator(ranks: Pool) -> None:

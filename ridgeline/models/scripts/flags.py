@@ -27,6 +27,8 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("mapped", "layout.vpp", "num-layers-per-virtual-pipeline-stage= num-virtual-stages-per-pipeline-rank="),
     ("mapped", "layout.cp", "context-parallel-size="),
     ("mapped", "layout.cp_algorithm", "context-parallel-algo= cp-comm-type*"),
+    ("mapped", "layout.ulysses", "ulysses-degree-in-cp= hierarchical-context-parallel-sizes*"),
+    ("mapped", "layout.repeat_kv", "kv-head-repeat-before-uly-alltoall"),
     ("mapped", "layout.ep", "expert-model-parallel-size="),
     ("mapped", "layout.etp", "expert-tensor-parallel-size="),
     ("mapped", "layout.ep, layout.etp", "moe-tp-extend-ep"),
@@ -189,8 +191,7 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("not expressible", "overlapped and fused communication", """
         coc-fused-kernel coc-parallel-num= tp-2d tp-x= tp-y= moe-alltoall-overlap-comm
         moe-allgather-overlap-comm moe-permutation-async-comm moe-shared-expert-overlap use-cp-send-recv-overlap
-        mla-up-proj-tp-overlap tp-comm-overlap ulysses-degree-in-cp= cp-window-size=
-        kv-head-repeat-before-uly-alltoall
+        mla-up-proj-tp-overlap tp-comm-overlap cp-window-size=
     """),
     ("not expressible", "memory of experts", "moe-zero-memory-num-layers= moe-zerc"),
     ("not expressible", "chunked logits", "output-layer-slice-num= mtp-mem-efficient-logits*"),

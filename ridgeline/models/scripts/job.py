@@ -17,6 +17,7 @@ from ridgeline.models.scripts.training import adapter_of, dropout_by_default, ob
 
 CP_ALGORITHMS = MappingProxyType(
     {"megatron_cp_algo": "ring", "ulysses_cp_algo": "ulysses", "kvallgather_cp_algo": "kv_allgather"}
+    | {"hybrid_cp_algo": "hybrid", "a2a+p2p": "hybrid"}
     | {"p2p": "ring", "a2a": "ulysses", "all_gather": "kv_allgather", "allgather": "kv_allgather"}
 )
 """MindSpeed's and Megatron's names to ours."""
@@ -121,7 +122,6 @@ def _layout(reader: Reader, cluster: Plain) -> Plain:
             )
         ep, etp = ep * tp, 1
     vpp, stages = _stages(reader, pp)
-    cp_name = "cp-comm-type" if reader.has("cp-comm-type") else "context-parallel-algo"
     noop = reader.integers("noop-layers")
     padded = reader.has("padded-vocab-size")
     return without_none(
@@ -133,7 +133,7 @@ def _layout(reader: Reader, cluster: Plain) -> Plain:
             "ep": ep,
             "etp": etp,
             "sp": _sequence_parallel(reader, tp),
-            "cp_algorithm": CP_ALGORITHMS[reader.choice(cp_name, CP_ALGORITHMS, "megatron_cp_algo")],
+            **_context_parallel(reader, cp),
             "stages": stages,
             "noop_layers": noop,
             **_schedule(reader),
@@ -142,6 +142,22 @@ def _layout(reader: Reader, cluster: Plain) -> Plain:
             "order": "tp-cp-ep-pp-dp" if reader.has("use-tp-pp-dp-mapping") else "tp-cp-ep-dp-pp",
         }
     )
+
+
+def _context_parallel(reader: Reader, cp: int) -> Plain:
+    """MindSpeed names the degree of the inner exchange, Megatron both degrees, the inner one first."""
+    name = "cp-comm-type" if reader.has("cp-comm-type") else "context-parallel-algo"
+    algorithm = CP_ALGORITHMS[reader.choice(name, CP_ALGORITHMS, "megatron_cp_algo")]
+    plain = {"cp_algorithm": algorithm, "repeat_kv": reader.has("kv-head-repeat-before-uly-alltoall")}
+    if algorithm != "hybrid":
+        return plain
+    inner, *_ = (*reader.text("hierarchical-context-parallel-sizes").split(), "")
+    ulysses = int(inner) if inner.isdecimal() else reader.integer("ulysses-degree-in-cp", 1) or 1
+    if not (1 < ulysses < cp and cp % ulysses == 0):
+        rule = f"needs --ulysses-degree-in-cp, a divisor of the cp={cp} ranks between 1 and cp; it is {ulysses}"
+        reader.fault(name, rule)
+        return {**plain, "cp_algorithm": "ring"}
+    return {**plain, "ulysses": ulysses}
 
 
 def _sequence_parallel(reader: Reader, tp: int) -> bool:

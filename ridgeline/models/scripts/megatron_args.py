@@ -19,7 +19,7 @@ from ridgeline.models.scripts.job import import_command
 from ridgeline.models.scripts.shell import Command
 from ridgeline.parallel.stages import layout_text
 
-CP_COMM_TYPES = MappingProxyType({"ring": "p2p", "ulysses": "a2a", "kv_allgather": "all_gather"})
+CP_COMM_TYPES = MappingProxyType({"ring": "p2p", "ulysses": "a2a", "hybrid": "a2a+p2p", "kv_allgather": "all_gather"})
 ORDERS = ("tp-cp-ep-dp-pp", "tp-cp-ep-pp-dp")
 
 
@@ -258,6 +258,10 @@ def _layout_flags(job: Job) -> Iterator[tuple[object, ...]]:
     yield "pipeline-model-parallel-size", layout.pp
     yield "context-parallel-size", layout.cp
     yield "cp-comm-type", CP_COMM_TYPES[layout.cp_algorithm]
+    if layout.cp_algorithm == "hybrid":
+        yield "hierarchical-context-parallel-sizes", layout.ulysses, layout.cp // layout.ulysses
+    if layout.repeat_kv:
+        yield ("kv-head-repeat-before-uly-alltoall",)
     yield "expert-model-parallel-size", layout.ep
     yield "expert-tensor-parallel-size", layout.etp
     yield "make-vocab-size-divisible-by", layout.vocab_multiple

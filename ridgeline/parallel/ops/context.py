@@ -25,27 +25,29 @@ backward of twice that. MindSpeed 2.0.0_core_r0.8.0, core/context_parallel/ring_
 
 def merged_bytes(context: int, sizes: Sizes) -> int:
     """Memory traffic of merging the parts of attention that a ring makes, of a context of so many bytes."""
-    ring = sizes.cp_algorithm == "ring"
-    return (sizes.cp - 1) * context // sizes.width * MERGED_BYTES if ring else 0
+    return (sizes.ring - 1) * context // sizes.width * MERGED_BYTES
 
 
 def context_comms(spread: Spread, sizes: Sizes) -> Iterator[Comm]:
-    """The collectives of attention over a sequence that cp ranks share."""
-    if sizes.cp == 1:
-        return
-    kv, context = spread.k + spread.v, spread.context or spread.q
-    if sizes.cp_algorithm == "ring":
-        yield Comm("F", "p2p", "cp", kv, repeats=sizes.cp - 1, beside=True)
-        yield Comm("B", "p2p", "cp", 2 * kv, repeats=sizes.cp - 1, beside=True)
-    elif sizes.cp_algorithm == "kv_allgather":
+    """The collectives of attention over a sequence that cp ranks share.
+
+    Keys and values go round a ring as they are after heads have changed places: fewer heads of more positions.
+    """
+    context, kv = spread.context or spread.q, kv_kept(spread, sizes)
+    parted = sizes.ring > 1 and sizes.ulysses > 1
+    if sizes.gathers_kv:
         yield Comm("F", "all_gather", "cp", kv * sizes.cp)
         yield Comm("B", "all_gather", "cp", kv * sizes.cp)
         yield Comm("B", "reduce_scatter", "cp", kv * sizes.cp)
-    else:
-        repeated = spread.kv_heads // sizes.tp < sizes.cp  # too few kv heads are repeated first
+    if sizes.ulysses > 1:
+        keys = (spread.q, context) if _repeats(spread, sizes) else (spread.k, spread.v)
         for phase in ("F", "B"):
-            for size in (spread.q, context, *((spread.q, context) if repeated else (spread.k, spread.v))):
-                yield Comm(phase, "all_to_all", "cp", size)
+            for size in (spread.q, context, *keys):
+                yield Comm(phase, "all_to_all", "ulysses" if parted else "cp", size)
+    if sizes.ring > 1:
+        axes = "ring" if parted else "cp"
+        yield Comm("F", "p2p", axes, kv, repeats=sizes.ring - 1, beside=True)
+        yield Comm("B", "p2p", axes, 2 * kv, repeats=sizes.ring - 1, beside=True)
 
 
 class ContextWork(NamedTuple):
@@ -65,18 +67,23 @@ def context_work(spread: Spread, sizes: Sizes) -> ContextWork:
         Ascend/MindSpeed 2.0.0_core_r0.8.0, core/context_parallel: ring_context_parallel.py and
         ulysses_context_parallel.py.
     """
-    if sizes.cp == 1:
-        return ContextWork(0, 0)
-    kv, context = spread.k + spread.v, spread.context or spread.q
+    kv, context = kv_kept(spread, sizes), spread.context or spread.q
     fp32 = 4 // sizes.width
-    if sizes.cp_algorithm == "ring":
-        return ContextWork(2 * kv + (1 + fp32) * context, (2 + 2 * fp32) * kv + fp32 * spread.q)
-    if sizes.cp_algorithm == "kv_allgather":
-        return ContextWork(kv * sizes.cp, 2 * kv * sizes.cp)
-    return ContextWork(spread.q + kv_kept(spread, sizes), spread.q + context + kv_kept(spread, sizes))
+    forward = backward = 0
+    if sizes.gathers_kv:
+        forward, backward = kv * sizes.cp, 2 * kv * sizes.cp
+    if sizes.ulysses > 1:
+        forward, backward = spread.q + kv, spread.q + context + kv
+    if sizes.ring > 1:
+        forward += 2 * kv + (1 + fp32) * context
+        backward += (2 + 2 * fp32) * kv + fp32 * spread.q
+    return ContextWork(forward, backward)
 
 
 def kv_kept(spread: Spread, sizes: Sizes) -> int:
     """Keys and values as the kernel keeps them: for heads that change places, too few are repeated first."""
-    repeated = sizes.cp > 1 and sizes.cp_algorithm == "ulysses" and spread.kv_heads // sizes.tp < sizes.cp
-    return spread.q + (spread.context or spread.q) if repeated else spread.k + spread.v
+    return spread.q + (spread.context or spread.q) if _repeats(spread, sizes) else spread.k + spread.v
+
+
+def _repeats(spread: Spread, sizes: Sizes) -> bool:
+    return sizes.ulysses > 1 and (sizes.repeats_kv or spread.kv_heads // sizes.tp < sizes.ulysses)

@@ -1,12 +1,14 @@
 """What the operations of a job on one rank are measured in.
 
 ``tokens`` are those of a sequence slice and microbatch (seq_len/cp * mbs) and ``own_tokens`` those whose residual
-stream this rank holds (``tokens/tp`` under sp, else all).
+stream this rank holds (``tokens/tp`` under sp, else all). ``ring`` and ``ulysses`` are how many ranks pass keys and
+values on, and exchange heads.
 """
 
 from typing import NamedTuple
 
 from ridgeline.core.job import Dpo, Job, SelectiveRecompute
+from ridgeline.core.layout import Layout
 from ridgeline.core.model import Norm
 from ridgeline.parallel.shards import padded_vocab
 
@@ -24,7 +26,10 @@ class Sizes(NamedTuple):
     tp: int
     sp: bool
     cp: int
-    cp_algorithm: str
+    ring: int
+    ulysses: int
+    gathers_kv: bool
+    repeats_kv: bool
     ep: int
     etp: int
     dispatcher: str
@@ -45,6 +50,7 @@ def sizes_of(job: Job) -> Sizes:
     Of preference pairs, chosen and rejected go through together.
     """
     layout, recompute = job.layout, job.memory.recompute
+    ring, ulysses = _context_degrees(layout)
     preference = job.objective.loss if isinstance(job.objective, Dpo) else ""
     tokens = job.batch.seq_len // (layout.cp * layout.slices) * job.batch.mbs * (2 if preference else 1)
     return Sizes(
@@ -58,7 +64,10 @@ def sizes_of(job: Job) -> Sizes:
         tp=layout.tp,
         sp=layout.sp,
         cp=layout.cp,
-        cp_algorithm=layout.cp_algorithm,
+        ring=ring,
+        ulysses=ulysses,
+        gathers_kv=layout.cp > 1 and layout.cp_algorithm == "kv_allgather",
+        repeats_kv=layout.repeat_kv,
         ep=layout.ep,
         etp=layout.etp,
         dispatcher=job.comm.moe_dispatcher,
@@ -72,3 +81,15 @@ def sizes_of(job: Job) -> Sizes:
         loss_chunk=job.memory.loss_chunk,
         moe_balance=job.memory.moe_balance,
     )
+
+
+def _context_degrees(layout: Layout) -> tuple[int, int]:
+    match layout.cp_algorithm:
+        case "ring":
+            return layout.cp, 1
+        case "ulysses":
+            return 1, layout.cp
+        case "hybrid":
+            return layout.cp // layout.ulysses, layout.ulysses
+        case "kv_allgather":
+            return 1, 1

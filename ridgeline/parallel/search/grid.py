@@ -39,6 +39,7 @@ class Shape(NamedTuple):
     ep: int
     etp: int
     mbs: int
+    ulysses: int = 1
 
 
 Recompute: TypeAlias = SelectiveRecompute | FullRecompute | None
@@ -73,7 +74,7 @@ class Point(NamedTuple):
 
 PATHS: Mapping[str, str] = MappingProxyType(
     {
-        **{name: f"layout.{name}" for name in ("tp", "cp", "cp_algorithm", "sp", "ep", "etp")},
+        **{name: f"layout.{name}" for name in ("tp", "cp", "cp_algorithm", "ulysses", "sp", "ep", "etp")},
         "mbs": "batch.mbs",
         "pp": "layout.pp",
         **{
@@ -110,6 +111,7 @@ class Grid:
     tp: tuple[int, ...]
     cp: tuple[int, ...]
     cp_algorithm: tuple[str, ...]
+    ulysses: tuple[int, ...]
     sp: tuple[bool, ...]
     ep: tuple[int, ...]
     etp: tuple[int, ...]
@@ -163,6 +165,7 @@ def _derived(job: Job) -> dict[str, tuple[Any, ...]]:
         ),
         "cp": tuple(cp for cp in divisors(world) if cp <= node and seq_len % cp == 0),
         "cp_algorithm": _choices(Layout, "cp_algorithm"),
+        "ulysses": (1, *(degree for degree in divisors(node) if 1 < degree < node)),
         "sp": (True,) if moes else (True, False),
         "ep": tuple(ep for ep in divisors(world) if all(moe.experts % ep == 0 for moe in moes)) if moes else (1,),
         "etp": tuple(etp for etp in divisors(node) if all(moe.ffn_hidden % etp == 0 for moe in moes)) if moes else (1,),
@@ -228,14 +231,22 @@ def shapes(job: Job, grid: Grid) -> Iterator[Shape]:
     """What the layers of a rank may be, over all numbers of stages."""
     for tp, cp, etp in product(grid.tp, grid.cp, grid.etp):
         ranks = job.cluster.world_size
-        for cp_algorithm, sp, ep, mbs in product(
-            grid.cp_algorithm[:1] if cp == 1 else grid.cp_algorithm,
+        for (cp_algorithm, ulysses), sp, ep, mbs in product(
+            context_algorithms(grid, cp),
             (False,) if tp == 1 else grid.sp,
             [ep for ep in grid.ep if ranks % (ep * etp) == 0],
             grid.mbs,
         ):
             if ranks % (tp * cp) == 0:
-                yield Shape(tp, cp, cp_algorithm, sp, ep, etp, mbs)
+                yield Shape(tp, cp, cp_algorithm, sp, ep, etp, mbs, ulysses)
+
+
+def context_algorithms(grid: Grid, cp: int) -> tuple[tuple[str, int], ...]:
+    """How so many ranks may share a sequence, with the degree of its inner exchange of heads where there is one."""
+    if cp == 1:
+        return ((next((name for name in grid.cp_algorithm if name != "hybrid"), "ring"), 1),)
+    inner = [degree for degree in grid.ulysses if 1 < degree < cp and cp % degree == 0]
+    return tuple((name, degree) for name in grid.cp_algorithm for degree in (inner if name == "hybrid" else (1,)))
 
 
 def schemes(job: Job, grid: Grid, shape: Shape) -> Iterator[Scheme]:

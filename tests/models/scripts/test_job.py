@@ -62,7 +62,8 @@ def test_a_preset_comes_back(name):
             "ep": st.sampled_from((1, 2, 8)),
             "etp": st.sampled_from((1, 2)),
             "sp": st.booleans(),
-            "cp_algorithm": st.sampled_from(("ring", "ulysses", "kv_allgather")),
+            "cp_algorithm": st.sampled_from(("ring", "ulysses", "hybrid", "kv_allgather")),
+            "repeat_kv": st.booleans(),
             "microbatch_group_size": st.none() | st.integers(1, 9),
             "vocab_multiple": st.integers(1, 128),
             "order": st.sampled_from(("tp-cp-ep-dp-pp", "tp-cp-ep-pp-dp")),
@@ -75,6 +76,8 @@ def test_a_layout_comes_back(degrees, chunks, noop, layers, rest):
     tp, pp, cp = degrees
     stages = tuple(layers[: pp * chunks])
     rest["sp"] = rest["sp"] and tp > 1  # elsewhere upstream turns it off
+    if rest["cp_algorithm"] == "hybrid":
+        cp, rest["ulysses"] = 4, 2
     layout = attrs.evolve(job.layout, tp=tp, pp=pp, cp=cp, vpp=chunks, stages=stages, noop_layers=noop, **rest)
     job = attrs.evolve(job, layout=layout, batch=attrs.evolve(job.batch, gbs=64 * 3))
     again = back(job)
