@@ -6,14 +6,13 @@ last dim fastest; a *flat range* is a run of those numbers.
 
 import math
 from collections.abc import Iterable, Iterator
-
-import attrs
+from operator import add, sub
+from typing import NamedTuple
 
 Shape = tuple[int, ...]
 
 
-@attrs.frozen
-class Box:
+class Box(NamedTuple):
     """A part of a tensor: ``offset[d] <= index[d] < offset[d] + shape[d]`` on every dim ``d``."""
 
     offset: Shape
@@ -50,15 +49,12 @@ def meeting(a: Box, b: Box) -> Box | None:
         >>> str(meeting(Box((0, 2), (4, 4)), Box((3, 0), (4, 3))))
         '[3:4, 2:3]'
     """
-    start, shape = [], []
-    for p, m, q, n in zip(a.offset, a.shape, b.offset, b.shape, strict=True):
-        first = p if p > q else q
-        size = (p + m if p + m < q + n else q + n) - first
-        if size <= 0:
-            return None
-        start.append(first)
-        shape.append(size)
-    return Box(tuple(start), tuple(shape))
+    if a == b:
+        return a
+    first = tuple(map(max, a.offset, b.offset))
+    stop = map(min, map(add, a.offset, a.shape), map(add, b.offset, b.shape))
+    shape = tuple(map(sub, stop, first))
+    return Box(first, shape) if min(shape, default=1) > 0 else None
 
 
 def slices(box: Box) -> tuple[slice, ...]:

@@ -12,6 +12,7 @@ and every part of a piece is one.
 
 from collections.abc import Iterable, Iterator, Sequence
 from math import prod
+from operator import add, mul, sub
 from typing import NamedTuple
 
 from ridgeline.checkpoint.boxes import Box, Shape, boxes_of_range
@@ -94,21 +95,19 @@ def transposed_piece(key: str, box: Box, *, shape: Shape, at: Shape) -> Piece:
     return piece._replace(strides=(piece.strides[1], piece.strides[0]))
 
 
-def part_of(piece: Piece, box: Box) -> Piece:
-    """What a piece holds of a box of the same tensor, which must lie within it."""
-    start = piece.start
-    for inner, outer, stride in zip(box.offset, piece.box.offset, piece.strides, strict=True):
-        start += (inner - outer) * stride
-    return Piece(piece.key, box, start, piece.strides)
+def start_of(piece: Piece, box: Box) -> int:
+    """Where the first element of a box lies that a piece of the same tensor holds; its strides are the piece's."""
+    if box.offset == piece.box.offset:
+        return piece.start
+    return piece.start + sum(map(mul, map(sub, box.offset, piece.box.offset), piece.strides))
 
 
-def flat_pieces(piece: Piece, start: int, stop: int) -> Iterator[Piece]:
-    """The pieces of a flat range of a row-major piece, as they lie in a buffer that holds just the range."""
-    position = 0
+def flat_pieces(piece: Piece, start: int, stop: int, *, at: int = 0) -> Iterator[Piece]:
+    """The pieces of a flat range of a row-major piece, as they lie one behind the other from ``at`` of a buffer."""
+    position, offset = at, piece.box.offset
     for box in boxes_of_range(piece.box.shape, start, stop):
-        offset = tuple(a + b for a, b in zip(piece.box.offset, box.offset, strict=True))
-        yield Piece(piece.key, Box(offset, box.shape), position, row_major(box.shape))
-        position += box.elements
+        yield Piece(piece.key, Box(tuple(map(add, offset, box.offset)), box.shape), position, row_major(box.shape))
+        position += prod(box.shape)
 
 
 def indices(piece: Piece) -> Iterator[int]:

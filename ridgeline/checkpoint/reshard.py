@@ -15,7 +15,7 @@ from typing import NamedTuple
 import attrs
 
 from ridgeline.checkpoint.boxes import Box, Shape, meeting
-from ridgeline.checkpoint.pieces import Buffer, Holder, Piece, by_key, part_of
+from ridgeline.checkpoint.pieces import Buffer, Holder, Piece, by_key, start_of
 from ridgeline.core.errors import CheckpointError
 
 
@@ -86,7 +86,7 @@ def reshard(source: Iterable[Holder], destination: Iterable[Holder]) -> ReshardP
             for piece in (*buffer.pieces, *buffer.padding):
                 found = list(copies_into(piece, sources, holder.name))
                 copies += found
-                held = sum(prod(copy.shape) for copy in found)
+                held = sum([prod(copy.shape) for copy in found])
                 if held != piece.box.elements:
                     missing.append(f"  {piece.key}{piece.box}: {piece.box.elements - held} elements have no source")
             fills.append(Fill(holder.name, buffer, tuple(copies)))
@@ -103,8 +103,8 @@ def sources_of(holders: Iterable[Holder]) -> Mapping[str, Source]:
 def copies_into(piece: Piece, sources: Mapping[str, Source], holder: str = "") -> Iterator[SliceCopy]:
     """The copies that fill one piece, as far as there are sources for it."""
     for shared, (name, buffer, held) in meetings(piece, sources, holder):
-        origin, target = part_of(held, shared), part_of(piece, shared)
-        yield SliceCopy(name, buffer, origin.start, origin.strides, target.start, target.strides, shared.shape)
+        origin, target = start_of(held, shared), start_of(piece, shared)
+        yield SliceCopy(name, buffer, origin, held.strides, target, piece.strides, shared.shape)
 
 
 def meetings(
@@ -118,15 +118,21 @@ def meetings(
     if box.shape:
         begin = bisect_left(source.reach, box.offset[0] + 1)
         end = bisect_left(source.first, box.offset[0] + box.shape[0])
-    taken: dict[Box, tuple[str, str, Piece]] = {}
-    for candidate in source.pieces[begin:end]:
-        key = candidate[2].box
-        if key not in taken or candidate[0] == holder:
-            taken[key] = candidate
-    for held in taken.values():
-        shared = box if held[2].box == box else meeting(held[2].box, box)
+    candidates = source.pieces[begin:end]
+    for held in candidates if len(candidates) == 1 else _each_once(candidates, holder):
+        shared = meeting(held[2].box, box)
         if shared is not None:
             yield shared, held
+
+
+def _each_once(candidates: Iterable[tuple[str, str, Piece]], holder: str) -> Iterable[tuple[str, str, Piece]]:
+    """One of the pieces that repeat a box: this holder's, else the first."""
+    taken: dict[Box, tuple[str, str, Piece]] = {}
+    for candidate in candidates:
+        box = candidate[2].box
+        if box not in taken or candidate[0] == holder:
+            taken[box] = candidate
+    return taken.values()
 
 
 def _sorted(pieces: list[tuple[str, str, Piece]]) -> Source:

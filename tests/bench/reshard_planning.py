@@ -3,7 +3,8 @@
 import sys
 import time
 
-from ridgeline.checkpoint.ranks import optimizer_holders, weight_holders
+from ridgeline.checkpoint.optimizer_shards import optimizer_holders
+from ridgeline.checkpoint.ranks import weight_holders
 from ridgeline.checkpoint.reshard import reshard
 from ridgeline.core.job import Batch, Job
 from ridgeline.core.layout import Layout

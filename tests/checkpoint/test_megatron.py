@@ -1,12 +1,16 @@
 """Megatron-core's own checkpoint code puts tensors where we do, and loads what we save."""
 
+from collections import Counter
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
 import pytest
 
+from ridgeline.checkpoint.boxes import Shape
 from ridgeline.checkpoint.classic import ClassicForm
 from ridgeline.checkpoint.io.convert import Wanted, convert, plan_conversion
-from ridgeline.checkpoint.ranks import optimizer_holders
+from ridgeline.checkpoint.optimizer_shards import optimizer_holders
 from ridgeline.core.codec import dumps
 from ridgeline.core.job import Job
 from ridgeline.core.model import ModelSpec
@@ -69,18 +73,23 @@ def test_the_optimizer_is_sharded_as_planned(ranks: Pool, model: ModelSpec) -> N
     theirs = ranks.run(updated_boxes, 4, dumps(sharded))
     holders = optimizer_holders(plan(sharded))
     for rank in range(4):
-        pieces = [p for holder in holders if rank in holder.ranks for buffer in holder.buffers for p in buffer.pieces]
-        ours: dict[str, list[object]] = {}
-        for piece in pieces:
-            offset, shape = piece.box.offset, piece.box.shape
-            # An expert's tensor is a slice of the stored one, so a box of several is several.
-            several = range(shape[0]) if len(shape) == 3 else (None,)
-            for index in several:
-                part = (offset, shape) if index is None else ((offset[0] + index, *offset[1:]), (1, *shape[1:]))
-                ours.setdefault(piece.key, []).append(part)
-        assert {key: sorted(boxes) for key, boxes in ours.items()} == {
-            key: sorted(boxes) for key, boxes in theirs[rank].items()
+        ours: dict[str, list[tuple[Shape, Shape]]] = {}
+        for piece in (
+            p for holder in holders if rank in holder.ranks for buffer in holder.buffers for p in buffer.pieces
+        ):
+            ours.setdefault(piece.key, []).append(piece.box)
+        assert {key: elements(boxes) for key, boxes in ours.items()} == {
+            key: elements(boxes) for key, boxes in theirs[rank].items()
         }
+
+
+def elements(boxes: Iterable[tuple[Shape, Shape]]) -> Counter[tuple[int, ...]]:
+    """Every element of boxes, however these are cut, and how often it is there."""
+    return Counter(
+        index
+        for offset, shape in boxes
+        for index in product(*(range(o, o + n) for o, n in zip(offset, shape, strict=True)))
+    )
 
 
 @pytest.mark.parametrize("job", [*quick(LAYOUTS), *full(LAYOUTS_FULL)])

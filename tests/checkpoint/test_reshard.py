@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from ridgeline.checkpoint.boxes import Box, slices
 from ridgeline.checkpoint.names import params_of, stored
+from ridgeline.checkpoint.optimizer_shards import optimizer_holders, shard_ranges
 from ridgeline.checkpoint.pieces import Holder, Piece, indices, piece_of, transposed_piece
-from ridgeline.checkpoint.ranks import optimizer_holders, shard_ranges, weight_holders
+from ridgeline.checkpoint.ranks import weight_holders
 from ridgeline.checkpoint.reshard import ReshardPlan, reshard
 from ridgeline.core.errors import CheckpointError, PlanError
 from ridgeline.core.job import Job
