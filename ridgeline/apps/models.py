@@ -84,7 +84,7 @@ def _markdown() -> Iterator[str]:
     yield "# Models known by name"
     yield ""
     yield "Written by `ridgeline models --markdown`. Parameters are exact and include those of multi-token prediction,"
-    yield "which active ones leave out; each total is checked against transformers' own model of the same config."
+    yield "which active ones leave out; each total is checked against transformers' model where it has the class."
     yield ""
     yield HEAD
     yield "|---|---|--:|--:|--:|--:|---|---|"

@@ -22,7 +22,7 @@ from ridgeline.models.hf_names import hf_derived, hf_shapes, hf_sources
 from ridgeline.models.hf_source import Direct, GateUp, GroupedQkv, Rows, Source, published_shapes, row_runs
 from ridgeline.models.zoo import model_names, model_preset
 from tests.models.examples import EXAMPLES, REMOTE, VARIANTS
-from tests.models.transformers_models import built
+from tests.models.transformers_models import built, size_of
 
 CONFIGS = {
     name: {**config, **({"num_nextn_predict_layers": 0} if "num_nextn_predict_layers" in config else {})}
@@ -83,14 +83,11 @@ def assembled(source: Source, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensors[run.tensor][run.start : run.start + run.count] for run in row_runs(source, rows)])
 
 
-VARIANTS = ("-instruct", "-base", "-2507")  # of a size, with the same shapes
-
-
 LIKE_OTHERS = ("deepseek-r1", "deepseek-v2", "deepseek-v2.5", "kimi-k2", "glm-4.5", "glm-5")  # larger, named alike
 NAMED = [
     name
     for name in model_names()
-    if not name.endswith(VARIANTS) and name not in LIKE_OTHERS and FAMILIES[model_preset(name).family].weights
+    if size_of(name) == name and name not in LIKE_OTHERS and FAMILIES[model_preset(name).family].weights
 ]
 KNOWN = [name for name in NAMED if model_preset(name).family not in REMOTE]
 

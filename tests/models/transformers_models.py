@@ -1,5 +1,6 @@
 """What transformers builds from a published config, without memory for its weights."""
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from ridgeline.models.hf_config import family_of
-from ridgeline.models.zoo import preset_of
+from ridgeline.models.zoo import model_names, preset_of
 
 
 @attrs.frozen
@@ -19,6 +20,17 @@ class Built:
     architecture: str
     num_params: int
     shapes: dict[str, tuple[int, ...]]
+
+
+def size_of(name: str) -> str:
+    """The preset of the same size that a later, instruct or base model varies; any other is a size of its own.
+
+    Example:
+        >>> size_of("qwen3-4b-thinking-2507"), size_of("phi-4-mini-instruct")
+        ('qwen3-4b', 'phi-4-mini-instruct')
+    """
+    size = re.sub(r"(-instruct|-base|-thinking(?=-2507))?(-2507)?$", "", name)
+    return size if size in model_names() else name
 
 
 def transformers_config(config: Mapping[str, Any]) -> PretrainedConfig:

@@ -45,6 +45,7 @@ def _config_of(spec: ModelSpec) -> dict[str, Any]:
         "intermediate_size": first_feed_forward(spec, Mlp).ffn_hidden,
         "original_max_position_embeddings": original,
         "sliding_window": attention.window,
+        "attention_bias": False,
         "pad_token_id": None,
     }
 
