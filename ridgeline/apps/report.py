@@ -11,7 +11,10 @@ from ridgeline.parallel.draw import draw
 from ridgeline.parallel.plan import Plan
 
 GIB = 2**30
-MEMORY_COLUMNS = ("params", "grads", "optimizer", "activations", "work", "buffers", "links", "fragments", "runtime")
+MEMORY_COLUMNS = (
+    *("params", "grads", "optimizer", "activations", "work", "buffers"),
+    *("allowance", "links", "fragments", "runtime"),
+)
 PART_NAMES = {
     "gemm": "matrix products",
     "weight": "weight gradients",

@@ -19,7 +19,7 @@ from ridgeline.parallel.collectives import Collective, plan_collectives
 from ridgeline.parallel.held import plan_held
 from ridgeline.parallel.known_wrong import refusals, repaired
 from ridgeline.parallel.links import spread_of
-from ridgeline.parallel.memory import BAND, RankMemory, plan_memory
+from ridgeline.parallel.memory import ALLOWANCE, BAND, RankMemory, plan_memory
 from ridgeline.parallel.mesh import Mesh
 from ridgeline.parallel.schedule import Schedule
 from ridgeline.parallel.schedules.known import Pipeline, plan_schedule
@@ -198,8 +198,8 @@ def _assumptions(job: Job) -> Iterator[str]:
     if job.layout.pp > 1:
         yield "transfers between stages run beside the compute; what depends on one waits for it"
     yield (
-        f"the allocator's peak is expected within {BAND[0]:+.0%} .. {BAND[1]:+.0%} of allocated_bytes, as that of four "
-        "published runs in five is; fragments leave room above it"
+        f"the allocator's peak is expected within {BAND[0]:+.0%} .. {BAND[1]:+.0%} of allocated_bytes, as that of nine "
+        f"published runs in ten is; whether it fits counts {ALLOWANCE:.0%} more of what is not static, and fragments"
     )
     if job.model.moes:
         yield "experts get equal shares of the tokens; a hot expert takes longer and more memory"

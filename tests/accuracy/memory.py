@@ -88,13 +88,14 @@ class Row(NamedTuple):
 
 
 class Point(NamedTuple):
-    """One pipeline rank of a row, MiB."""
+    """One pipeline rank of a row, MiB; ``planned_most`` is the peak as what decides whether a job fits counts it."""
 
     pp_rank: int
     static: float
     peak: float
     planned_static: float
     planned_peak: float
+    planned_most: float
     at: str
 
     @property
@@ -104,6 +105,10 @@ class Point(NamedTuple):
     @property
     def peak_error(self) -> float:
         return self.planned_peak / self.peak - 1
+
+    @property
+    def most_error(self) -> float:
+        return self.planned_most / self.peak - 1
 
 
 class Outcome(NamedTuple):
@@ -159,6 +164,7 @@ def outcome(row: Row) -> Outcome:
             peak,
             (memory.after_step_bytes - shorter) / MIB + extra,
             max(running, warm_up),
+            max(memory.first_step_most_bytes / MIB + extra, warm_up),
             memory.first_step_at if running > warm_up else "warm-up",
         )
         known = points.get(memory.pp_rank)

@@ -3,8 +3,10 @@
 import json
 from collections.abc import Iterator, Sequence
 
+from ridgeline.parallel.plan import plan
 from tests.accuracy.errors import summary
 from tests.accuracy.memory import DATA, Outcome, outcomes
+from tests.accuracy.time import rows
 
 EXPLAIN_FROM = 0.15
 """Rows off by more are explained or admitted."""
@@ -42,6 +44,8 @@ def section() -> list[str]:
         "to a row: each mechanism stands in the planner with its source.",
         "",
         *_summaries(judged),
+        "",
+        *_sides(judged),
         "",
         *_features(judged),
         "",
@@ -88,6 +92,37 @@ def _summaries(judged: Sequence[Outcome]) -> Iterator[str]:
         bounds = [one.fullest.peak_error for one in some if one.points and one.unpadded]
         bound = f"{len(bounds)} rows, {sum(error >= -0.01 for error in bounds)} of them not below the measurement"
         yield f"| {name} | {summary(static_errors(some))} | {summary(peak_errors(some))} | {bound} |"
+
+
+def beyond(judged: Sequence[Outcome]) -> list[str]:
+    """Rows whose measured peak is more than what decides whether a job fits, by name and version."""
+    return [f"{one.row.name} {one.row.version}" for one in judged if one.points and one.fullest.most_error < 0]
+
+
+def _sides(judged: Sequence[Outcome]) -> Iterator[str]:
+    """How often a run took more than its plan says."""
+    planned = [one for one in judged if one.points]
+    yield "How many runs took more than planned, at their peak, of all rows, bounds among them:"
+    yield ""
+    for name, errors in (
+        ("than `allocated_bytes`, the estimate itself", [one.fullest.peak_error for one in planned]),
+        ("than it by more than 1 %", [one.fullest.peak_error + 0.01 for one in planned]),
+        (
+            "than with allowance and fragments, which decide whether a job fits",
+            [one.fullest.most_error for one in planned],
+        ),
+    ):
+        low = sum(error < 0 for error in errors)
+        yield f"* {name}: {low} of {len(errors)}, {low / len(errors):.0%}"
+    yield ""
+    yield f"The last are {', '.join(beyond(judged))}: each is explained or admitted below."
+    yield ""
+    ran = [row.job for row in rows() if row.fitted]
+    refused = sum(not plan(job).peak.fits for job in ran)
+    yield (
+        f"What it costs: of the {len(ran)} published runs of Megatron-core's code on devices of 64 GB, which all ran, "
+        f"plans say of {refused} that they do not fit."
+    )
 
 
 def _features(judged: Sequence[Outcome]) -> Iterator[str]:

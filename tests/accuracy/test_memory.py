@@ -7,7 +7,7 @@ import pytest
 from ridgeline.parallel.memory import BAND
 from tests.accuracy.errors import quantile
 from tests.accuracy.memory import Outcome, outcomes
-from tests.accuracy.memory_page import is_far, note_of, notes, peak_errors, static_errors
+from tests.accuracy.memory_page import beyond, is_far, note_of, notes, peak_errors, static_errors
 
 MEASURED_AGAIN = 0.01
 """Two versions of the same launch measure the same within so much."""
@@ -36,10 +36,23 @@ def test_the_peak_is_within_five_percent(listed):
     assert quantile(errors, 0.5) <= 0.05
 
 
-def test_four_runs_in_five_lie_in_the_promised_band():
+def test_nine_runs_in_ten_lie_in_the_promised_band():
     """What a plan states of its own error is what was found."""
     shares = [1 / (1 + error) - 1 for error in peak_errors(judged())]
-    assert sum(BAND[0] <= share <= BAND[1] for share in shares) / len(shares) >= 0.8
+    assert sum(BAND[0] <= share <= BAND[1] for share in shares) / len(shares) >= 0.9
+
+
+def test_no_run_takes_more_than_decides_whether_it_fits():
+    """But for those that docs/accuracy.md explains or admits, which are one in ten at the most."""
+    low = beyond(judged())
+    known = notes()
+    assert [name for name in low if not (name in known or name.split()[0] in known)] == []
+    assert len(low) <= len(judged()) / 10
+
+
+def test_the_listed_peaks_are_within_twelve_percent_at_the_90th_percentile():
+    errors = [abs(error) for error in peak_errors([one for one in judged() if one.row.listed])]
+    assert quantile(errors, 0.9) <= 0.12
 
 
 def test_a_bound_is_not_below_the_measurement():

@@ -41,6 +41,7 @@ svg .leader { stroke: var(--grey); stroke-width: .75; } svg circle { stroke: var
 .fill-optimizer, .fill-I { background: #CC79A7; fill: #CC79A7; }
 .fill-activations, .fill-right, .fill-B, .fill-attention { background: #E69F00; fill: #E69F00; }
 .fill-work { background: #F0E442; fill: #F0E442; }
+.fill-allowance { background: #B8B04A; fill: #B8B04A; }
 .fill-buffers, .fill-W { background: #009E73; fill: #009E73; }
 .fill-links, .fill-inter, .fill-dp { background: #D55E00; fill: #D55E00; }
 .fill-fragments, .fill-R { background: var(--grey); fill: var(--grey); }
