@@ -88,6 +88,8 @@ TRAITS: Mapping[type, Mapping[str, Any]] = MappingProxyType(
             "score": ("softmax", "sigmoid"),
             "topk_scale": ANY,
             "aux_per_sequence": ANY,
+            "device_aux_loss": ANY,
+            "comm_aux_loss": ANY,
             "groups": ANY,
             "group_topk": ANY,
             "group_score": ANY,
@@ -96,6 +98,7 @@ TRAITS: Mapping[type, Mapping[str, Any]] = MappingProxyType(
             "shared_gate": ANY,
             "capacity_factor": ANY,
             "pad_to_capacity": ANY,
+            "drop": ANY,
         },
     }
 )
@@ -107,9 +110,7 @@ UNIFORM: Mapping[type, tuple[str, ...]] = MappingProxyType(
         Mlp: ("feed_forward", "ffn_hidden"),
         Moe: (
             "feed_forward",
-            *("experts", "topk", "ffn_hidden", "normalize_topk", "topk_scale", "score", "groups", "group_topk"),
-            *("expert_bias", "shared_ffn", "shared_gate", "aux_loss", "aux_per_sequence", "z_loss"),
-            *("capacity_factor", "pad_to_capacity"),
+            *("experts", "topk", "ffn_hidden", "shared_ffn", "shared_gate", "capacity_factor", "pad_to_capacity"),
         ),
     }
 )
@@ -161,8 +162,8 @@ def _model_faults(model: ModelSpec) -> Iterator[str]:
             yield "model.blocks.feed_forward=None: has no lowering yet; give every layer one"
         else:
             yield from _trait_faults(block.feed_forward, "model.blocks.feed_forward")
-        if isinstance(block.feed_forward, Moe):
-            yield from _router_faults(block.feed_forward)
+        if isinstance(block.feed_forward, Moe) and block.feed_forward.bias:
+            yield "model.blocks.feed_forward.bias=True: experts have no biases yet; use False"
         rope = getattr(block.mixer, "rope", None)
         if rope is not None:
             yield from _trait_faults(rope, "model.blocks.mixer.rope")
@@ -191,21 +192,6 @@ def _uniform_faults(model: ModelSpec) -> Iterator[str]:
     gated = {part.activation: is_gated(part.activation) for part in parts}
     if len(set(gated.values())) > 1:
         yield f"model.blocks.feed_forward.activation={tuple(gated)}: Megatron-core has all of them gated or none"
-
-
-def _router_faults(moe: Moe) -> Iterator[str]:
-    """What Megatron-core's router does otherwise."""
-    path = "model.blocks.feed_forward"
-    if moe.score == "sigmoid" and moe.topk > 1 and not moe.normalize_topk:
-        yield f"{path}.normalize_topk=False: has no lowering beside score='sigmoid'; use True"
-    if moe.expert_bias and moe.score != "sigmoid":
-        yield f"{path}.expert_bias=True: has no lowering beside score={moe.score!r}; use score='sigmoid'"
-    if moe.bias:
-        yield f"{path}.bias=True: experts have no biases yet; use False"
-    counted = moe.topk // moe.group_topk
-    if moe.groups > 1 and counted != {"max": 1, "top2": 2}[moe.group_score]:
-        rule = f"Megatron-core scores a group by its best topk/group_topk={counted} experts"
-        yield f"{path}.group_score={moe.group_score!r}: {rule}"
 
 
 def _recompute_faults(job: Job) -> Iterator[str]:

@@ -122,25 +122,15 @@ def _feed_forward_fields(job: Job) -> Fields:
     if moe is None:
         return (("ffn_hidden_size", width),)
     is_moe = tuple(int(isinstance(member, Moe)) for member in feed_forwards)
-    # Under a loss per token, upstream weighs a router's losses by the tokens of one tp rank, though all tp ranks add up
-    # to their gradients, which would shrink with tp (moe/router.py, `attach_and_log_load_balancing_loss`).
-    router_scale = job.layout.tp if job.objective.per_token else 1
     return (
         ("ffn_hidden_size", width or moe.ffn_hidden),
         ("num_moe_experts", moe.experts),
         ("moe_ffn_hidden_size", moe.ffn_hidden),
         ("moe_layer_freq", 1 if all(is_moe) else is_moe),
         ("moe_router_topk", moe.topk),
-        ("moe_router_score_function", moe.score),
-        ("moe_router_pre_softmax", moe.score == "softmax" and not moe.normalize_topk),
+        # The router is ours, see ridgeline.models.runtime.router; of it upstream reads no more than this.
         ("moe_router_dtype", "fp32"),
-        ("moe_router_num_groups", moe.groups if moe.groups > 1 else None),
-        ("moe_router_group_topk", moe.group_topk if moe.groups > 1 else None),
-        ("moe_router_topk_scaling_factor", moe.topk_scale if moe.topk_scale != 1.0 else None),
-        ("moe_router_enable_expert_bias", moe.expert_bias),
-        ("moe_router_load_balancing_type", _balancing(moe)),
-        ("moe_aux_loss_coeff", moe.aux_loss * router_scale),
-        ("moe_z_loss_coeff", moe.z_loss * router_scale or None),
+        ("moe_router_load_balancing_type", "none"),
         ("moe_token_dispatcher_type", job.comm.moe_dispatcher),
         ("moe_grouped_gemm", False),
         ("moe_shared_expert_intermediate_size", moe.shared_ffn),
@@ -148,12 +138,6 @@ def _feed_forward_fields(job: Job) -> Fields:
         ("moe_expert_capacity_factor", moe.capacity_factor),
         ("moe_pad_expert_input_to_capacity", moe.pad_to_capacity),
     )
-
-
-def _balancing(moe: Moe) -> str:
-    if not moe.aux_loss:
-        return "none"
-    return "seq_aux_loss" if moe.aux_per_sequence else "aux_loss"
 
 
 def _recompute_fields(job: Job) -> Fields:

@@ -41,16 +41,18 @@ class Moe:
     Attributes:
         normalize_topk: The weights of the chosen experts sum to 1, then times ``topk_scale``.
         aux_loss: Coefficient of the load balancing loss, over a microbatch or (``aux_per_sequence``) each sequence.
-        device_aux_loss, comm_aux_loss: Of DeepSeek-V2's losses over groups of experts.
+        device_aux_loss, comm_aux_loss: Of DeepSeek-V2's losses over groups of experts, and over what is sent to them.
         z_loss: Coefficient of the router's z-loss.
         score: What makes scores of the router's logits.
         groups, group_topk: Experts lie in ``groups``; a token chooses among the best ``group_topk`` of them, whose
             score is their ``max`` or the sum of their ``top2``.
-        expert_bias: A bias on each expert's score for choosing only, moved by load instead of a gradient.
+        expert_bias: A bias on each expert's score for choosing only, moved by load instead of a gradient:
+            after a step each by ``expert_bias_rate``, up where the expert had less than a mean load, down where more.
         router_bias, bias: Of the router, and of the experts' products.
         shared_ffn: Width of the experts that every token meets, all together; ``shared_gate`` puts a sigmoid on them.
         zero_experts: Further choices of the router that give back the token as it is.
-        capacity_factor: Tokens beyond this times an equal share are dropped, or (``pad_to_capacity``) made up to it.
+        capacity_factor: Tokens beyond this times an equal share are dropped, and (``pad_to_capacity``) made up to it.
+            Of each rank's tokens, an expert keeps those of the greatest weight (``probs``) or the first (``position``).
     """
 
     kind: ClassVar[str] = "moe"
@@ -69,6 +71,7 @@ class Moe:
     group_topk: int = trait(1, minimum=1)
     group_score: Literal["max", "top2"] = trait("top2")
     expert_bias: bool = trait(False)
+    expert_bias_rate: float = real(1e-3, minimum=0.0)
     router_bias: bool = trait(False)
     bias: bool = trait(False)
     shared_ffn: int | None = trait(None, minimum=1)
@@ -78,6 +81,7 @@ class Moe:
     limit: float | None = trait(None, above=0.0)
     capacity_factor: float | None = trait(None, above=0.0)
     pad_to_capacity: bool = trait(False)
+    drop: Literal["probs", "position"] = trait("probs")
     __attrs_post_init__ = check_spec
 
     def _problems(self) -> Iterator[Problem]:
@@ -91,6 +95,13 @@ class Moe:
             yield Problem("shared_gate", True, "needs shared experts to gate", "set shared_ffn")
         if self.pad_to_capacity and self.capacity_factor is None:
             yield Problem("pad_to_capacity", True, "needs a capacity", "set capacity_factor")
+        elif self.pad_to_capacity and (self.capacity_factor or 0.0) * self.topk > self.experts:
+            most = self.experts / self.topk
+            rule = f"must be <= experts/topk={most:g} to pad to, since no expert has more than all tokens"
+            yield Problem("capacity_factor", self.capacity_factor, rule, f"use {most:g} or less")
+        for name in ("device_aux_loss", "comm_aux_loss"):
+            if (value := getattr(self, name)) and self.groups == 1:
+                yield Problem(name, value, "is a loss over groups of experts", "set groups and group_topk, or use 0.0")
 
 
 FeedForward: TypeAlias = Mlp | Moe

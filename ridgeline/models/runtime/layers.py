@@ -24,6 +24,7 @@ from ridgeline.models.runtime.linears import BiasedColumnParallelLinear, BiasedR
 from ridgeline.models.runtime.modified_attention import ModifiedCoreAttention
 from ridgeline.models.runtime.norms import norm_spec
 from ridgeline.models.runtime.residual import SandwichLayer, scaled_add
+from ridgeline.models.runtime.router import ExpertRouter
 
 
 def decoder_spec(model: ModelSpec, layers: tuple[int, ...], kernels: Kernels) -> TransformerBlockSubmodules:
@@ -103,5 +104,9 @@ def _feed_forward(feed_forward: FeedForward | None, kernels: Kernels) -> ModuleS
     shared = ModuleSpec(module=SharedExpertMLP, submodules=products) if feed_forward.shared_ffn is not None else None
     return ModuleSpec(
         module=MoELayer,
-        submodules=MoESubmodules(experts=ModuleSpec(module=SequentialMLP, submodules=products), shared_experts=shared),  # pyright: ignore[reportArgumentType]  None where there are none
+        submodules=MoESubmodules(
+            experts=ModuleSpec(module=SequentialMLP, submodules=products),
+            shared_experts=shared,  # pyright: ignore[reportArgumentType]  None where there are none
+            router=partial(ExpertRouter, moe=feed_forward),
+        ),
     )

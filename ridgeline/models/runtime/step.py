@@ -8,6 +8,7 @@ import attrs
 import torch
 
 from ridgeline.models.runtime.build import Built
+from ridgeline.models.runtime.expert_load import ExpertLoad, forget_load, load_of_step, move_expert_biases
 from ridgeline.models.runtime.sequences import Microbatch, Sequences, sequences_of
 from ridgeline.parallel.lr import lr_at
 from ridgeline.parallel.runtime.execute import run_schedule, share_sums
@@ -25,6 +26,7 @@ class StepResult:
         tokens: Tokens with a loss, over all ranks.
         skipped: The gradients were not finite, and the weights stayed as they were.
         mtp_losses: Of each depth of multi-token prediction, unweighted, over as many tokens as ``loss``.
+        load: Of the experts; None of a model without.
     """
 
     loss: float
@@ -33,6 +35,7 @@ class StepResult:
     tokens: int
     skipped: bool
     mtp_losses: tuple[float, ...] = ()
+    load: ExpertLoad | None = None
 
 
 @attrs.frozen
@@ -59,6 +62,9 @@ def train_step(built: Built, microbatches: Iterable[Microbatch], *, step: int) -
     mean = accumulate(built, microbatches)
     lr = lr_at(step, adam, steps=steps)
     done = update(built.optimizer, lr=lr, weight_decay=adam.weight_decay, clip_grad=adam.clip_grad)
+    load = load_of_step(built)
+    if load is not None and not done.skipped:
+        move_expert_biases(built, load)
     return StepResult(
         loss=mean.loss,
         grad_norm=done.grad_norm,
@@ -66,6 +72,7 @@ def train_step(built: Built, microbatches: Iterable[Microbatch], *, step: int) -
         tokens=mean.tokens,
         skipped=done.skipped,
         mtp_losses=mean.mtp_losses,
+        load=load,
     )
 
 
@@ -80,6 +87,7 @@ def accumulate(built: Built, microbatches: Iterable[Microbatch], *, whole: bool 
     for chunk in built.chunks:
         chunk.zero_grad_buffer()
     built.optimizer.zero_grad()
+    forget_load(built)
     return _run(built, microbatches, whole=whole)
 
 

@@ -89,6 +89,8 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("mapped", "moe.capacity_factor, moe.pad_to_capacity", """
         moe-expert-capacity-factor= moe-pad-expert-input-to-capacity
     """),
+    ("mapped", "moe.drop", "moe-token-drop-policy="),
+    ("mapped", "moe.expert_bias_rate", "moe-router-bias-update-rate="),
     ("mapped", "mixer.indexer", "enable-dsa-indexer index-head-dim= index-n-heads* index-topk="),
     ("mapped", "moe.zero_experts", "num-zero-experts="),
     ("mapped", "model.norm", "add-rmsnorm-offset apply-layernorm-1p"),
@@ -201,7 +203,7 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
         enable-mla-scale-kv-lora enable-mla-scale-q-lora no-enable-linear-qkv
     """),
     ("not expressible", "this router", """
-        moe-router-bias-update-rate= moe-input-jitter-eps= moe-revert-type-after-topk fix-router input-jitter
+        moe-input-jitter-eps= moe-revert-type-after-topk fix-router input-jitter
         n-hash-layers=
     """),
     ("not expressible", "sparse attention", """

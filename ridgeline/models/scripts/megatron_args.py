@@ -237,6 +237,8 @@ def _expert_flags(moe: Moe) -> Iterator[tuple[object, ...]]:
         ("moe-router-group-topk", moe.group_topk, 1),
         ("moe-shared-expert-intermediate-size", moe.shared_ffn, None),
         ("moe-expert-capacity-factor", moe.capacity_factor, None),
+        ("moe-token-drop-policy", moe.drop, "probs"),
+        ("moe-router-bias-update-rate", moe.expert_bias_rate, 1e-3),
         ("moe-device-level-aux-loss-coeff", moe.device_aux_loss, 0.0),
         ("moe-comm-aux-loss-coeff", moe.comm_aux_loss, 0.0),
     ):

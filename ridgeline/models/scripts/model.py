@@ -246,6 +246,8 @@ def _expert_traits(reader: Reader) -> Plain:
         "group_topk": reader.integer("moe-router-group-topk"),
         "group_score": "max" if balancing == "group_limited_greedy" else None,
         "expert_bias": reader.has("moe-router-enable-expert-bias"),
+        "expert_bias_rate": reader.real("moe-router-bias-update-rate"),
+        "drop": reader.choice("moe-token-drop-policy", ("probs", "position"), "probs"),
         "shared_ffn": shared or None,
         "shared_gate": reader.has("shared-expert-gate"),
         "capacity_factor": reader.real("moe-expert-capacity-factor"),
