@@ -171,7 +171,7 @@ def _step_collectives(job: Job, mesh: Mesh, *, has_head: bool) -> Iterator[tuple
     if mesh.dp * mesh.cp > 1 and (has_head or job.objective.per_token):
         yield _Key("step", "loss and token counts", "all_reduce", "dp-cp", mesh.dp * mesh.cp, REPORT_BYTES), 1
     if (size := mesh.world_size) > 1 and (moes := job.model.moes):
-        counts = job.model.num_layers * (max(moe.experts for moe in moes) + 2)
+        counts = (job.model.num_layers + job.model.mtp) * (max(moe.experts for moe in moes) + 2)
         yield _Key("step", "load of the experts", "all_reduce", "tp-cp-dp-pp", size, counts * 4), 1
     if mesh.pp > 1:
         yield _Key("step", "loss and token counts", "broadcast", "pp", mesh.pp, REPORT_BYTES), 1

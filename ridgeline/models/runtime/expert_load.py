@@ -6,7 +6,7 @@ import attrs
 import torch
 from torch import distributed
 
-from ridgeline.core.model import Moe
+from ridgeline.core.model import FeedForward, ModelSpec, Moe
 from ridgeline.models.runtime.build import Built
 from ridgeline.models.runtime.router import ExpertRouter
 
@@ -16,7 +16,8 @@ class ExpertLoad:
     """The experts of a step, the same on every rank.
 
     Attributes:
-        tokens: By layer of the model that has experts, how many tokens chose each, in all microbatches.
+        tokens: By layer of the model that has experts, how many tokens chose each, in all microbatches; layers of
+            multi-token prediction stand behind the others.
         dropped: Share of these choices for which there was no room, 0 .. 1.
         balance_loss: Mean over microbatches of all balance losses and z-losses, with their coefficients.
     """
@@ -44,7 +45,7 @@ class ExpertLoad:
 @torch.no_grad()
 def load_of_step(built: Built) -> ExpertLoad | None:
     """Add up what the routers of all ranks counted; every rank calls it."""
-    parts = [block.feed_forward for block in built.program.job.model.layers()]
+    parts = _feed_forwards(built.program.job.model)
     widths = {layer: part.experts + 2 for layer, part in enumerate(parts) if isinstance(part, Moe)}
     if not widths:
         return None
@@ -84,8 +85,16 @@ def forget_load(built: Built) -> None:
 
 def _routers(built: Built) -> Iterator[tuple[int, ExpertRouter]]:
     """The routers of this rank, each with its layer in the model."""
-    blocks = built.program.job.model.layers()
-    for chunk, part in zip(built.chunks, built.program.chunks, strict=True):
+    model = built.program.job.model
+    parts = _feed_forwards(model)
+    for chunk, place in zip(built.chunks, built.program.chunks, strict=True):
         found = [module for module in chunk.modules() if isinstance(module, ExpertRouter)]
-        layers = [layer for layer in part.layers if isinstance(blocks[layer].feed_forward, Moe)]
+        behind = range(model.num_layers, len(parts)) if place.post_process else ()
+        layers = [layer for layer in (*place.layers, *behind) if isinstance(parts[layer], Moe)]
         yield from zip(layers, found, strict=True)
+
+
+def _feed_forwards(model: ModelSpec) -> list[FeedForward | None]:
+    """Of all layers, then of those of multi-token prediction, which are like the last."""
+    blocks = [*model.layers(), *[model.layers()[-1]] * model.mtp]
+    return [block.feed_forward for block in blocks]
