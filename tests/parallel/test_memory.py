@@ -28,7 +28,13 @@ def recomputed(*modules):
     return Memory(recompute=SelectiveRecompute(modules=modules))
 
 
+UNIT_ROWS = attrs.evolve(DENSE, normalized_head=True)
+SCALED = attrs.evolve(DENSE, embedding_scale=12.0, residual_scale=0.25, logit_scale=0.1)
+
+
 FORWARDS = {
+    "head rows of length 1": job_of(UNIT_ROWS, world_size=1, **SIZES),
+    "scaled": job_of(SCALED, world_size=1, **SIZES),
     "dense": job_of(DENSE, world_size=1, **SIZES),
     "dense, fp32": job_of(DENSE, world_size=1, **SIZES, precision=Precision(params="fp32")),
     "norms of q and k": job_of(NORMED, world_size=1, **SIZES),

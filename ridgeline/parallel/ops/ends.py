@@ -24,12 +24,20 @@ def embedding_ops(sizes: Sizes) -> tuple[Op, ...]:
 def head_ops(sizes: Sizes) -> tuple[Op, ...]:
     """The final norm, the head and the loss."""
     local_vocab = sizes.vocab // sizes.tp
+    weight = local_vocab * sizes.hidden * sizes.width
+    # Rows at length 1 are a tensor of their own, whose gradient becomes the weight's.
+    rows = (Saved("unit_rows", weight), Saved("row_lengths", local_vocab * sizes.width))
     head = Op(
         "head",
         gemms=((sizes.tokens, sizes.hidden, local_vocab),),
-        saved=(Saved("head_input", sizes.own_tokens * sizes.hidden * sizes.width, for_weight=True),),
+        moved_bytes=3 * weight if sizes.normalizes_head else 0,
+        saved=(
+            Saved("head_input", sizes.own_tokens * sizes.hidden * sizes.width, for_weight=True),
+            *(rows if sizes.normalizes_head else ()),
+        ),
         comms=tuple(column_comms(sizes)),
-        backward_work_bytes=local_vocab * sizes.hidden * sizes.width + 2 * sizes.tokens * sizes.hidden * sizes.width,
+        backward_work_bytes=(2 if sizes.normalizes_head else 1) * weight
+        + 2 * sizes.tokens * sizes.hidden * sizes.width,
     )
     loss = _preference_loss(sizes) if sizes.preference else _loss(sizes)
     return norm("final_layernorm", "x_final", sizes), head, loss

@@ -40,6 +40,7 @@ class Sizes(NamedTuple):
     preference: str
     copies_logits: bool
     caps_logits: bool
+    normalizes_head: bool
     loss_chunk: int | None
     moe_balance: float
 
@@ -78,6 +79,7 @@ def sizes_of(job: Job) -> Sizes:
         preference=preference,
         copies_logits=job.memory.loss == "copied",
         caps_logits=job.model.logit_softcap is not None,
+        normalizes_head=job.model.normalized_head,
         loss_chunk=job.memory.loss_chunk,
         moe_balance=job.memory.moe_balance,
     )
