@@ -16,6 +16,7 @@ from ridgeline.apps.failures import BAD_INPUT, DEBUG, report
 
 VERBS = (
     ("plan", "Print what every rank will do, hold and send: no device, no torch."),
+    ("trace", "Run one step of one rank in tensors without numbers, and compare it with the plan."),
     ("search", "Find the fastest layout that fits, exactly, and why its neighbours lose."),
     ("calibrate", "Fit the efficiencies of a chip to measured runs."),
     ("train", "Train a job: on one process, or started by torchrun on many."),

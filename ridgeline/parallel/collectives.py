@@ -78,7 +78,8 @@ def plan_collectives(
         for key, count in _stage_collectives(job, mesh, stages, one, params, stage, recomputes):
             counts.setdefault(key, [0] * mesh.pp)[stages.owner(stage)] += count
     for pp_rank in range(mesh.pp):
-        for key, count in _step_collectives(job, mesh, has_head=pp_rank == stages.owner(stages.num_stages - 1)):
+        owned = [held[stage] for stage in stages.owned_by(pp_rank)]
+        for key, count in _step_collectives(job, mesh, owned, has_head=pp_rank == stages.owner(stages.num_stages - 1)):
             counts.setdefault(key, [0] * mesh.pp)[pp_rank] += count
     order = ("forward", "backward", "step")
     rows = sorted(counts.items(), key=lambda item: order.index(item[0].phase))
@@ -152,17 +153,17 @@ def gradient_collectives(job: Job, mesh: Mesh, params: Held, stage: int) -> Iter
                 _Key(phase, f"{name}weights", "all_gather", axes, size, elements * weights // buckets),
                 buckets * gathers,
             )
-    if params.replicated:
-        size_bytes = params.replicated * grads
-        yield _Key("step", "gradients of weights that tp ranks share", "all_reduce", "tp", mesh.tp, size_bytes), 1
 
 
 def _has_experts(job: Job) -> bool:
     return bool(job.model.moes)
 
 
-def _step_collectives(job: Job, mesh: Mesh, *, has_head: bool) -> Iterator[tuple[_Key, int]]:
-    """Those of a rank, whatever its stages: the gradients' norm and the loss."""
+def _step_collectives(job: Job, mesh: Mesh, held: Sequence[Held], *, has_head: bool) -> Iterator[tuple[_Key, int]]:
+    """Those of a rank over all its stages: gradients that tp ranks share, the gradients' norm and the loss."""
+    if replicated := sum(one.replicated for one in held):
+        size_bytes = replicated * WIDTHS[job.precision.grads]
+        yield _Key("step", "gradients of weights that tp ranks share", "all_reduce", "tp", mesh.tp, size_bytes), 1
     experts = ["etp-ep-pp"] if _has_experts(job) else []
     norms = ["tp-cp-dp-pp"] if job.memory.distributed_optimizer else ["tp-pp", *experts]
     for axes in norms:

@@ -25,12 +25,13 @@ def attention(
     s, b, heads, _ = query_sbnd.shape
     mask = CAUSAL if window is None else window_of(window)
     if cu_seqlens is None:
-        inputs = (x.flatten(2) for x in (query_sbnd, key_tbgd, value_tbgv))
+        # Contiguous, lest a view that the backward keeps holds all of the fused projection that it is cut from.
+        inputs = (x.flatten(2).contiguous() for x in (query_sbnd, key_tbgd, value_tbgv))
         context_sbh = flash_attention(*inputs, layout="SBH", heads=heads, scale=scale, mask=mask)
         return context_sbh.unflatten(-1, (heads, -1))
     refuse_unless(len(key_tbgd) == s, "attention", "t", len(key_tbgd), f"must be s={s} where documents are packed")
     lengths = document_lengths(cu_seqlens.tolist(), size=s, samples=b)
-    inputs = (x.transpose(0, 1).flatten(0, 1) for x in (query_sbnd, key_tbgd, value_tbgv))
+    inputs = (x.transpose(0, 1).flatten(0, 1).contiguous() for x in (query_sbnd, key_tbgd, value_tbgv))
     context_tnv = flash_attention(
         *inputs, layout="TND", heads=heads, scale=scale, mask=mask, q_lengths=lengths, kv_lengths=lengths
     )

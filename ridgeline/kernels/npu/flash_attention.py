@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ridgeline.kernels.masks import CAUSAL, FULL, Band, Prefix
 from ridgeline.kernels.npu.refuse import refuse_dtypes, refuse_unless
+from ridgeline.kernels.npu.template import template
 from ridgeline.kernels.reference.flash_attention import Layout, Mask
 
 MAX_HEAD_DIM = 768
@@ -113,12 +114,11 @@ def mask_arguments(mask: Mask, *, device: torch.device) -> MaskArguments:
         return MaskArguments(atten_mask=~mask, sparse_mode=1)
     if mask == FULL:
         return MaskArguments(atten_mask=None, sparse_mode=0)
-    triangle = torch.ones(2048, 2048, dtype=torch.bool, device=device).triu_(1)
+    triangle = template(device)
     if isinstance(mask, Prefix):
         below = torch.zeros(1024, 2048, dtype=torch.bool, device=device)
         below[:, 1024:] = True
-        template = torch.cat((triangle, below))
-        return MaskArguments(atten_mask=template, sparse_mode=6, prefix=list(mask.lengths))
+        return MaskArguments(atten_mask=torch.cat((triangle, below)), sparse_mode=6, prefix=list(mask.lengths))
     if mask == CAUSAL:
         return MaskArguments(atten_mask=triangle, sparse_mode=3)
     before = UNBOUNDED if mask.before is None else mask.before

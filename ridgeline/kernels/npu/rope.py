@@ -1,5 +1,7 @@
 """Rotary positions on torch_npu."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,24 @@ from ridgeline.kernels.npu.refuse import refuse_dtypes, refuse_unless
 
 MAX_WIDTH = 894
 MAX_BATCH_HEADS = 999
+
+
+class _Turn(torch.autograd.Function):
+    """Turn by tables; the backward turns back, and so keeps the tables only.
+
+    torch_npu's own backward also gives gradients of the tables, for which every layer would keep its inputs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_sbnd: Tensor, cos_sb1d: Tensor, sin_sb1d: Tensor, mode: str) -> Tensor:
+        ctx.save_for_backward(cos_sb1d, sin_sb1d)
+        ctx.mode = mode
+        return torch.ops.npu.npu_rotary_mul(x_sbnd, cos_sb1d, sin_sb1d, mode)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        cos_sb1d, sin_sb1d = ctx.saved_tensors
+        return torch.ops.npu.npu_rotary_mul(grads[0].contiguous(), cos_sb1d, -sin_sb1d, ctx.mode), None, None, None
 
 
 def rope(x_sbnd: Tensor, cos_sb1d: Tensor, sin_sb1d: Tensor, *, interleaved: bool = False) -> Tensor:
@@ -21,5 +41,6 @@ def rope(x_sbnd: Tensor, cos_sb1d: Tensor, sin_sb1d: Tensor, *, interleaved: boo
     )
     mode = "interleave" if interleaved else "half"
     turned, rest = x_sbnd.split((width, x_sbnd.shape[-1] - width), dim=-1)
-    turned = torch.ops.npu.npu_rotary_mul(turned.contiguous(), cos_sb1d, sin_sb1d, mode)
+    turned = _Turn.apply(turned.contiguous(), cos_sb1d, sin_sb1d, mode)
+    assert isinstance(turned, Tensor)
     return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned

@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
 
 
 @attrs.frozen(kw_only=True)
@@ -92,6 +93,14 @@ def _online_max_sum() -> None:
     )
 
 
+def _flatten() -> None:
+    _flatten_dense_tensors([torch.empty(4, device="npu"), torch.empty(4, device="npu")])
+
+
+def _format_cast(self: Tensor, *formats: Any, **named: Any) -> Tensor:
+    return torch.empty_like(self)
+
+
 def _add_rms_norm_backward() -> None:
     torch.ops.npu.npu_add_rms_norm(_leaf(4, 8), _leaf(4, 8), _leaf(8))[0].sum().backward()
 
@@ -142,6 +151,12 @@ GAPS: tuple[Gap, ...] = (
         what="it has no meta function",
         probe=_online_max_sum,
         around="the fused head of the vocabulary is the reference's, chunk by chunk",
+    ),
+    Gap(
+        op="npu::npu_format_cast",
+        what="it has no meta function, and flattening tensors calls it",
+        probe=_flatten,
+        fake=_format_cast,
     ),
     Gap(
         op="npu::npu_add_rms_norm",
