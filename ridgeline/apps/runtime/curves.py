@@ -9,7 +9,8 @@ import attrs
 
 from ridgeline.apps.runtime.metrics import StepMetrics
 
-CURVES = ("loss", "valid_loss", "grad_norm", "lr", "tokens_per_s", "tflops_per_s", "mfu")
+EXPERTS = ("expert_imbalance", "expert_dropped", "balance_loss")
+CURVES = ("loss", "valid_loss", "grad_norm", "lr", "tokens_per_s", "tflops_per_s", "mfu", *EXPERTS)
 
 
 @contextmanager

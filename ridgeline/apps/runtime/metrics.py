@@ -26,6 +26,8 @@ class StepMetrics:
         mfu: Share of the chip's peak, 0 .. 1.
         memory_bytes: Most memory this rank held at once.
         valid_loss: Mean loss of the validation batches, on the steps that validate.
+        expert_tokens: Of a model with experts, tokens of the least and of the most busy one of all layers.
+        expert_imbalance, expert_dropped, balance_loss: As `ExpertLoad` has them.
     """
 
     step: int
@@ -42,6 +44,10 @@ class StepMetrics:
     memory_bytes: int
     valid_loss: float | None = None
     mtp_losses: tuple[float, ...] = ()
+    expert_tokens: tuple[int, int] | None = None
+    expert_imbalance: float | None = None
+    expert_dropped: float | None = None
+    balance_loss: float | None = None
 
 
 @contextmanager

@@ -62,6 +62,18 @@ def step_line(metrics: StepMetrics, *, steps: int, planned_mfu: float | None = N
         f"{metrics.tokens_per_s:,.0f} tokens/s",
         f"{metrics.tflops_per_s:.2f} TFLOP/s",
         f"MFU {metrics.mfu:.1%}{planned}",
+        *_expert_parts(metrics),
         *(["SKIPPED: the gradients were not finite"] if metrics.skipped else []),
     ]
     return "  ".join(parts)
+
+
+def _expert_parts(metrics: StepMetrics) -> Iterator[str]:
+    """How the experts share the tokens."""
+    if metrics.expert_tokens is not None:
+        least, most = metrics.expert_tokens
+        yield f"tokens an expert {least:,}..{most:,} (most {metrics.expert_imbalance:.2f} of the mean)"
+    if metrics.expert_dropped:
+        yield f"dropped {metrics.expert_dropped:.1%}"
+    if metrics.balance_loss:
+        yield f"balance loss {metrics.balance_loss:.4f}"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import attrs
 from rich.console import Console
@@ -24,6 +25,7 @@ from ridgeline.core.params import num_params
 from ridgeline.kernels.device import open_device
 from ridgeline.models.program import lower
 from ridgeline.models.runtime.build import Built, build
+from ridgeline.models.runtime.expert_load import ExpertLoad
 from ridgeline.models.runtime.step import eval_step, train_step
 from ridgeline.parallel.plan import Plan, plan
 
@@ -139,12 +141,24 @@ def run_steps(
                 tflops_per_s=speed.tflops_per_s,
                 mfu=speed.mfu,
                 memory_bytes=peak_memory(),
+                **_expert_figures(done.load),
                 valid_loss=_validation_loss(built, feed) if validate else None,
             )
         )
         saver(step, consumed)
     saver(step, consumed, last=True)
     return Trained(step=step, loss=loss, stopped=step < job.run.steps, output=Path(job.run.output))
+
+
+def _expert_figures(load: ExpertLoad | None) -> dict[str, Any]:
+    if load is None:
+        return {}
+    return {
+        "expert_tokens": (load.least, load.most),
+        "expert_imbalance": load.imbalance,
+        "expert_dropped": load.dropped,
+        "balance_loss": load.balance_loss,
+    }
 
 
 def _validation_loss(built: Built, feed: Feed) -> float:

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from ridgeline.apps.runtime.metrics import StepMetrics
-from ridgeline.apps.runtime.progress import progress
+from ridgeline.apps.runtime.progress import progress, step_line
 
 
 def metrics_of(step, **fields):
@@ -48,3 +48,10 @@ def test_a_skipped_step_is_loud(terminal):
     with progress(console, steps=1, from_step=0, log_every=1, planned_mfu=None) as show:
         show(metrics_of(1, skipped=True, grad_norm=float("inf")))
     assert "SKIPPED: the gradients were not finite" in text.getvalue()
+
+
+def test_a_model_with_experts_tells_how_they_share_the_tokens():
+    load = {"expert_tokens": (3, 2048), "expert_imbalance": 1.5, "expert_dropped": 0.125, "balance_loss": 0.02}
+    line = step_line(metrics_of(1, **load), steps=2)
+    assert "tokens an expert 3..2,048 (most 1.50 of the mean)  dropped 12.5%  balance loss 0.0200" in line
+    assert "expert" not in step_line(metrics_of(1), steps=2)
