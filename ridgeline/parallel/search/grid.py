@@ -88,6 +88,12 @@ PATHS: Mapping[str, str] = MappingProxyType(
 """Axis -> the field of a job that it sets, in the order in which a search branches."""
 
 
+ASKED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+    {"swap_attention": (False, True), "swap_optimizer": (False, True), "masters": ("fp32", "low_bits")}
+)
+"""Axes that a grid holds to the job's own value unless they are given, and all their values."""
+
+
 @frozen
 class LeftOut:
     """Values of an axis that are not searched, and why."""
@@ -146,7 +152,15 @@ def grid_of(job: Job, **given: Sequence[Any]) -> Grid:
     if problems:
         raise SpecError(problems)
     values = {**_derived(job), **{name: tuple(values) for name, values in given.items()}}
-    return Grid(**values, given=tuple(given))
+    return Grid(**values, given=tuple(given), left_out=tuple(_unasked(values, given)))
+
+
+def _unasked(values: Mapping[str, tuple[Any, ...]], given: Mapping[str, Sequence[Any]]) -> Iterator[LeftOut]:
+    """Axes that hold what the job says, since each would double a search: the values that wait to be given."""
+    for axis, every in ASKED.items():
+        if axis not in given:
+            others = tuple(value for value in every if value not in values[axis])
+            yield LeftOut(axis, others, "is searched where it is given; each such axis doubles the grid")
 
 
 def _derived(job: Job) -> dict[str, tuple[Any, ...]]:

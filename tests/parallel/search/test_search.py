@@ -12,6 +12,7 @@ from ridgeline.core.transforms import on_nodes
 from ridgeline.models.jobs import preset
 from ridgeline.parallel.search import grid_of, points, search
 from ridgeline.parallel.search.grid import PATHS, job_at
+from tests.parallel.examples import dense_model, job_of
 from tests.parallel.search.small import plans, small_search
 
 
@@ -85,3 +86,9 @@ def test_a_grid_without_layouts_is_refused(given, message):
     job = preset("llama2-7b", batch={"gbs": 64})
     with pytest.raises(PlanError, match=message):
         search(job, grid_of(job, **given))
+
+
+def test_a_grid_names_what_it_would_search_if_it_were_given():
+    job = job_of(dense_model(layers=4), memory__swap_optimizer=True)
+    left = {one.axis: one.values for one in grid_of(job, swap_attention=(True, False)).left_out}
+    assert left == {"swap_optimizer": (False,), "masters": ("low_bits",)}
