@@ -98,6 +98,9 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("mapped", "model.learned_positions", "no-position-embedding"),
     ("mapped", "model.logit_softcap", "output-logit-softcapping="),
     ("mapped", "model.head_bias", "add-output-layer-bias"),
+    ("mapped", "model.embedding_scale", "scale-emb="),
+    ("mapped", "model.residual_scale", "scale-depth="),
+    ("mapped", "model.logit_scale", "dim-model-base="),
     ("mapped", "block.norms", "post-norm"),
     ("mapped", "mixer.softcap", "attn-logit-softcapping="),
     ("mapped", "moe.score", "moe-router-score-function="),
@@ -229,7 +232,7 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
         interleave-sliding-window= sliding-window-size= sliding-window=
     """),
     ("not expressible", "scales of embeddings, scores and logits", """
-        embedding-multiplier-scale= output-multiplier-scale= query-pre-attn-scalar= scale-depth= dim-model-base=
+        embedding-multiplier-scale= output-multiplier-scale= query-pre-attn-scalar=
     """),
     ("not expressible", "sharing between layers", "cla-share-factor= share-kvstates enable-share-memory"),
     ("not expressible", "this bias", "skip-bias-add"),

@@ -4,6 +4,7 @@ Positions scaled by yarn or llama3, noop layers, uneven stages, other storage of
 fine-tuning take flags of MindSpeed-LLM.
 """
 
+import math
 from collections.abc import Iterator
 from itertools import chain
 from types import MappingProxyType
@@ -13,7 +14,17 @@ import attrs
 from ridgeline.core.diff import diff
 from ridgeline.core.errors import LoweringError
 from ridgeline.core.job import Dpo, FullRecompute, Job, Pretraining, SelectiveRecompute, Sft, WsdLr
-from ridgeline.core.model import Attention, LatentAttention, LinearRope, Llama3Rope, Mlp, Moe, RopeScaling, YarnRope
+from ridgeline.core.model import (
+    Attention,
+    LatentAttention,
+    LinearRope,
+    Llama3Rope,
+    Mlp,
+    ModelSpec,
+    Moe,
+    RopeScaling,
+    YarnRope,
+)
 from ridgeline.models.jobs import job_of
 from ridgeline.models.scripts.job import import_command
 from ridgeline.models.scripts.shell import Command
@@ -173,7 +184,18 @@ def _model_flags(job: Job) -> Iterator[tuple[object, ...]]:
             yield "index-n-heads", mixer.indexer.heads
             yield "index-head-dim", mixer.indexer.head_dim
             yield "index-topk", mixer.indexer.topk
+    yield from _scale_flags(model, layers=model.num_layers + len(job.layout.noop_layers))
     yield from _feed_forward_flags(job)
+
+
+def _scale_flags(model: ModelSpec, *, layers: int) -> Iterator[tuple[object, ...]]:
+    """MiniCPM's flags of MindSpeed-LLM, as short as they were published; noop layers count."""
+    if model.embedding_scale != 1.0:
+        yield "scale-emb", model.embedding_scale
+    if model.residual_scale != 1.0:
+        yield "scale-depth", float(f"{model.residual_scale * math.sqrt(layers):.12g}")
+    if model.logit_scale != 1.0:
+        yield "dim-model-base", float(f"{model.logit_scale * model.hidden:.12g}")
 
 
 def _scaling_flags(scaling: RopeScaling | None) -> Iterator[tuple[object, ...]]:

@@ -1,6 +1,7 @@
 """The model that a launch describes, as plain data."""
 
 import ast
+import math
 import re
 from itertools import groupby
 from types import MappingProxyType
@@ -42,6 +43,8 @@ def model_of(reader: Reader, layout: Plain) -> Plain:
         "init_std": reader.real("init-method-std", 0.02),
         **_model_traits(reader, positions),
     }
+    if layers and hidden:
+        model |= _scales(reader, layers, hidden)
     if layers and hidden and heads:
         mixer = _mixer(reader, hidden, heads, POSITIONS[positions])
         runs = [(moe, len(list(run))) for moe, run in groupby(_moe_layers(reader, layers, layout["noop_layers"]))]
@@ -66,6 +69,17 @@ def _model_traits(reader: Reader, positions: str) -> Plain:
         "logit_softcap": reader.real("output-logit-softcapping"),
     }
     return {name: value for name, value in traits.items() if value not in (None, False, "rms")}
+
+
+def _scales(reader: Reader, layers: int, hidden: int) -> Plain:
+    """What MiniCPM does to embedded tokens, to layers' outputs (noop layers count), and to logits."""
+    depth, base = reader.real("scale-depth"), reader.real("dim-model-base")
+    scales: Plain = {
+        "embedding_scale": reader.real("scale-emb"),
+        "residual_scale": None if depth is None else depth / math.sqrt(layers),
+        "logit_scale": None if base is None else base / hidden,
+    }
+    return without_none(scales)
 
 
 def _is_latent(reader: Reader) -> bool:

@@ -34,8 +34,8 @@ def back(job):
 
 NO_FLAGS = frozenset(
     (
-        *("baichuan", "gemma", "gemma2", "glm_moe_dsa", "gpt2", "gpt_oss", "internlm3", "minicpm", "minicpm3"),
-        *("minimax_m2", "phi3", "plm", "qwen3_next", "internlm2.5-7b"),
+        *("baichuan", "gemma", "gemma2", "glm_moe_dsa", "gpt2", "gpt_oss", "internlm3", "minicpm3"),
+        *("minimax_m2", "phi3", "plm", "qwen3_next", "internlm2.5-7b", "minicpm-2b-128k"),
     )
 )
 """Families and models with something that no flag of Megatron-LM or MindSpeed-LLM says, or none for all layers."""
