@@ -197,6 +197,9 @@ class _Arrays(TorchFunctionMode):
                 return value.numpy()
         if func is torch.tensor:
             args = tree_map(lambda leaf: leaf.item() if isinstance(leaf, FakeTensor) else leaf, args)
+            if kwargs and kwargs.get("device") is not None and not kwargs.get("requires_grad"):
+                # Made on the host and moved by an operator, which can be followed.
+                return func(*args, **{**kwargs, "device": "cpu"}).to(kwargs["device"])
         return func(*args, **(kwargs or {}))
 
 
