@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from ridgeline.core.model import Activation, Attention, GatedDeltaNet, LatentAttention, Mixer, ModelSpec
+from ridgeline.core.model import Activation, Attention, GatedDeltaNet, LatentAttention, Mamba2, Mixer, ModelSpec
 
 ACTIVATION_OPS: Mapping[Activation, tuple[str, Mapping[str, Any]]] = MappingProxyType(
     {
@@ -65,3 +65,5 @@ def _mixer_ops(mixer: Mixer | None) -> Iterator[str]:
             yield from ("attention", "rope")
         case GatedDeltaNet():
             yield from ("causal_conv1d", "gated_delta_rule", "rms_norm")
+        case Mamba2():
+            yield from ("causal_conv1d", "mamba2_scan")

@@ -63,7 +63,7 @@ class Family:
     rope_base: float = 10000.0
     rotary_share: float | None = None
     interleaved: bool = False
-    mixers: tuple[type[Mixer], ...] = (Attention,)
+    mixers: tuple[type[Mixer | None], ...] = (Attention,)
     feed_forwards: tuple[type[FeedForward | None], ...]
     spec_of: Callable[[Values, Rope], ModelSpec]
     config_of: Callable[[ModelSpec], dict[str, Any]]

@@ -16,8 +16,8 @@ from ridgeline.core.job import FullRecompute, Job, SelectiveRecompute
 from ridgeline.core.model import (
     Attention,
     Block,
-    GatedDeltaNet,
     LatentAttention,
+    Mamba2,
     Mlp,
     ModelSpec,
     Moe,
@@ -52,8 +52,6 @@ RUNS: Mapping[str, tuple[object, ...]] = MappingProxyType(
 SCHEDULES = ("1f1b", "interleaved_1f1b")
 """What Megatron-core runs."""
 
-MIXERS = (Attention, LatentAttention, GatedDeltaNet)
-
 ANY = object()
 
 ACTIVATIONS = ("swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh", "relu", "squared_relu")
@@ -80,6 +78,7 @@ TRAITS: Mapping[type, Mapping[str, Any]] = MappingProxyType(
             "gate": ("none", "element"),
         },
         Rope: {"share": ANY, "interleaved": ANY},
+        Mamba2: {"step_min": ANY},
         LatentAttention: {"indexer": (None,), "norm_eps": ANY},
         Mlp: {"activation": ACTIVATIONS, "limit": (None,)},
         Moe: {
@@ -152,16 +151,13 @@ def _model_faults(model: ModelSpec) -> Iterator[str]:
     for run in model.blocks:
         block = run.block
         yield from _trait_faults(block, "model.blocks")
-        if not isinstance(block.mixer, MIXERS):
-            usual = " or ".join(repr(mixer.kind) for mixer in MIXERS)
-            kind = None if block.mixer is None else block.mixer.kind
-            yield f"model.blocks.mixer={kind!r}: has no lowering yet; use kind={usual}"
-        else:
-            yield from _trait_faults(block.mixer, "model.blocks.mixer")
-        if block.feed_forward is None:
-            yield "model.blocks.feed_forward=None: has no lowering yet; give every layer one"
-        else:
-            yield from _trait_faults(block.feed_forward, "model.blocks.feed_forward")
+        if block.norms == "sandwich" and (block.mixer is None or block.feed_forward is None):
+            yield "model.blocks.norms='sandwich': has no lowering in a layer of one part; use 'pre'"
+        if isinstance(block.mixer, Mamba2) and block.feed_forward is not None:
+            yield "model.blocks.mixer='mamba2': has no lowering beside a feed_forward; give each a layer of its own"
+        for place, part in (("mixer", block.mixer), ("feed_forward", block.feed_forward)):
+            if part is not None:
+                yield from _trait_faults(part, f"model.blocks.{place}")
         if isinstance(block.feed_forward, Moe) and block.feed_forward.bias:
             yield "model.blocks.feed_forward.bias=True: experts have no biases yet; use False"
         rope = getattr(block.mixer, "rope", None)

@@ -121,7 +121,7 @@ def _feed_forward_fields(job: Job) -> Fields:
     width = next((member.ffn_hidden for member in feed_forwards if isinstance(member, Mlp)), None)
     if moe is None:
         return (("ffn_hidden_size", width),)
-    is_moe = tuple(int(isinstance(member, Moe)) for member in feed_forwards)
+    is_moe = tuple(int(isinstance(block.feed_forward, Moe)) for block in job.model.layers())
     return (
         ("ffn_hidden_size", width or moe.ffn_hidden),
         ("num_moe_experts", moe.experts),

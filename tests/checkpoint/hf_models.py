@@ -13,6 +13,21 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "Qwen3": {"num_key_value_heads": 2, "head_dim": 10},
     "Mixtral": {"num_key_value_heads": 2, "num_local_experts": 5, **_MOE},
     "Qwen3Moe": {"num_key_value_heads": 6, "head_dim": 10, "num_experts": 5, "moe_intermediate_size": 20, **_MOE},
+    "Mamba2": {"num_heads": 12, "head_dim": 8, "n_groups": 2, "state_size": 10, "chunk_size": 8},
+    "NemotronH": {
+        "layers_block_type": ["linear_attention", "moe", "full_attention"],
+        "num_key_value_heads": 2,
+        "head_dim": 10,
+        "mamba_num_heads": 6,
+        "mamba_head_dim": 9,
+        "n_groups": 3,
+        "ssm_state_size": 7,
+        "chunk_size": 8,
+        "n_routed_experts": 5,
+        "moe_intermediate_size": 20,
+        "moe_shared_expert_intermediate_size": 28,
+        **_MOE,
+    },
 }
 ALL_CONFIGS: dict[str, dict[str, Any]] = {
     **CONFIGS,

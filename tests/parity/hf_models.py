@@ -141,6 +141,39 @@ CASES |= {
         },
     ),
 }
+MAMBA = {"conv_kernel": 3, "state_size": 14, "chunk_size": 8}
+CASES |= {
+    "mamba2": ("Mamba2", {**MAMBA, "num_heads": 8, "head_dim": 10, "n_groups": 2, "layer_norm_epsilon": 1e-4}),
+    "mamba2 biased": ("Mamba2", {**MAMBA, "num_heads": 4, "head_dim": 20, "n_groups": 4, "use_bias": True}),
+}
+HYBRID = {
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 6,
+    "n_groups": 2,
+    "ssm_state_size": 14,
+    "conv_kernel": 3,
+    "chunk_size": 8,
+    "mlp_hidden_act": "relu2",
+    "time_step_min": 0.4,
+    "layer_norm_epsilon": 1e-4,
+}
+EXPERTS_OF_HYBRID = {"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 28}
+CASES |= {
+    "nemotron_h": (
+        "NemotronH",
+        {**HYBRID, "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"], "mlp_bias": True},
+    ),
+    "nemotron_h experts": (
+        "NemotronH",
+        {
+            **HYBRID,
+            **EXPERTS_OF_HYBRID,
+            "layers_block_type": ["full_attention", "moe", "linear_attention", "moe"],
+            "moe_shared_expert_intermediate_size": 44,
+            "routed_scaling_factor": 1.7,
+        },
+    ),
+}
 
 
 @attrs.frozen
@@ -186,6 +219,10 @@ def judge(case: str, folder: Path) -> Judged:
 
 def in_our_layout(tensors: dict[str, Any], config: Any) -> dict[str, torch.Tensor]:
     """Tensors of a transformers model under the names and in the layout of Megatron-core, written out once more."""
+    if "backbone.embeddings.weight" in tensors:
+        return _mamba_names(tensors)
+    if config.model_type == "nemotron_h":
+        return _hybrid_names(tensors, config)
     ours = {
         "embedding.word_embeddings.weight": tensors["model.embed_tokens.weight"],
         "decoder.final_layernorm.weight": tensors["model.norm.weight"],
@@ -196,6 +233,47 @@ def in_our_layout(tensors: dict[str, Any], config: Any) -> dict[str, torch.Tenso
         theirs = _below(tensors, f"model.layers.{layer}.")
         for name, tensor in {**_attention(theirs, config), **_feed_forward(theirs)}.items():
             ours[f"decoder.layers.{layer}.{name}"] = tensor
+    return ours
+
+
+def _mamba_names(tensors: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """A model of Mamba2 layers: nothing is laid out otherwise."""
+    ends = {"embeddings": "embedding.word_embeddings", "norm_f": "decoder.final_layernorm"}
+    ours = {f"{name}.weight": tensors[f"backbone.{published}.weight"] for published, name in ends.items()}
+    ours["output_layer.weight"] = tensors["lm_head.weight"]
+    layers = {name: tensor for name, tensor in tensors.items() if name.startswith("backbone.layers.")}
+    return ours | {name.replace("backbone", "decoder", 1): tensor for name, tensor in layers.items()}
+
+
+def _hybrid_names(tensors: dict[str, Any], config: Any) -> dict[str, torch.Tensor]:
+    """A model of layers with one part each, which are all called ``mixer``."""
+    ends = {"embeddings": "embedding.word_embeddings", "norm_f": "decoder.final_layernorm"}
+    ours = {f"{name}.weight": tensors[f"model.{published}.weight"] for published, name in ends.items()}
+    ours["output_layer.weight"] = tensors["lm_head.weight"]
+    for layer, kind in enumerate(config.layers_block_type):
+        theirs = _below(tensors, f"model.layers.{layer}.")
+        part = _below(theirs, "mixer.")
+        norm = {"linear_attention": "norm", "full_attention": "input_layernorm"}.get(kind, "pre_mlp_layernorm")
+        own = {f"{norm}.weight": theirs["norm.weight"]}
+        if kind == "linear_attention":
+            own |= {f"mixer.{name}": tensor for name, tensor in part.items()}
+        elif kind == "full_attention":
+            heads = [part[f"{x}_proj.weight"].unflatten(0, (config.num_key_value_heads, -1)) for x in "qkv"]
+            own["self_attention.linear_qkv.weight"] = torch.cat(heads, 1).flatten(0, 1)
+            own["self_attention.linear_proj.weight"] = part["o_proj.weight"]
+        else:
+            places = {"mlp.": part, "mlp.shared_experts.": _below(part, "shared_experts.")}
+            for place, tensors_there in places.items():
+                for name, fc in (("up", "linear_fc1"), ("down", "linear_fc2")):
+                    for end in ("weight", "bias"):
+                        if f"{name}_proj.{end}" in tensors_there:
+                            own[f"{place}{fc}.{end}"] = tensors_there[f"{name}_proj.{end}"]
+            if kind == "moe":
+                own["mlp.router.weight"] = part["gate.weight"]
+                for name, fc in (("up", "linear_fc1"), ("down", "linear_fc2")):
+                    for expert, tensor in enumerate(part[f"experts.{name}_proj"]):
+                        own[f"mlp.experts.local_experts.{expert}.{fc}.weight"] = tensor
+        ours |= {f"decoder.layers.{layer}.{name}": tensor for name, tensor in own.items()}
     return ours
 
 

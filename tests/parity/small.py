@@ -12,6 +12,7 @@ from ridgeline.core.model import (
     FeedForward,
     GatedDeltaNet,
     LatentAttention,
+    Mamba2,
     Mixer,
     Mlp,
     ModelSpec,
@@ -51,11 +52,21 @@ def layers_of(*layers: tuple[Mixer, FeedForward], **traits: Any) -> ModelSpec:
     return ModelSpec(vocab_size=VOCAB, hidden=HIDDEN, max_position=64, blocks=blocks, init_std=0.1, **traits)
 
 
+def one_part_layers(*parts: Mixer | FeedForward, **traits: Any) -> ModelSpec:
+    """A model with a layer for each mixer and each feed-forward."""
+    blocks = [Block(feed_forward=part) if isinstance(part, (Mlp, Moe)) else Block(mixer=part) for part in parts]
+    runs = tuple(Repeat(block=block, count=1) for block in blocks)
+    return ModelSpec(vocab_size=VOCAB, hidden=HIDDEN, max_position=64, blocks=runs, init_std=0.1, **traits)
+
+
+MAMBA = Mamba2(heads=4, head_dim=10, state=14, groups=2, conv_kernel=3, bias=True)
+
 MODELS = {
     "latent": layers_of((LATENT, MLP), *[(LATENT, ROUTED)] * 3),
     "delta": layers_of(*[(DELTA, MOE), (GATED, MOE)] * 2, norm="zero_centred_rms"),
     "ahead": layers_of((LATENT, MLP), *[(LATENT, ROUTED)] * 3, mtp=2),
     "tied ahead": layers_of(*[(GATED, MLP)] * 4, mtp=1, tied_embeddings=True, embedding_scale=3.0),
+    "mamba": one_part_layers(MAMBA, MLP, MAMBA, GATED, norm="zero_centred_rms"),
     "dense": model_of(*[MLP] * 4),
     "tied": model_of(*[MLP] * 4, tied=True),
     "moe": model_of(*[MOE] * 4),

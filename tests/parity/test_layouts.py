@@ -41,7 +41,7 @@ EXPERTS_ONLY = {name for name in LAYOUTS if "ep2" in name or "etp2" in name}
 NEEDS_SP = {"tp2", "tp2 pp2"}
 """Megatron-core refuses to train experts with tp and without sp."""
 
-DENSE = ("dense", "tied", "tied ahead")
+DENSE = ("dense", "tied", "tied ahead", "mamba")
 
 EVERY_DAY = {
     *(("dense", name) for name in LAYOUTS if name not in EXPERTS_ONLY),
@@ -52,6 +52,7 @@ EVERY_DAY = {
     ("delta", "tp2 sp"),
     *(("ahead", name) for name in ("tp2 sp", "pp2 vpp2")),
     ("tied ahead", "tp2 pp2"),
+    *(("mamba", name) for name in ("tp2 sp", "pp2 vpp2")),
 }
 CASES = [
     pytest.param(model, layout, id=f"{model}: {layout}", marks=() if (model, layout) in EVERY_DAY else pytest.mark.full)

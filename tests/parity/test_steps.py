@@ -53,12 +53,15 @@ LAYOUTS = {
 }
 
 
+PACKED = {"attention": model_of(*[MLP] * 4), "window": model_of(*[MLP] * 4, window=5), "mamba": MODELS["mamba"]}
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("window", [None, 5])
-def test_packed_documents_are_as_good_as_apart(ranks, layout, window):
+@pytest.mark.parametrize("model", PACKED)
+def test_packed_documents_are_as_good_as_apart(ranks, layout, model):
     """Each document of a sample gets the logits it gets alone, and the sum of the gradients is that of all alone."""
     world_size, fields = LAYOUTS[layout]
-    model = model_of(*[MLP] * 4, window=window)
+    model = PACKED[model]
     lengths = ((9, 15), (1, 20, 3))
     packed = ranks.run(
         on_ranks.packed, world_size, job_of(model, world_size=world_size, batch__gbs=2, **fields), lengths

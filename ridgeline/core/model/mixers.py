@@ -126,7 +126,7 @@ class GatedDeltaNet:
 class Mamba2:
     """A selective state space (arXiv 2405.21060): ``state`` numbers for each of ``heads * head_dim`` channels.
 
-    ``groups`` of heads share the projections B and C into the state and out of it.
+    ``groups`` of heads share the projections B and C into the state and out of it. Steps are ``step_min`` at least.
     """
 
     kind: ClassVar[str] = "mamba2"
@@ -138,6 +138,7 @@ class Mamba2:
     conv_bias: bool = True
     bias: bool = False
     chunk: int = at_least(1, default=256)
+    step_min: float = trait(0.0, minimum=0.0)
     __attrs_post_init__ = check_spec
 
     def _problems(self) -> Iterator[Problem]:

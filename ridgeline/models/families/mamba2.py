@@ -1,13 +1,18 @@
 """Mamba2: state spaces in every layer, and nothing else."""
 
-from types import NoneType
+from collections.abc import Mapping
+from math import inf
+from types import MappingProxyType, NoneType
 from typing import Any
 
 from ridgeline.core.model import Block, Mamba2, ModelSpec, Repeat, Rope
 from ridgeline.models.families.decoder import first_mixer
 from ridgeline.models.family import Family, Field, Values, require
+from ridgeline.models.hf_template import Template, direct
 
 LONGEST = 2**20  # no position is told apart, so that nothing but memory ends a sequence
+FREE = (None, [0.0, inf], (0.0, inf), [0.0, {"__float__": "Infinity"}])  # as transformers 4 and 5 write infinity
+STEP_LIMIT = Field("time_step_limit", list | tuple | None, None, only=FREE)  # else steps are cut in every forward
 FIELDS = (
     Field("vocab_size", int),
     Field("hidden_size", int),
@@ -27,11 +32,27 @@ FIELDS = (
     Field("residual_in_fp32", bool, True),
     Field("rescale_prenorm_residual", bool, False),
     Field("tie_word_embeddings", bool, False),
-    # Of the first values of dt, which weights that are read replace.
+    # Of the first values of steps, which weights that are read replace.
     *(Field(f"time_step_{name}", float | None, None, minimum=0) for name in ("min", "max", "floor")),
     Field("time_step_rank", str | int | None, None),
-    Field("time_step_limit", list | tuple | None, None),
+    STEP_LIMIT,
 )
+
+
+def mamba_weights(root: str) -> Mapping[str, Template]:
+    """Where the parameters of Mamba2 layers, the embedding and both ends' norms are published, below ``root``."""
+    layer = f"{root}.layers.{{layer}}."
+    parts = ("dt_bias", "A_log", "D", "norm.weight")
+    linears = (f"{part}.{kind}" for part in ("in_proj", "conv1d", "out_proj") for kind in ("weight", "bias"))
+    return MappingProxyType(
+        {
+            "embedding.word_embeddings.weight": direct(f"{root}.embeddings.weight"),
+            "norm.weight": direct(layer + "norm.weight"),
+            **{f"mixer.{part}": direct(f"{layer}mixer.{part}") for part in (*parts, *linears)},
+            "decoder.final_layernorm.weight": direct(f"{root}.norm_f.weight"),
+            "output_layer.weight": direct("lm_head.weight"),
+        }
+    )
 
 
 def _spec_of(hf: Values, rope: Rope) -> ModelSpec:
@@ -88,4 +109,5 @@ MAMBA2 = Family(
     feed_forwards=(NoneType,),
     spec_of=_spec_of,
     config_of=_config_of,
+    weights=mamba_weights("backbone"),
 )

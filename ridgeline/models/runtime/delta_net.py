@@ -4,6 +4,7 @@ Legend: ``s`` = sequence, ``b`` = microbatch, ``n`` = value heads of this rank, 
 channels of the convolution.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,10 +14,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
 
 from ridgeline.core.model import GatedDeltaNet
-from ridgeline.kernels.documents import document_lengths
 from ridgeline.models.runtime.kernels import Kernels
 from ridgeline.models.runtime.linears import column_parallel, row_parallel
 from ridgeline.models.runtime.norms import RmsNorm
+from ridgeline.models.runtime.recurrent import Convolution, each_document
 from ridgeline.models.runtime.sequences import Sequences
 
 NORM_EPS = 1e-6  # added to the squared length of queries and keys
@@ -46,7 +47,7 @@ class DeltaNet(MegatronModule):
         self.convolved = (keys // tp, keys // tp, values // tp)
         self.parts = (sum(self.convolved), values // tp, heads // tp, heads // tp)
         self.in_proj = column_parallel(config, config.hidden_size, 2 * (keys + values + heads), pg_collection.tp)
-        self.conv1d = _Weight(torch.empty(self.parts[0], 1, mixer.conv_kernel, dtype=dtype))
+        self.conv1d = Convolution(self.parts[0], mixer.conv_kernel, dtype=dtype, causal_conv1d=kernels["causal_conv1d"])
         self.dt_bias = torch.nn.Parameter(torch.empty(heads // tp, dtype=dtype))
         self.A_log = torch.nn.Parameter(torch.empty(heads // tp, dtype=dtype))
         self.out_norm = RmsNorm(config, mixer.value_head_dim, config.layernorm_epsilon, rms_norm=kernels["rms_norm"])
@@ -61,15 +62,8 @@ class DeltaNet(MegatronModule):
         projected, _ = self.in_proj(hidden_states)
         inputs_bsc, gate, beta, alpha = projected.transpose(0, 1).split(self.parts, dim=-1)
         log_decay_bsn = -self.A_log.float().exp() * functional.softplus(alpha.float() + self.dt_bias)
-        parts = (inputs_bsc, log_decay_bsn, beta.sigmoid())
-        if packed_seq_params.cu_seqlens is None:
-            context_bsnv = self._mix(*parts, packed_seq_params)
-        else:
-            b, s = inputs_bsc.shape[:2]
-            lengths = document_lengths(packed_seq_params.cu_seqlens.tolist(), size=s, samples=b)
-            documents = zip(*(x.flatten(0, 1).unsqueeze(0).split(lengths, dim=1) for x in parts), strict=True)
-            contexts = [self._mix(x, decay, beta, packed_seq_params) for x, decay, beta in documents]
-            context_bsnv = torch.cat(contexts, dim=1)[0].unflatten(0, (b, s))
+        mix = partial(self._mix, sequences=packed_seq_params)
+        context_bsnv = each_document(mix, inputs_bsc, log_decay_bsn, beta.sigmoid(), sequences=packed_seq_params)
         gate_bsnv = gate.unflatten(-1, (-1, self.mixer.value_head_dim)).float()
         gated = self.out_norm(context_bsnv).float() * functional.silu(gate_bsnv)
         return self.out_proj(gated.to(hidden_states.dtype).flatten(2).transpose(0, 1).contiguous())
@@ -78,10 +72,9 @@ class DeltaNet(MegatronModule):
         self, inputs_bsc: torch.Tensor, log_decay_bsn: torch.Tensor, beta_bsn: torch.Tensor, sequences: Sequences
     ) -> torch.Tensor:
         """Convolution and delta rule over one document a sample, (b, s, n, v)."""
-        mixer, weight_cw = self.mixer, self.conv1d.weight.squeeze(1)
+        mixer = self.mixer
         earlier, state = (None, None) if sequences.cache is None else sequences.cache.state(self.layer_number)
-        joined = inputs_bsc if earlier is None else torch.cat((earlier, inputs_bsc), dim=1)
-        convolved = self.kernels["causal_conv1d"](joined, weight_cw)[:, joined.shape[1] - inputs_bsc.shape[1] :]
+        convolved, last = self.conv1d(inputs_bsc, earlier)
         query, key, value = convolved.split(self.convolved, dim=-1)
         repeats = mixer.value_heads // mixer.key_heads
         query, key = (
@@ -97,16 +90,8 @@ class DeltaNet(MegatronModule):
             state_bnkv=state,
         )
         if sequences.cache is not None:
-            sequences.cache.remember(self.layer_number, joined[:, 1 - mixer.conv_kernel :], memory)
+            sequences.cache.remember(self.layer_number, last, memory)
         return context
-
-
-class _Weight(torch.nn.Module):
-    """Holds the weight of an op that is called with it."""
-
-    def __init__(self, weight: torch.Tensor) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(weight)
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:

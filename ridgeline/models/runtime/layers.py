@@ -1,6 +1,7 @@
 """Blocks as Megatron-core module specs: which module, with which kernel, stands where in a layer."""
 
 from functools import partial
+from typing import Any
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
@@ -13,7 +14,17 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from ridgeline.core.model import Attention, Block, FeedForward, GatedDeltaNet, LatentAttention, Mixer, Mlp, ModelSpec
+from ridgeline.core.model import (
+    Attention,
+    Block,
+    FeedForward,
+    GatedDeltaNet,
+    LatentAttention,
+    Mamba2,
+    Mixer,
+    Mlp,
+    ModelSpec,
+)
 from ridgeline.kernels.model_ops import has_modified_scores
 from ridgeline.models.runtime.activations import activation_spec
 from ridgeline.models.runtime.attention import CoreAttention, RotaryAttention
@@ -21,6 +32,7 @@ from ridgeline.models.runtime.delta_net import DeltaNet
 from ridgeline.models.runtime.kernels import Kernels
 from ridgeline.models.runtime.latent_attention import LatentSelfAttention, latent_scale
 from ridgeline.models.runtime.linears import BiasedColumnParallelLinear, BiasedRowParallelLinear
+from ridgeline.models.runtime.mamba import MambaLayer
 from ridgeline.models.runtime.modified_attention import ModifiedCoreAttention
 from ridgeline.models.runtime.norms import norm_spec
 from ridgeline.models.runtime.residual import SandwichLayer, scaled_add
@@ -37,24 +49,29 @@ def decoder_spec(model: ModelSpec, layers: tuple[int, ...], kernels: Kernels) ->
 
 
 def layer_spec(block: Block, model: ModelSpec, kernels: Kernels) -> ModuleSpec:
-    """One block as a layer of Megatron-core."""
+    """One block as a layer of Megatron-core, where a part that is absent passes the stream on."""
     norm = norm_spec(model.norm, kernels)
+    if isinstance(block.mixer, Mamba2):
+        params = {"mixer": block.mixer, "norm": norm, "scale": model.residual_scale, "kernels": kernels}
+        return ModuleSpec(module=MambaLayer, params=params)
     add = scaled_add(model.residual_scale) if model.residual_scale != 1.0 else get_bias_dropout_add
-    submodules = TransformerLayerSubmodules(
-        input_layernorm=norm,
-        self_attention=_mixer(block.mixer, norm, kernels),
-        self_attn_bda=add,  # pyright: ignore[reportArgumentType]  upstream gives the function too
-        pre_mlp_layernorm=norm,
-        mlp=_feed_forward(block.feed_forward, kernels),
-        mlp_bda=add,  # pyright: ignore[reportArgumentType]  as above
-    )
+    parts: dict[str, Any] = {}
+    if block.mixer is not None:
+        parts |= {
+            "input_layernorm": norm,
+            "self_attention": _mixer(block.mixer, norm, kernels),
+            "self_attn_bda": add,
+        }
+    if block.feed_forward is not None:
+        parts |= {"pre_mlp_layernorm": norm, "mlp": _feed_forward(block.feed_forward, kernels), "mlp_bda": add}
+    submodules = TransformerLayerSubmodules(**parts)
     if block.norms == "sandwich":
         params = {"norm": norm, "scale": model.residual_scale}
         return ModuleSpec(module=SandwichLayer, params=params, submodules=submodules)
     return ModuleSpec(module=TransformerLayer, submodules=submodules)
 
 
-def _mixer(mixer: Mixer | None, norm: ModuleSpec, kernels: Kernels) -> ModuleSpec:
+def _mixer(mixer: Mixer, norm: ModuleSpec, kernels: Kernels) -> ModuleSpec:
     match mixer:
         case Attention():
             return _attention(mixer, norm, kernels)
@@ -87,8 +104,7 @@ def _attention(mixer: Attention, norm: ModuleSpec, kernels: Kernels) -> ModuleSp
     )
 
 
-def _feed_forward(feed_forward: FeedForward | None, kernels: Kernels) -> ModuleSpec:
-    assert feed_forward is not None  # lowering refuses layers without one
+def _feed_forward(feed_forward: FeedForward, kernels: Kernels) -> ModuleSpec:
     activation = activation_spec(feed_forward.activation, kernels)
     if isinstance(feed_forward, Mlp):
         return ModuleSpec(

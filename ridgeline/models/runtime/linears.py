@@ -34,30 +34,30 @@ class ReplicatedLinear(torch.nn.Module):
 
 
 def column_parallel(
-    config: TransformerConfig, inputs: int, outputs: int, group: torch.distributed.ProcessGroup
+    config: TransformerConfig, inputs: int, outputs: int, group: torch.distributed.ProcessGroup, *, bias: bool = False
 ) -> ColumnParallelLinear:
-    """A projection without a bias whose outputs are split over tp."""
+    """A projection whose outputs are split over tp."""
     return ColumnParallelLinear(
         inputs,
         outputs,
         config=config,
         init_method=config.init_method,  # pyright: ignore[reportArgumentType]  never called: weights are written later
-        bias=False,
+        bias=bias,
         gather_output=False,
         tp_group=group,
     )
 
 
 def row_parallel(
-    config: TransformerConfig, inputs: int, outputs: int, group: torch.distributed.ProcessGroup
+    config: TransformerConfig, inputs: int, outputs: int, group: torch.distributed.ProcessGroup, *, bias: bool = False
 ) -> RowParallelLinear:
-    """A projection without a bias whose inputs are split over tp; it gives its output, and None for a bias."""
+    """A projection whose inputs are split over tp; it gives its output, and the bias that is still to add, if any."""
     return RowParallelLinear(
         inputs,
         outputs,
         config=config,
         init_method=config.output_layer_init_method,  # pyright: ignore[reportArgumentType]  as above
-        bias=False,
+        bias=bias,
         input_is_parallel=True,
         skip_bias_add=True,
         tp_group=group,
