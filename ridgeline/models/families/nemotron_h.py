@@ -65,6 +65,13 @@ FIELDS = (
     Field("norm_topk_prob", bool, True),
     Field("routed_scaling_factor", float, 1.0, minimum=0),
     Field("num_nextn_predict_layers", int, 0, minimum=0, only=(0,)),
+    # Of first values, of speed, or of nothing: what a forward computes does not depend on them.
+    *(Field(f"time_step_{name}", float | None, None, minimum=0) for name in ("max", "floor")),
+    *(Field(name, int | None, None, minimum=0) for name in ("expand", "n_shared_experts", "num_logits_to_keep")),
+    *(Field(name, bool | None, None) for name in ("residual_in_fp32", "rescale_prenorm_residual")),
+    *(Field(name, bool | None, None) for name in ("use_mamba_kernels", "moe_shared_expert_overlap")),
+    Field("mamba_ssm_cache_dtype", str | None, None),
+    Field("mtp_layers_block_type", list | None, None),
 )
 
 

@@ -76,7 +76,8 @@ def _constant(param: Param, norm: Norm) -> float:
     if last in INITIAL:
         return INITIAL[last]
     centred = norm == "zero_centred_rms" and not param.name.endswith(("out_norm.weight", "mixer.norm.weight"))
-    return 1.0 if param.name.endswith("norm.weight") and not centred else 0.0
+    scales = param.role in ("norm", "head_norm") or param.name.endswith("norm.weight")
+    return 1.0 if scales and not centred else 0.0
 
 
 def _lines(

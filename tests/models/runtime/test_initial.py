@@ -55,6 +55,8 @@ def test_vectors():
     for role, value in (("norm", 1.0), ("head_norm", 1.0), ("qkv_bias", 0.0), ("out_bias", 0.0)):
         param = Param("x.weight", (6,), role)
         assert part(param, Shard((6,), (Split(0, "tp"),)), 1, Mesh(tp=2)).tolist() == [value] * 3
+    gated = Param("mixer.norm.weight", (6,), "per_head")
+    assert part(gated, Shard((6,), (Split(0, "tp"),)), 1, Mesh(tp=2)).tolist() == [1.0] * 3
 
 
 def test_what_adds_to_the_residual_stream_is_narrower():
