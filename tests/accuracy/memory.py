@@ -43,7 +43,7 @@ UNSAID: Mapping[str, str] = MappingProxyType(
     {
         "mamba-chunk-size": "no flag is read yet that describes state space layers",
         "enable-mhc": "hyper-connections: no job says them",
-        "lu-lora-final-layer-index": "adapters below, full training above a layer: no job says it",
+        "lu-lora-final-layer-index": "adapters that layers up to one update themselves, without Adam: no job says it",
         "qat-scheme": "weights trained as if in 4 bits: no job says it",
         "tp-2d": "tensors split over two axes at once: no layout says it",
     }

@@ -3,10 +3,11 @@
 from functools import cache
 
 import pytest
+import torch
 
 from ridgeline.parallel.memory import BAND
 from tests.accuracy.errors import quantile
-from tests.accuracy.memory import Outcome, outcomes
+from tests.accuracy.memory import GELU_KEEPS, Outcome, outcomes
 from tests.accuracy.memory_page import beyond, is_far, note_of, notes, peak_errors, static_errors
 
 MEASURED_AGAIN = 0.01
@@ -65,3 +66,18 @@ def test_a_bound_is_not_below_the_measurement():
 def test_every_row_far_off_is_explained():
     known = notes()
     assert [one.row.name for one in judged() if one.points and is_far(one) and not note_of(one, known)] == []
+
+
+def test_a_gelu_written_out_keeps_eight_tensors():
+    """Megatron-LM core_r0.8.0, megatron/core/fusions/fused_bias_gelu.py, ``bias_gelu``, run as plain operations."""
+    kept: set[int] = set()
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        kept.add(x.untyped_storage().data_ptr())
+        return x
+
+    bias, y = torch.rand(4, requires_grad=True), torch.rand(6, 2, 4)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        x = bias + y
+        out = x * 0.5 * (1.0 + torch.tanh(0.79788456 * x * (1 + 0.044715 * x * x)))
+    assert len(kept | {out.untyped_storage().data_ptr()}) == GELU_KEEPS
