@@ -79,7 +79,7 @@ def rests_on(plan: Plan, trace: Trace) -> Iterator[str]:
 
 def _head(plan: Plan, trace: Trace, comparison: Comparison) -> Iterator[str]:
     wrong = len(comparison.differing)
-    yield f"{plan.job.name}: rank {trace.rank} of {plan.mesh.world_size}, traced in {trace.seconds:.0f} s"
+    yield f"{plan.job.name}: rank {trace.rank} of {plan.mesh.world_size}, traced in {trace.seconds:.0f} s of a core"
     yield (
         f"peak of live tensors: planned {comparison.planned_bytes / GIB:.2f} GiB, traced "
         f"{comparison.traced_bytes / GIB:.2f} GiB, plan over trace {comparison.error:+.1%}"

@@ -96,7 +96,7 @@ class Trace:
         collectives: By phase, module, group and size, in order of first use.
         samples: Memory over time: at the end of every module, and at every peak.
         reads: Places where the program read a number that no trace has, with how often: 1.0 was answered.
-        seconds: That tracing took.
+        seconds: Of one core, that tracing took.
     """
 
     rank: int

@@ -13,6 +13,7 @@ PARTS: Mapping[str, str] = MappingProxyType(
         "activations": "tests.accuracy.activations",
         "schedules": "tests.accuracy.schedules",
         "time": "tests.accuracy.time_page",
+        "traces": "tests.accuracy.traces",
     }
 )
 """A module for each part; its ``section()`` gives the lines of Markdown below the part's heading."""
