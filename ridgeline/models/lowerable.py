@@ -148,6 +148,9 @@ def _job_faults(job: Job) -> Iterator[str]:
 
 def _model_faults(model: ModelSpec) -> Iterator[str]:
     yield from _trait_faults(model, "model")
+    for trait in ("learned_positions", "embedding_norm"):
+        if model.mtp and getattr(model, trait):
+            yield f"model.{trait}=True: has no lowering beside mtp={model.mtp}; use False, or mtp=0"
     for run in model.blocks:
         block = run.block
         yield from _trait_faults(block, "model.blocks")

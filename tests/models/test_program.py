@@ -14,7 +14,7 @@ from ridgeline.core.model import Attention, Block, Mlp, Moe, Repeat
 from ridgeline.models.lowerable import check_lowerable
 from ridgeline.models.program import DataSlice, lower
 from ridgeline.parallel.plan import plan
-from tests.parity.small import MODELS, MOE, job_of
+from tests.parity.small import MLP, MODELS, MOE, job_of
 
 JOB = job_of(
     MODELS["mixed"], world_size=4, layout__tp=2, layout__sp=True, layout__pp=2, layout__ep=2, layout__stages=(1, 3)
@@ -87,6 +87,26 @@ def test_what_cannot_be_lowered_is_named_at_once():
         "model.blocks.mixer.head_dim=[6, 10]: Megatron-core has one for all layers; use one value",
         "model.blocks.feed_forward.topk=[2, 3]: Megatron-core has one for all layers; use one value",
     ]
+
+
+def test_what_only_the_first_stage_does_to_an_embedding_is_refused_beside_multi_token_prediction():
+    """The last stage embeds too, without those tables; nothing is left out in silence."""
+    for trait in ("learned_positions", "embedding_norm"):
+        model = attrs.evolve(MODELS["dense"], mtp=1, **{trait: True})
+        with pytest.raises(LoweringError, match=f"model.{trait}=True: has no lowering beside mtp=1"):
+            check_lowerable(job_of(model))
+    check_lowerable(job_of(attrs.evolve(MODELS["dense"], mtp=1)))
+
+
+def test_layers_of_one_part_are_refused_where_they_have_no_meaning():
+    """A sandwich needs both parts, and a state space stands alone."""
+    alone = MODELS["mamba"].blocks[0].block
+    for block, match in (
+        (attrs.evolve(alone, feed_forward=MLP), "model.blocks.mixer='mamba2': has no lowering beside a feed_forward"),
+        (attrs.evolve(alone, norms="sandwich"), "model.blocks.norms='sandwich': has no lowering in a layer of one"),
+    ):
+        with pytest.raises(LoweringError, match=match):
+            check_lowerable(job_of(attrs.evolve(MODELS["mamba"], blocks=(Repeat(block=block, count=2),))))
 
 
 def test_memory_that_nothing_runs_yet_is_refused_by_name():

@@ -26,6 +26,8 @@ EVERY_DAY = (
 ONE_LAYOUT = {
     **dict.fromkeys(("glm", "minicpm3", "phi3", "seed_oss"), "tp2"),
     "internlm3": "pp2",
+    "mamba2 biased": "pp2",
+    "nemotron_h experts": "tp2",
 }
 """Of these families, every day in the layout that tries most of them."""
 
