@@ -47,7 +47,14 @@ def hf_derived(spec: ModelSpec) -> frozenset[str]:
         for name in ("embed_tokens", "shared_head.head")
     )
     of_all = "transformer.rotary_pos_emb.inv_freq"
-    return frozenset((*frequencies, *again, of_all, *(("lm_head.weight",) if spec.tied_embeddings else ())))
+    unused = (  # transformers allots gate and up to experts that give the token back
+        f"model.layers.{layer // 2}.mlp.experts.{moe.experts + zero}.{name}_proj.weight"
+        for layer, block in enumerate(spec.layers())
+        if (moe := block.shortcut) is not None
+        for zero in range(moe.zero_experts)
+        for name in ("gate", "up")
+    )
+    return frozenset((*frequencies, *again, *unused, of_all, *(("lm_head.weight",) if spec.tied_embeddings else ())))
 
 
 def _entries(spec: ModelSpec) -> list[tuple[str, Source, Shape]]:

@@ -97,7 +97,8 @@ def published_shapes(source: Source, shape: Shape) -> dict[str, Shape]:
 
 def bind(template: Template, *, layer: int | None, expert: int | None, block: Block | None) -> Source:
     """The source of one tensor: its layer and expert named, its block's head counts filled in."""
-    names = tuple(name.format(layer=layer, expert=expert) for name in template.names)
+    pair, half = (None, None) if layer is None else divmod(layer, 2)
+    names = tuple(name.format(layer=layer, pair=pair, half=half, expert=expert) for name in template.names)
     return _BINDERS[template.transform](names, block)
 
 

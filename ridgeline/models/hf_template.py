@@ -7,7 +7,10 @@ from ridgeline.core.frozen import frozen
 
 @frozen
 class Template:
-    """A source whose names still hold ``{layer}`` and ``{expert}``."""
+    """A source whose names still hold ``{layer}`` and ``{expert}``.
+
+    Where two layers are published as one, these are the halves ``{half}``, 0 and 1, of ``{pair}``.
+    """
 
     transform: Literal["direct", "gate_up", "grouped_qkv", "packed_qkv", "gated_qkv", "delta_inputs"]
     names: tuple[str, ...]

@@ -69,7 +69,7 @@ TRAITS: Mapping[type, Mapping[str, Any]] = MappingProxyType(
             "logit_softcap": ANY,
             "normalized_head": ANY,
         },
-        Block: {"norms": ANY, "shortcut": (None,)},
+        Block: {"norms": ANY, "shortcut": ANY},
         Attention: {
             "positions": ANY,
             "scale": ANY,
@@ -79,7 +79,7 @@ TRAITS: Mapping[type, Mapping[str, Any]] = MappingProxyType(
         },
         Rope: {"share": ANY, "interleaved": ANY},
         Mamba2: {"step_min": ANY},
-        LatentAttention: {"indexer": (None,), "norm_eps": ANY},
+        LatentAttention: {"indexer": (None,), "norm_eps": ANY, "latent_scale": ANY},
         Mlp: {"activation": ACTIVATIONS, "limit": (None,)},
         Moe: {
             "activation": ACTIVATIONS,
@@ -98,6 +98,7 @@ TRAITS: Mapping[type, Mapping[str, Any]] = MappingProxyType(
             "capacity_factor": ANY,
             "pad_to_capacity": ANY,
             "drop": ANY,
+            "zero_experts": ANY,
         },
     }
 )
@@ -182,7 +183,7 @@ def _trait_faults(spec: Any, path: str) -> Iterator[str]:
 def _uniform_faults(model: ModelSpec) -> Iterator[str]:
     blocks = model.layers()
     for kind, (place, *names) in UNIFORM.items():
-        parts = [part for block in blocks if isinstance(part := getattr(block, place), kind)]
+        parts = model.moes if kind is Moe else [p for block in blocks if isinstance(p := getattr(block, place), kind)]
         for name in names:
             values = sorted({getattr(part, name) for part in parts}, key=lambda value: (value is None, value))
             if len(values) > 1:

@@ -117,7 +117,7 @@ def _attention_fields(job: Job) -> Fields:
 
 def _feed_forward_fields(job: Job) -> Fields:
     feed_forwards = _feed_forwards(job.model)
-    moe = next((member for member in feed_forwards if isinstance(member, Moe)), None)
+    moe = next(iter(job.model.moes), None)
     width = next((member.ffn_hidden for member in feed_forwards if isinstance(member, Mlp)), None)
     if moe is None:
         return (("ffn_hidden_size", width),)

@@ -129,6 +129,21 @@ CASES |= {
             "linear_value_head_dim": 10,
         },
     ),
+    "longcat_flash": (
+        "LongcatFlash",
+        {
+            **{name: size for name, size in LATENT.items() if name.startswith(("q_", "kv_", "qk_", "v_", "num_key"))},
+            "num_layers": 2,
+            "head_dim": 6,
+            "ffn_hidden_size": 52,
+            "expert_ffn_hidden_size": 28,
+            "n_routed_experts": 6,
+            "zero_expert_num": 3,
+            "moe_topk": 4,
+            "routed_scaling_factor": 2.5,
+            "rms_norm_eps": 1e-6,
+        },
+    ),
     "deepseek_v2": ("DeepseekV2", {**LATENT, "topk_method": "greedy", "n_group": 1, "topk_group": 1}),
     "deepseek_v3": ("DeepseekV3", {**LATENT, **GROUPS}),
     "deepseek_v3 yarn": (
@@ -229,6 +244,8 @@ def in_our_layout(tensors: dict[str, Any], config: Any) -> dict[str, torch.Tenso
     }
     if not config.tie_word_embeddings:
         ours["output_layer.weight"] = tensors["lm_head.weight"]
+    if config.model_type == "longcat_flash":
+        tensors = tensors | _halves(tensors, config)
     for layer in range(config.num_hidden_layers):
         theirs = _below(tensors, f"model.layers.{layer}.")
         for name, tensor in {**_attention(theirs, config), **_feed_forward(theirs)}.items():
@@ -275,6 +292,22 @@ def _hybrid_names(tensors: dict[str, Any], config: Any) -> dict[str, torch.Tenso
                         own[f"mlp.experts.local_experts.{expert}.{fc}.weight"] = tensor
         ours |= {f"decoder.layers.{layer}.{name}": tensor for name, tensor in own.items()}
     return ours
+
+
+def _halves(tensors: dict[str, Any], config: Any) -> dict[str, Any]:
+    """LongCat-Flash's pairs of layers as layers of others: what is a list of two, apart; the experts with the first."""
+    halves = {}
+    for layer in range(2 * config.num_layers):
+        pair, half = divmod(layer, 2)
+        for name, tensor in _below(tensors, f"model.layers.{pair}.").items():
+            part, _, rest = name.partition(".")
+            if part == "mlp":
+                if half == 0:
+                    halves[f"model.layers.{layer}.shortcut.{rest}"] = tensor
+            elif rest.startswith(f"{half}."):
+                renamed = part.replace("mlps", "mlp")
+                halves[f"model.layers.{layer}.{renamed}.{rest.removeprefix(f'{half}.')}"] = tensor
+    return halves
 
 
 def _below(tensors: dict[str, Any], prefix: str) -> dict[str, torch.Tensor]:
@@ -366,6 +399,12 @@ def _feed_forward(theirs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         ):
             ours[f"mlp.experts.local_experts.{expert}.linear_fc1.weight"] = gate_up
             ours[f"mlp.experts.local_experts.{expert}.linear_fc2.weight"] = down
+    if "shortcut.router.classifier.weight" in theirs:
+        ours["shortcut.router.weight"] = theirs["shortcut.router.classifier.weight"]
+        gates, downs = theirs["shortcut.experts.gate_up_proj"], theirs["shortcut.experts.down_proj"]
+        for expert, down in enumerate(downs):  # those behind give the token back
+            ours[f"shortcut.experts.local_experts.{expert}.linear_fc1.weight"] = gates[expert]
+            ours[f"shortcut.experts.local_experts.{expert}.linear_fc2.weight"] = down
     shared = _below(theirs, "mlp.shared_experts.") or _below(theirs, "mlp.shared_expert.")
     if shared:
         fused = torch.cat([shared["gate_proj.weight"], shared["up_proj.weight"]])

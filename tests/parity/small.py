@@ -42,13 +42,17 @@ LATENT = LatentAttention(
 ROUTED = attrs.evolve(
     MOE, experts=8, groups=4, group_topk=2, topk=4, score="sigmoid", expert_bias=True, topk_scale=1.5, shared_ffn=44
 )
+ZERO = attrs.evolve(MOE, zero_experts=3, topk=4, expert_bias=True, normalize_topk=False)
 DELTA = GatedDeltaNet(key_heads=2, value_heads=4, key_head_dim=6, value_head_dim=10)
 GATED = Attention(heads=4, kv_heads=2, head_dim=12, qk_norm=True, gate="element", rope=Rope(share=0.5))
 
 
-def layers_of(*layers: tuple[Mixer, FeedForward], **traits: Any) -> ModelSpec:
-    """A model of these layers."""
-    blocks = tuple(Repeat(block=Block(mixer=mixer, feed_forward=part), count=1) for mixer, part in layers)
+def layers_of(*layers: tuple[Mixer, FeedForward], beside: Moe | None = None, **traits: Any) -> ModelSpec:
+    """A model of these layers, with experts beside the first of each two."""
+    blocks = tuple(
+        Repeat(block=Block(mixer=mixer, feed_forward=part, shortcut=None if index % 2 else beside), count=1)
+        for index, (mixer, part) in enumerate(layers)
+    )
     return ModelSpec(vocab_size=VOCAB, hidden=HIDDEN, max_position=64, blocks=blocks, init_std=0.1, **traits)
 
 
@@ -64,6 +68,7 @@ MAMBA = Mamba2(heads=4, head_dim=10, state=14, groups=2, conv_kernel=3, bias=Tru
 MODELS = {
     "latent": layers_of((LATENT, MLP), *[(LATENT, ROUTED)] * 3),
     "delta": layers_of(*[(DELTA, MOE), (GATED, MOE)] * 2, norm="zero_centred_rms"),
+    "shortcut": layers_of(*[(LATENT, MLP)] * 4, beside=ZERO),
     "ahead": layers_of((LATENT, MLP), *[(LATENT, ROUTED)] * 3, mtp=2),
     "tied ahead": layers_of(*[(GATED, MLP)] * 4, mtp=1, tied_embeddings=True, embedding_scale=3.0),
     "mamba": one_part_layers(MAMBA, MLP, MAMBA, GATED, norm="zero_centred_rms"),

@@ -43,12 +43,15 @@ NEEDS_SP = {"tp2", "tp2 pp2"}
 
 DENSE = ("dense", "tied", "tied ahead", "mamba")
 
+SPLITS_PAIRS = {name for name in LAYOUTS if "vpp2" in name or name in ("uneven", "noop", "pp4")}
+
 EVERY_DAY = {
     *(("dense", name) for name in LAYOUTS if name not in EXPERTS_ONLY),
     *(("tied", name) for name in ("tp2", "pp2 vpp2", "tp2 pp2")),
     *(("moe", name) for name in ("pp2", *EXPERTS_ONLY)),
     ("mixed", "pp2 vpp2"),
     *(("latent", name) for name in ("tp2 sp", "pp2", "ep2 alltoall")),
+    *(("shortcut", name) for name in ("ep2 alltoall", "ep2 allgather")),
     ("delta", "tp2 sp"),
     *(("ahead", name) for name in ("tp2 sp", "pp2 vpp2")),
     ("tied ahead", "tp2 pp2"),
@@ -59,6 +62,7 @@ CASES = [
     for model in MODELS
     for layout in LAYOUTS
     if not (layout in EXPERTS_ONLY and model in DENSE)
+    if not (layout in SPLITS_PAIRS and model == "shortcut")
     if not (layout in NEEDS_SP and model not in DENSE)
 ]
 

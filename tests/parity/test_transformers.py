@@ -24,7 +24,7 @@ EVERY_DAY = (
 
 
 ONE_LAYOUT = {
-    **dict.fromkeys(("glm", "minicpm3", "phi3", "seed_oss"), "tp2"),
+    **dict.fromkeys(("glm", "longcat_flash", "minicpm3", "phi3", "seed_oss"), "tp2"),
     "internlm3": "pp2",
     "mamba2 biased": "pp2",
     "nemotron_h experts": "tp2",

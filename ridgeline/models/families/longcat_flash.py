@@ -1,13 +1,16 @@
 """LongCat-Flash: two layers of latent attention and an MLP to each set of experts, which stand beside them."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import attrs
 
 from ridgeline.core.model import Block, LatentAttention, Mlp, ModelSpec, Moe, Rope
-from ridgeline.models.families.decoder import decoder_of, first_feed_forward
-from ridgeline.models.families.latent import LATENT_FIELDS, latent_config, latent_of
+from ridgeline.models.families.decoder import DECODER_WEIGHTS, decoder_of, first_feed_forward
+from ridgeline.models.families.latent import LATENT_FIELDS, LATENT_WEIGHTS, latent_config, latent_of
 from ridgeline.models.family import Family, Field, Values, require
+from ridgeline.models.hf_template import Template, direct, gate_up
 
 FIELDS = (
     *(field for field in LATENT_FIELDS if field.name != "num_hidden_layers"),
@@ -55,6 +58,29 @@ def _config_of(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
+_PAIR = "model.layers.{pair}."
+_MLP, _EXPERT = _PAIR + "mlps.{half}.", _PAIR + "mlp.experts.{expert}."
+WEIGHTS: Mapping[str, Template] = MappingProxyType(
+    {
+        **{name: DECODER_WEIGHTS[name] for name in DECODER_WEIGHTS if name.startswith(("emb", "dec", "out"))},
+        **{
+            name: direct(template.names[0].replace("{layer}.self_attn.", "{pair}.self_attn.{half}."))
+            for name, template in LATENT_WEIGHTS.items()
+            if name.startswith("self_attention.") and template.transform == "direct"
+        },
+        "input_layernorm.weight": direct(_PAIR + "input_layernorm.{half}.weight"),
+        "pre_mlp_layernorm.weight": direct(_PAIR + "post_attention_layernorm.{half}.weight"),
+        "mlp.linear_fc1.weight": gate_up(_MLP + "gate_proj.weight", _MLP + "up_proj.weight"),
+        "mlp.linear_fc2.weight": direct(_MLP + "down_proj.weight"),
+        "shortcut.router.weight": direct(_PAIR + "mlp.router.classifier.weight"),
+        "shortcut.router.expert_bias": direct(_PAIR + "mlp.router.e_score_correction_bias"),
+        "shortcut.experts.local_experts.{expert}.linear_fc1.weight": gate_up(
+            _EXPERT + "gate_proj.weight", _EXPERT + "up_proj.weight"
+        ),
+        "shortcut.experts.local_experts.{expert}.linear_fc2.weight": direct(_EXPERT + "down_proj.weight"),
+    }
+)
+
 LONGCAT_FLASH = Family(
     name="longcat_flash",
     architectures=("LongcatFlashForCausalLM",),
@@ -64,4 +90,5 @@ LONGCAT_FLASH = Family(
     feed_forwards=(Mlp,),
     spec_of=_spec_of,
     config_of=_config_of,
+    weights=WEIGHTS,
 )

@@ -46,7 +46,7 @@ class ExpertLoad:
 def load_of_step(built: Built) -> ExpertLoad | None:
     """Add up what the routers of all ranks counted; every rank calls it."""
     parts = _feed_forwards(built.program.job.model)
-    widths = {layer: part.experts + 2 for layer, part in enumerate(parts) if isinstance(part, Moe)}
+    widths = {layer: part.experts + part.zero_experts + 2 for layer, part in enumerate(parts) if isinstance(part, Moe)}
     if not widths:
         return None
     counts = torch.zeros(len(parts), max(widths.values()), device=built.device)
@@ -95,6 +95,6 @@ def _routers(built: Built) -> Iterator[tuple[int, ExpertRouter]]:
 
 
 def _feed_forwards(model: ModelSpec) -> list[FeedForward | None]:
-    """Of all layers, then of those of multi-token prediction, which are like the last."""
+    """Of all layers, or the experts beside them; then of those of multi-token prediction, which are like the last."""
     blocks = [*model.layers(), *[model.layers()[-1]] * model.mtp]
-    return [block.feed_forward for block in blocks]
+    return [block.shortcut or block.feed_forward for block in blocks]

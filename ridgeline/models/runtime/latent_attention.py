@@ -55,6 +55,8 @@ class LatentSelfAttention(MegatronModule):
             config.recompute_modules or ()
         )
         hidden, rank = config.hidden_size, mixer.q_lora_rank
+        self.q_scale = (hidden / rank) ** 0.5 if mixer.latent_scale and rank else 1.0
+        self.kv_scale = (hidden / mixer.kv_lora_rank) ** 0.5 if mixer.latent_scale else 1.0
 
         split = partial(column_parallel, config, group=pg_collection.tp)
 
@@ -93,7 +95,7 @@ class LatentSelfAttention(MegatronModule):
         table = sequences.tables[turn]
         query = self._queries(hidden)
         latent, turned = self.linear_kv_down_proj(hidden).split((mixer.kv_lora_rank, mixer.rope_head_dim), dim=-1)
-        key_value, _ = self.linear_kv_up_proj(self.kv_layernorm(latent))
+        key_value, _ = self.linear_kv_up_proj(_scaled(self.kv_layernorm(latent), self.kv_scale))
         key_value = key_value.unflatten(-1, (self.heads, -1))
         key, value = key_value.split((mixer.nope_head_dim, mixer.v_head_dim), dim=-1)
         # All heads of all tp ranks read the turned part of one key: its gradient is the sum over them.
@@ -114,8 +116,13 @@ class LatentSelfAttention(MegatronModule):
         if self.mixer.q_lora_rank is None:
             query, _ = self.linear_q_proj(hidden)
         else:
-            query, _ = self.linear_q_up_proj(self.q_layernorm(self.linear_q_down_proj(hidden)))
+            latent = self.q_layernorm(self.linear_q_down_proj(hidden))
+            query, _ = self.linear_q_up_proj(_scaled(latent, self.q_scale))
         return query.unflatten(-1, (self.heads, -1))
+
+
+def _scaled(latent: torch.Tensor, scale: float) -> torch.Tensor:
+    return latent if scale == 1.0 else latent * scale
 
 
 def latent_scale(mixer: LatentAttention) -> float:

@@ -29,6 +29,7 @@ from ridgeline.kernels.model_ops import has_modified_scores
 from ridgeline.models.runtime.activations import activation_spec
 from ridgeline.models.runtime.attention import CoreAttention, RotaryAttention
 from ridgeline.models.runtime.delta_net import DeltaNet
+from ridgeline.models.runtime.experts import ShortcutLayer, ZeroExpertLayer
 from ridgeline.models.runtime.kernels import Kernels
 from ridgeline.models.runtime.latent_attention import LatentSelfAttention, latent_scale
 from ridgeline.models.runtime.linears import BiasedColumnParallelLinear, BiasedRowParallelLinear
@@ -65,6 +66,9 @@ def layer_spec(block: Block, model: ModelSpec, kernels: Kernels) -> ModuleSpec:
     if block.feed_forward is not None:
         parts |= {"pre_mlp_layernorm": norm, "mlp": _feed_forward(block.feed_forward, kernels), "mlp_bda": add}
     submodules = TransformerLayerSubmodules(**parts)
+    if any(other.shortcut for other in model.layers()):
+        experts = None if block.shortcut is None else _feed_forward(block.shortcut, kernels)
+        return ModuleSpec(module=ShortcutLayer, params={"experts": experts}, submodules=submodules)
     if block.norms == "sandwich":
         params = {"norm": norm, "scale": model.residual_scale}
         return ModuleSpec(module=SandwichLayer, params=params, submodules=submodules)
@@ -119,7 +123,7 @@ def _feed_forward(feed_forward: FeedForward, kernels: Kernels) -> ModuleSpec:
     products = MLPSubmodules(linear_fc1=ColumnParallelLinear, activation_func=activation, linear_fc2=RowParallelLinear)
     shared = ModuleSpec(module=SharedExpertMLP, submodules=products) if feed_forward.shared_ffn is not None else None
     return ModuleSpec(
-        module=MoELayer,
+        module=ZeroExpertLayer if feed_forward.zero_experts else MoELayer,
         submodules=MoESubmodules(
             experts=ModuleSpec(module=SequentialMLP, submodules=products),
             shared_experts=shared,  # pyright: ignore[reportArgumentType]  None where there are none

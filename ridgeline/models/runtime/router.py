@@ -20,6 +20,8 @@ from ridgeline.models.runtime.routing import capacity_of, route, within_capacity
 class ExpertRouter(Router):
     """Tokens to weights of experts, (n, e) fp32, and to which experts they go.
 
+    Zero experts are its last choices.
+
     Attributes:
         expert_bias: (e,) fp32, of what a token chooses by; None without.
         counted: (e + 2,) fp32, of a step so far: tokens that chose each expert, how many of their choices an expert had
@@ -29,8 +31,12 @@ class ExpertRouter(Router):
     def __init__(self, config: TransformerConfig, pg_collection: ProcessGroupCollection | None, *, moe: Moe) -> None:
         super().__init__(config, pg_collection)
         self.moe = moe
-        self.register_buffer("expert_bias", torch.zeros(moe.experts) if moe.expert_bias else None)
-        self.counted = torch.zeros(moe.experts + 2)
+        choices = moe.experts + moe.zero_experts
+        if moe.zero_experts:
+            self.weight = torch.nn.Parameter(torch.empty(choices, config.hidden_size, dtype=config.params_dtype))
+            self.weight.sequence_parallel = config.sequence_parallel  # pyright: ignore[reportAttributeAccessIssue]  Megatron's mark
+        self.register_buffer("expert_bias", torch.zeros(choices) if moe.expert_bias else None)
+        self.counted = torch.zeros(choices + 2)
 
     def forward(self, input: torch.Tensor, padding_mask: None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Route (s/tp, b, h)."""
