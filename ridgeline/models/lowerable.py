@@ -164,6 +164,10 @@ def _model_faults(model: ModelSpec) -> Iterator[str]:
                 yield from _trait_faults(part, f"model.blocks.{place}")
         if isinstance(block.feed_forward, Moe) and block.feed_forward.bias:
             yield "model.blocks.feed_forward.bias=True: experts have no biases yet; use False"
+        if block.shortcut is not None:
+            yield from _trait_faults(block.shortcut, "model.blocks.shortcut")
+            if block.norms != "pre":
+                yield f"model.blocks.norms={block.norms!r}: has no lowering beside a shortcut; use 'pre'"
         rope = getattr(block.mixer, "rope", None)
         if rope is not None:
             yield from _trait_faults(rope, "model.blocks.mixer.rope")

@@ -69,3 +69,13 @@ def test_it_is_run_again(ranks, mode):
     assert {name: counts[name] for name in FORWARDS[mode]} == FORWARDS[mode]
     (kept,) = ranks.run(forwards_of_a_step, 1, job_of(MODELS["dense"]))
     assert kept["CoreAttention"] == kept["ActivationModule"] == kept["RotaryAttention"] == ONCE
+
+
+@pytest.mark.parametrize("mode", ["all parts", "uniform"])
+def test_gradients_stay_beside_layers(ranks, alone, mode):
+    """Where experts read what the feed-forward reads, and join a layer later."""
+    fields = {"layout__tp": 2, "layout__sp": True, "layout__ep": 2}
+    results = ranks.run(train, 2, job_of(MODELS["shortcut"], world_size=2, memory__recompute=MODES[mode], **fields), 2)
+    truth = alone("shortcut")
+    assert results[0].losses == pytest.approx(truth.losses, rel=1e-5)
+    assert different(whole_gradients(r.gradients for r in results), whole_gradients([truth.gradients])) == {}

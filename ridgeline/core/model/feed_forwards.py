@@ -99,6 +99,9 @@ class Moe:
             most = self.experts / self.topk
             rule = f"must be <= experts/topk={most:g} to pad to, since no expert has more than all tokens"
             yield Problem("capacity_factor", self.capacity_factor, rule, f"use {most:g} or less")
+        if self.capacity_factor is not None and self.zero_experts:
+            rule = f"bounds experts that compute, and {self.zero_experts} zero experts do not"
+            yield Problem("capacity_factor", self.capacity_factor, rule, "leave it out")
         for name in ("device_aux_loss", "comm_aux_loss"):
             if (value := getattr(self, name)) and self.groups == 1:
                 yield Problem(name, value, "is a loss over groups of experts", "set groups and group_topk, or use 0.0")

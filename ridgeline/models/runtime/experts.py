@@ -17,7 +17,7 @@ class ZeroExpertLayer(MoELayer):
     """Experts, and choices of the router beyond them that cost nothing: they give back the token times its weight."""
 
     def forward(
-        self, hidden_states: torch.Tensor, intermediate_tensors: None = None, padding_mask: None = None
+        self, hidden_states: torch.Tensor, intermediate_tensors: Any = None, padding_mask: Any = None
     ) -> tuple[torch.Tensor, None]:
         """What the experts and the token itself add, (s/tp, b, h), and no bias."""
         if self.moe_layer_recompute and self.training:
@@ -64,5 +64,6 @@ class ShortcutLayer(TransformerLayer):
         normed = self._forward_pre_mlp_layernorm(hidden)
         beside = None if self.shortcut is None else self.shortcut(normed)[0]
         output = tensor_parallel.checkpoint(self.mlp, False, normed) if self.recompute_mlp else self.mlp(normed)
-        hidden = self._forward_post_mlp(output, hidden)
-        return hidden if context is None else hidden + context, beside
+        stream = self._forward_post_mlp(output, hidden)
+        assert isinstance(stream, torch.Tensor)
+        return stream if context is None else stream + context, beside

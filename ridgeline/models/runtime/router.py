@@ -46,6 +46,7 @@ class ExpertRouter(Router):
         weights_ne, taken_ne = routed.weights_ne, routed.chosen_ne
         if moe.capacity_factor is not None:
             capacity = capacity_of(len(logits_ne), moe)
+            assert not moe.zero_experts, "a zero expert has room for all"
             taken_ne = within_capacity(weights_ne, taken_ne, capacity=capacity, drop=moe.drop, pad=moe.pad_to_capacity)
             weights_ne = weights_ne * taken_ne
         if not (self.training and torch.is_grad_enabled()):
