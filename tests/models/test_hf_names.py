@@ -40,7 +40,7 @@ def published_files(config: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def unused_rows(config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Gate and up of experts that give the token back, which transformers' class allots, so that its files need them."""
+    """Gate and up of zero experts, which transformers allots, so that files it reads need them."""
     names = [name for name in hf_derived(model_from_hf(config)) if ".mlp.experts." in name]
     return {name: torch.zeros(config["expert_ffn_hidden_size"], config["hidden_size"]) for name in names}
 
