@@ -188,6 +188,8 @@ def job_for(row: Row) -> Job:
         feed_forward = block["block"]["feed_forward"]
         if feed_forward.get("topk") == 1:  # two scripts let every weight be 1, which a plan refuses and memory ignores
             feed_forward["normalize_topk"] = False
+        if "moe-router-num-groups" not in row.flags:  # older names of groups of experts are not in the rows
+            feed_forward |= dict.fromkeys({"device_aux_loss", "comm_aux_loss"} & feed_forward.keys(), 0.0)
     plain["layout"]["sp"] &= plain["layout"].get("tp", 1) > 1  # upstream leaves it out in silence
     for path, choices in SINCE_2_2.items():
         part, name = path.split(".")
