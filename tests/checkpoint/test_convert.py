@@ -38,6 +38,8 @@ CLASSIC = {
     "DeepseekV3": Wanted(
         format="classic", layout=Layout(tp=2, ep=5, pp=2, noop_layers=(3,)), form=ClassicForm(experts="grouped")
     ),
+    "Mamba2": Wanted(format="classic", layout=Layout(tp=2, pp=3)),
+    "NemotronH": Wanted(format="classic", layout=Layout(ep=5, pp=3)),
     "Qwen3Moe": Wanted(
         format="classic", layout=Layout(tp=2, etp=2, ep=5), form=ClassicForm(impl="te", experts="grouped")
     ),
