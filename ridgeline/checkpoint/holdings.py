@@ -31,7 +31,8 @@ class Holding:
         owned: What it is, from the rank's program.
         place: Where the whole is stored.
         replicas: The ranks that hold the same part, in order.
-        is_copy: It is the last stage's copy of the embedding: read, never written.
+        is_copy: It is the last stage's copy of the embedding, or a further etp rank's of what each holds whole:
+            read, never written.
     """
 
     owned: Owned
@@ -90,7 +91,8 @@ def writes_shards(program: RankProgram, holding: Holding) -> bool:
     Each dp rank updates a shard of its own, and those of all dp ranks make up the parameter; where tp ranks hold copies
     of it, the first one's are written.
     """
-    return not holding.is_copy and bool(holding.owned.local.shard.splits or program.coords.tp_rank == 0)
+    local = holding.owned.local
+    return not holding.is_copy and bool(local.shard.splits or local.param.experts or program.coords.tp_rank == 0)
 
 
 def balance(sizes: Iterable[int], bins: int) -> list[int]:
@@ -113,14 +115,15 @@ def balance(sizes: Iterable[int], bins: int) -> list[int]:
 
 def _holding(owned: Owned, program: RankProgram, groups: dict[str, tuple[int, ...]]) -> Holding:
     local = owned.local
+    is_copy = local.param.role == "embedding" and not program.chunks[local.chunk].pre_process
     if local.param.experts:
-        assert local.shard.splits, "an expert's tensor that etp does not split has replicas beyond expt_dp"
         replicas = groups["expt_dp"]
+        is_copy = not local.shard.splits and program.expert_coords.etp_rank > 0
     else:
         replicas = groups["dp_cp" if local.shard.splits else "tp_dp_cp"]
     return Holding(
         owned=owned,
         place=stored(local.fqn, local.param),
         replicas=replicas,
-        is_copy=local.param.role == "embedding" and not program.chunks[local.chunk].pre_process,
+        is_copy=is_copy,
     )

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from math import prod
 
 import attrs
 
@@ -10,7 +11,7 @@ from ridgeline.checkpoint.names import params_of, stored, stored_box
 from ridgeline.checkpoint.pieces import Buffer, Piece, row_major
 from ridgeline.core.model import ModelSpec
 from ridgeline.models.hf_names import hf_shapes, hf_sources
-from ridgeline.models.hf_source import RowRun, Source, row_runs
+from ridgeline.models.hf_source import RowRun, RowSource, Source, Stacked, row_runs
 
 
 @attrs.frozen
@@ -30,18 +31,28 @@ def published_buffers(model: ModelSpec) -> tuple[Buffer, ...]:
     params, pieces = params_of(model), defaultdict[str, list[Piece]](list)
     for fqn, source in hf_sources(model).items():
         place = stored(fqn, params[fqn])
-        for run, box in runs_of(source, params[fqn].shape):
-            strides = row_major(box.shape)
-            start = run.start * (strides[0] if strides else 1)
+        for tensor, box, start, strides in placed(source, params[fqn].shape):
             inner = stored_box(place, box)
-            pieces[run.tensor].append(
-                Piece(place.key, inner, start, (0,) * (len(inner.shape) - len(strides)) + strides)
-            )
+            pieces[tensor].append(Piece(place.key, inner, start, (0,) * (len(inner.shape) - len(strides)) + strides))
     shapes = hf_shapes(model)
     return tuple(Buffer(name, shapes[name], tuple(parts)) for name, parts in pieces.items())
 
 
-def runs_of(source: Source, shape: Shape) -> Iterator[tuple[RowRun, Box]]:
+def placed(source: Source, shape: Shape) -> Iterator[tuple[str, Box, int, Shape]]:
+    """Each box of our tensor of ``shape``: the published tensor that holds it, its start and its strides there."""
+    if isinstance(source, Stacked):
+        part, width = shape[0] // source.turns, prod(shape)
+        for turn in range(source.turns):
+            box = Box((turn * part, *(0 for _ in shape[1:])), (part, *shape[1:]))
+            strides = (source.turns, *(shape[0] for _ in shape[1:]))
+            yield source.name, box, source.expert * width + turn, strides
+        return
+    for run, box in runs_of(source, shape):
+        strides = row_major(box.shape)
+        yield run.tensor, box, run.start * (strides[0] if strides else 1), strides
+
+
+def runs_of(source: RowSource, shape: Shape) -> Iterator[tuple[RowRun, Box]]:
     """The published rows that make our tensor of ``shape``, each run with the box of ours that it is."""
     row, beside = 0, (0,) * len(shape[1:])
     for run in row_runs(source, shape[0]):

@@ -12,6 +12,7 @@ ACTIVATION_OPS: Mapping[Activation, tuple[str, Mapping[str, Any]]] = MappingProx
         "geglu": ("geglu", MappingProxyType({"approximate": False})),
         "geglu_tanh": ("geglu", MappingProxyType({"approximate": True})),
         "squared_relu": ("squared_relu", MappingProxyType({})),
+        "shifted_swiglu": ("clamped_swiglu", MappingProxyType({"interleaved": False})),
     }
 )
 """The op of an activation, and what it is called with beside the tensor; the others are torch's own everywhere."""

@@ -1,7 +1,7 @@
 """How one of our tensors is made of published ones: which tensors, and in what order their rows lie.
 
-Every fused tensor here is a rearrangement of whole rows (dim 0), so a source is fully told by ``row_runs``: copying
-those runs in order makes our tensor, and copying them back takes it apart.
+A fused tensor is a rearrangement of whole rows (dim 0), so a source is fully told by ``row_runs``: copying those runs
+in order makes our tensor, and copying them back takes it apart. Only the rows of stacked experts do not lie together.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from ridgeline.core.frozen import frozen
-from ridgeline.core.model import Attention, Block, GatedDeltaNet
+from ridgeline.core.model import Attention, Block, GatedDeltaNet, Moe
 from ridgeline.models.hf_template import Template
 
 Shape: TypeAlias = tuple[int, ...]
@@ -58,10 +58,26 @@ class Rows:
     runs: tuple[RowRun, ...]
 
 
-Source: TypeAlias = Direct | GateUp | GroupedQkv | Rows
+@frozen
+class Stacked:
+    """One of ``experts`` in a tensor that stacks them: a vector as it is, a matrix transposed.
+
+    Of ``turns=2`` its elements are gate and up in turn, which ours holds one after the other.
+    """
+
+    name: str
+    expert: int
+    experts: int
+    turns: int
 
 
-def row_runs(source: Source, rows: int) -> tuple[RowRun, ...]:
+RowSource: TypeAlias = Direct | GateUp | GroupedQkv | Rows
+"""Whole rows, rearranged."""
+
+Source: TypeAlias = RowSource | Stacked
+
+
+def row_runs(source: RowSource, rows: int) -> tuple[RowRun, ...]:
     """The runs of published rows that make a tensor of ``rows`` rows, in its order.
 
     Example:
@@ -89,6 +105,8 @@ def row_runs(source: Source, rows: int) -> tuple[RowRun, ...]:
 
 def published_shapes(source: Source, shape: Shape) -> dict[str, Shape]:
     """The tensors a source reads and their shapes, for our tensor of ``shape``."""
+    if isinstance(source, Stacked):
+        return {source.name: (source.experts, *reversed(shape))}
     rows: dict[str, int] = {}
     for run in row_runs(source, shape[0]):
         rows[run.tensor] = rows.get(run.tensor, 0) + run.count
@@ -99,6 +117,12 @@ def bind(template: Template, *, layer: int | None, expert: int | None, block: Bl
     """The source of one tensor: its layer and expert named, its block's head counts filled in."""
     pair, half = (None, None) if layer is None else divmod(layer, 2)
     names = tuple(name.format(layer=layer, pair=pair, half=half, expert=expert) for name in template.names)
+    if template.transform in STACKED:
+        assert block is not None
+        assert expert is not None
+        assert isinstance(block.feed_forward, Moe)
+        (name,), experts = names, block.feed_forward.experts
+        return Stacked(name, expert, experts, turns=STACKED[template.transform])
     return _BINDERS[template.transform](names, block)
 
 
@@ -143,6 +167,9 @@ def _bind_delta_inputs(names: tuple[str, ...], block: Block | None) -> Rows:
             runs += [RowRun(tensor, head * sum(parts) + begin, count) for head in range(mixer.key_heads)]
     return Rows(tuple(runs))
 
+
+STACKED: Mapping[str, int] = MappingProxyType({"stacked": 1, "stacked_turns": 2})
+"""Parts of each row or vector that stand in turn, by transform."""
 
 _BINDERS: Mapping[str, Callable[[tuple[str, ...], Block | None], Source]] = MappingProxyType(
     {

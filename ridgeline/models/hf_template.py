@@ -12,7 +12,9 @@ class Template:
     Where two layers are published as one, these are the halves ``{half}``, 0 and 1, of ``{pair}``.
     """
 
-    transform: Literal["direct", "gate_up", "grouped_qkv", "packed_qkv", "gated_qkv", "delta_inputs"]
+    transform: Literal[
+        "direct", "gate_up", "grouped_qkv", "packed_qkv", "gated_qkv", "delta_inputs", "stacked", "stacked_turns"
+    ]
     names: tuple[str, ...]
 
 
@@ -44,3 +46,13 @@ def gated_qkv(q: str, k: str, v: str) -> Template:
 def delta_inputs(qkvz: str, ba: str) -> Template:
     """What a gated delta net reads, published key head by key head: queries, keys, values, gates; betas and alphas."""
     return Template("delta_inputs", (qkvz, ba))
+
+
+def stacked(name: str) -> Template:
+    """One expert of a tensor that stacks those of a layer, each matrix transposed."""
+    return Template("stacked", (name,))
+
+
+def stacked_turns(name: str) -> Template:
+    """The same, gate and up in turn."""
+    return Template("stacked_turns", (name,))

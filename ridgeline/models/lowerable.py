@@ -54,8 +54,6 @@ SCHEDULES = ("1f1b", "interleaved_1f1b")
 
 ANY = object()
 
-ACTIVATIONS = ("swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh", "relu", "squared_relu")
-
 TRAITS: Mapping[type, Mapping[str, Any]] = MappingProxyType(
     {
         ModelSpec: {
@@ -76,14 +74,16 @@ TRAITS: Mapping[type, Mapping[str, Any]] = MappingProxyType(
             "softcap": ANY,
             "sinks": ANY,
             "gate": ("none", "element"),
+            "qk_norm_over": ANY,
         },
         Rope: {"share": ANY, "interleaved": ANY},
         Mamba2: {"step_min": ANY},
         LatentAttention: {"indexer": (None,), "norm_eps": ANY, "latent_scale": ANY},
-        Mlp: {"activation": ACTIVATIONS, "limit": (None,)},
+        Mlp: {"limit": ANY},
         Moe: {
-            "activation": ACTIVATIONS,
-            "limit": (None,),
+            "limit": ANY,
+            "router_bias": ANY,
+            "bias": ANY,
             "score": ("softmax", "sigmoid"),
             "topk_scale": ANY,
             "aux_per_sequence": ANY,
@@ -106,7 +106,7 @@ TRAITS: Mapping[type, Mapping[str, Any]] = MappingProxyType(
 
 UNIFORM: Mapping[type, tuple[str, ...]] = MappingProxyType(
     {
-        Attention: ("mixer", "heads", "kv_heads", "head_dim", "qkv_bias", "qk_norm", "gate"),
+        Attention: ("mixer", "heads", "kv_heads", "head_dim", "qkv_bias", "qk_norm", "qk_norm_over", "gate"),
         Mlp: ("feed_forward", "ffn_hidden"),
         Moe: (
             "feed_forward",
@@ -138,6 +138,10 @@ def _job_faults(job: Job) -> Iterator[str]:
     if job.layout.schedule_name not in SCHEDULES:
         usual = " or ".join(map(repr, SCHEDULES))
         yield f"layout.schedule={job.layout.schedule!r}: is planned only, nothing runs it yet; use {usual}"
+    for mixer in dict.fromkeys(run.block.mixer for run in job.model.blocks):
+        if isinstance(mixer, Attention) and mixer.qk_norm_over == "layer" and mixer.kv_heads % job.layout.tp:
+            rule = f"one norm over all heads has no lowering where kv_heads={mixer.kv_heads} are held more than once"
+            yield f"layout.tp={job.layout.tp}: {rule}; use a divisor of it"
     for path, able in RUNS.items():
         value = attrgetter(path)(job)
         if value not in able:
@@ -162,8 +166,10 @@ def _model_faults(model: ModelSpec) -> Iterator[str]:
         for place, part in (("mixer", block.mixer), ("feed_forward", block.feed_forward)):
             if part is not None:
                 yield from _trait_faults(part, f"model.blocks.{place}")
-        if isinstance(block.feed_forward, Moe) and block.feed_forward.bias:
-            yield "model.blocks.feed_forward.bias=True: experts have no biases yet; use False"
+        part = block.feed_forward
+        if part is not None and part.limit is not None and not is_gated(part.activation):
+            usual = f"bounds a gate and an up-projection, which activation={part.activation!r} has not; leave it out"
+            yield f"model.blocks.feed_forward.limit={part.limit}: {usual}"
         if block.shortcut is not None:
             yield from _trait_faults(block.shortcut, "model.blocks.shortcut")
             if block.norms != "pre":

@@ -110,7 +110,8 @@ def _attention_fields(job: Job) -> Fields:
         ("num_query_groups", attention.kv_heads),
         ("kv_channels", attention.head_dim),
         ("add_qkv_bias", attention.qkv_bias),
-        ("qk_layernorm", attention.qk_norm),
+        # Upstream sums the gradients of these norms over tp, which hold apart heads where one norm is over all.
+        ("qk_layernorm", attention.qk_norm and attention.qk_norm_over == "head"),
         ("attention_output_gate", attention.gate == "element"),
     )
 

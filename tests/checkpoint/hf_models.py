@@ -29,6 +29,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **_MOE,
     },
 }
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "truncate": False}
+CONFIGS["GptOss"] = {
+    "num_key_value_heads": 2,
+    "head_dim": 10,
+    "num_local_experts": 5,
+    "rope_parameters": {**YARN, "rope_theta": 10000.0},
+    "pad_token_id": 0,
+    **_MOE,
+}
 ALL_CONFIGS: dict[str, dict[str, Any]] = {
     **CONFIGS,
     "DeepseekV3": {

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ridgeline.checkpoint.boxes import slices
-from ridgeline.checkpoint.published import names_fault, plan_files, runs_of
-from ridgeline.models.hf_source import Direct, GateUp, GroupedQkv, Source
+from ridgeline.checkpoint.published import names_fault, placed, plan_files, runs_of
+from ridgeline.models.hf_source import Direct, GateUp, GroupedQkv, RowSource, Stacked
 
 
 @st.composite
-def sources(draw: st.DrawFn) -> tuple[Source, tuple[int, ...], dict[str, np.ndarray], np.ndarray]:
+def sources(draw: st.DrawFn) -> tuple[RowSource, tuple[int, ...], dict[str, np.ndarray], np.ndarray]:
     """A source, the shape of ours, published tensors of distinct elements, and ours made of them in numpy's way."""
     width = draw(st.sampled_from([(), (3,)]))
 
@@ -36,7 +36,7 @@ def sources(draw: st.DrawFn) -> tuple[Source, tuple[int, ...], dict[str, np.ndar
 
 @settings(deadline=None)
 @given(sources())
-def test_runs_make_ours(case: tuple[Source, tuple[int, ...], dict[str, np.ndarray], np.ndarray]) -> None:
+def test_runs_make_ours(case: tuple[RowSource, tuple[int, ...], dict[str, np.ndarray], np.ndarray]) -> None:
     """Each run of published rows is a box of ours, and together they are all of it, in order."""
     source, shape, published, ours = case
     row = 0
@@ -50,7 +50,7 @@ def test_runs_make_ours(case: tuple[Source, tuple[int, ...], dict[str, np.ndarra
 @settings(deadline=None)
 @given(sources())
 def test_runs_reach_every_published_row_once(
-    case: tuple[Source, tuple[int, ...], dict[str, np.ndarray], np.ndarray],
+    case: tuple[RowSource, tuple[int, ...], dict[str, np.ndarray], np.ndarray],
 ) -> None:
     """No published element is left out or read twice."""
     source, shape, published, _ = case
@@ -58,6 +58,21 @@ def test_runs_reach_every_published_row_once(
     for run, _ in runs_of(source, shape):
         seen[run.tensor][run.start : run.start + run.count] += 1
     assert all((count == 1).all() for count in seen.values())
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 2), st.sampled_from([1, 2]), st.integers(0, 2))
+def test_stacked_experts_are_numpys(experts: int, half: int, width: int, turns: int, expert: int) -> None:
+    """An expert's matrix is its slice, turned, gate and up pulled apart; a vector's is not turned."""
+    expert %= experts
+    shape = (half * turns, width) if width else (half * turns,)
+    published = np.arange(experts * int(np.prod(shape))).reshape(experts, *reversed(shape))
+    ours = np.concatenate([published[expert].T[turn::turns] for turn in range(turns)])
+    made = np.full(shape, -1)
+    for name, box, start, strides in placed(Stacked("w", expert, experts, turns), shape):
+        assert name == "w"
+        indices = start + sum(np.ix_(*(np.arange(n) for n in box.shape))[d] * s for d, s in enumerate(strides))
+        made[slices(box)] = published.reshape(-1)[indices]
+    assert np.array_equal(made, ours)
 
 
 @settings(deadline=None)

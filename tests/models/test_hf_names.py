@@ -19,7 +19,17 @@ from ridgeline.core.params import fqn_of, model_params
 from ridgeline.models.families.table import FAMILIES
 from ridgeline.models.hf_config import family_of, hf_config_of, model_from_hf
 from ridgeline.models.hf_names import hf_derived, hf_shapes, hf_sources
-from ridgeline.models.hf_source import Direct, GateUp, GroupedQkv, Rows, Source, published_shapes, row_runs
+from ridgeline.models.hf_source import (
+    Direct,
+    GateUp,
+    GroupedQkv,
+    Rows,
+    RowSource,
+    Source,
+    Stacked,
+    published_shapes,
+    row_runs,
+)
 from ridgeline.models.zoo import model_names, model_preset
 from tests.models.examples import EXAMPLES, REMOTE, VARIANTS
 from tests.models.transformers_models import built, size_of
@@ -83,12 +93,17 @@ def test_gate_and_up_of_an_expert_are_not_swapped(example: str, tmp_path):
         fused = model.model.layers[layer].mlp.experts.gate_up_proj
         for expert in range(block.feed_forward.experts):
             source = hf_sources(spec)[f"decoder.layers.{layer}.mlp.experts.local_experts.{expert}.linear_fc1.weight"]
-            assert torch.equal(assembled(source, tensors), fused[expert])
+            if isinstance(source, Stacked):  # gate and up in turn, transposed
+                ours = torch.cat((fused[expert][:, ::2], fused[expert][:, 1::2]), 1).T
+                rows = torch.cat([tensors[source.name][expert].T[turn :: source.turns] for turn in range(source.turns)])
+                assert torch.equal(rows, ours)
+            else:
+                assert torch.equal(assembled(source, tensors), fused[expert])
             checked += 1
     assert checked >= 8
 
 
-def assembled(source: Source, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+def assembled(source: RowSource, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     names = {Direct: ("name",), GateUp: ("gate", "up"), GroupedQkv: ("q", "k", "v"), Rows: ()}[type(source)]
     rows = sum(tensors[getattr(source, name)].shape[0] for name in names)
     return torch.cat([tensors[run.tensor][run.start : run.start + run.count] for run in row_runs(source, rows)])
@@ -108,8 +123,9 @@ def test_names_and_shapes_of_every_size(name: str):
     """Each published tensor is used once, and the dense ones are transformers' own state, name by name."""
     spec = model_preset(name)
     shapes, sources = hf_shapes(spec), hf_sources(spec)
-    used = [tensor for source in sources.values() for tensor in published_shapes(source, (source_rows(source),))]
-    assert len(used) == len(set(used)) == len(shapes)
+    used = [place for source in sources.values() for place in used_by(source)]
+    assert len(used) == len(set(used))
+    assert {name for name, _ in used} == shapes.keys()
     state = {key: shape for key, shape in built(name).shapes.items() if key not in hf_derived(spec)}
     parts = (".mlp.experts.", ".mlp.gate.weight", ".mlp.e_score_correction_bias")  # block_sparse_moe in some files
     experts = [key for key in state if any(part in key for part in parts)]
@@ -122,7 +138,14 @@ def test_names_and_shapes_of_every_size(name: str):
     assert moe_elements == sum(int(np.prod(state[key])) for key in experts)
 
 
-def source_rows(source: Source) -> int:
+def used_by(source: Source) -> list[tuple[str, int | None]]:
+    """The tensors a source reads, each whole or one expert of it."""
+    if isinstance(source, Stacked):
+        return [(source.name, source.expert)]
+    return [(name, None) for name in published_shapes(source, (source_rows(source),))]
+
+
+def source_rows(source: RowSource) -> int:
     """Any number of rows that the source divides."""
     if isinstance(source, Rows):
         return sum(run.count for run in source.runs)
@@ -140,6 +163,9 @@ def test_every_parameter_of_the_table_has_a_source(example: str):
     }
     assert list(hf_sources(spec)) == list(expected)
     for fqn, source in hf_sources(spec).items():
+        if isinstance(source, Stacked):
+            assert published_shapes(source, expected[fqn]) == {source.name: (source.experts, *reversed(expected[fqn]))}
+            continue
         rows = expected[fqn][0]
         runs = row_runs(source, rows)
         assert sum(run.count for run in runs) == rows

@@ -144,7 +144,24 @@ CASES |= {
             "rms_norm_eps": 1e-6,
         },
     ),
+    "gpt_oss": (
+        "GptOss",
+        {
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "sliding_window": 7,
+            "swiglu_limit": 0.9,  # near enough to bound some
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            **rope("yarn", factor=4.0, original_max_position_embeddings=16, truncate=False),
+            "pad_token_id": 0,
+        },
+    ),
+    "minimax_m2": ("MiniMaxM2", {"num_local_experts": 6, "num_experts_per_tok": 2, "rotary_dim": 6}),
     "deepseek_v2": ("DeepseekV2", {**LATENT, "topk_method": "greedy", "n_group": 1, "topk_group": 1}),
+    "deepseek_v2 groups": (
+        "DeepseekV2",
+        {**LATENT, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3},
+    ),
     "deepseek_v3": ("DeepseekV3", {**LATENT, **GROUPS}),
     "deepseek_v3 yarn": (
         "DeepseekV3",
@@ -377,9 +394,22 @@ def _attention(theirs: dict[str, torch.Tensor], config: Any) -> dict[str, torch.
             ours[f"self_attention.linear_qkv.{kind}"] = torch.cat(by_group, 1).flatten(0, 1)
     if "self_attn.o_proj.bias" in theirs:
         ours["self_attention.linear_proj.bias"] = theirs["self_attn.o_proj.bias"]
+    if "self_attn.sinks" in theirs:
+        ours["self_attention.core_attention.softmax_offset"] = theirs["self_attn.sinks"]
     for x in "qk":
         if f"self_attn.{x}_norm.weight" in theirs:
             ours[f"self_attention.{x}_layernorm.weight"] = theirs[f"self_attn.{x}_norm.weight"]
+    return ours
+
+
+def _stacked_experts(theirs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """GPT-OSS's experts: matrices transposed, gate and up in turn."""
+    ours = {f"mlp.router.{kind}": theirs[f"mlp.router.{kind}"] for kind in ("weight", "bias")}
+    for published, name in (("gate_up_proj", "linear_fc1"), ("down_proj", "linear_fc2")):
+        for suffix, kind in (("", "weight"), ("_bias", "bias")):
+            for expert, tensor in enumerate(theirs[f"mlp.experts.{published}{suffix}"]):
+                upright = torch.cat((tensor[..., ::2], tensor[..., 1::2]), -1) if published[0] == "g" else tensor
+                ours[f"mlp.experts.local_experts.{expert}.{name}.{kind}"] = upright.T if kind == "weight" else upright
     return ours
 
 
@@ -392,6 +422,8 @@ def _feed_forward(theirs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     if "mlp.gate_up_proj.weight" in theirs:
         ours["mlp.linear_fc1.weight"] = theirs["mlp.gate_up_proj.weight"]
         ours["mlp.linear_fc2.weight"] = theirs["mlp.down_proj.weight"]
+    if "mlp.experts.gate_up_proj_bias" in theirs:
+        ours |= _stacked_experts(theirs)
     if "mlp.gate.weight" in theirs:
         ours["mlp.router.weight"] = theirs["mlp.gate.weight"]
         for expert, (gate_up, down) in enumerate(

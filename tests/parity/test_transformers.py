@@ -16,13 +16,14 @@ LAYOUTS = {
     "alone": (1, {}),
     "tp2": (2, {"layout__tp": 2, "layout__sp": True}),
     "pp2": (2, {"layout__pp": 2}),
+    "tp2 ep2": (2, {"layout__tp": 2, "layout__sp": True, "layout__ep": 2}),
+    "tp2 etp2": (2, {"layout__tp": 2, "layout__sp": True, "layout__etp": 2}),
 }
+OF_EXPERTS = ("tp2 ep2", "tp2 etp2")
 EVERY_DAY = (
     *("llama", "llama biased", "llama llama3", "qwen2 window", "qwen3", "mixtral", "qwen3_moe unnormalised"),
     "deepseek_v3 yarn",
 )
-
-
 ONE_LAYOUT = {
     **dict.fromkeys(("glm", "longcat_flash", "minicpm3", "phi3", "seed_oss"), "tp2"),
     "internlm3": "pp2",
@@ -30,6 +31,18 @@ ONE_LAYOUT = {
     "nemotron_h experts": "tp2",
 }
 """Of these families, every day in the layout that tries most of them."""
+
+COVERING = {
+    *ONE_LAYOUT.items(),
+    *((case, layout) for case in EVERY_DAY for layout in LAYOUTS if layout not in OF_EXPERTS),
+    *((case, layout) for case in ("gpt_oss", "minimax_m2") for layout in ("alone", "tp2 etp2")),
+}
+PAIRS = [
+    pytest.param(case, layout, marks=() if (case, layout) in COVERING else pytest.mark.full)
+    for case, (_, fields) in CASES.items()
+    for layout in LAYOUTS
+    if layout not in OF_EXPERTS or "num_experts_per_tok" in fields
+]
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +57,7 @@ def judged(tmp_path_factory):
     return of_case
 
 
-@pytest.mark.parametrize(
-    ("case", "layout"),
-    [
-        pytest.param(c, name, marks=() if c in EVERY_DAY or ONE_LAYOUT.get(c) == name else pytest.mark.full)
-        for c in CASES
-        for name in LAYOUTS
-    ],
-)
+@pytest.mark.parametrize(("case", "layout"), PAIRS)
 def test_family(ranks, judged, case, layout):
     truth, folder = judged(case)
     world_size, fields = LAYOUTS[layout]

@@ -32,6 +32,7 @@ from ridgeline.checkpoint.published import runs_of
 from ridgeline.core.errors import CheckpointError
 from ridgeline.core.model import ModelSpec
 from ridgeline.models.hf_names import hf_sources
+from ridgeline.models.hf_source import Stacked
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -115,7 +116,11 @@ def write_adapter(
                 f"adapter={folder}: {fqn}: is no matrix of {b.shape[0]} by {a.shape[1]} of this model"
             )
         rows: dict[str, list[torch.Tensor]] = {}
-        for run, box in runs_of(sources[fqn], params[fqn].shape):
+        source = sources[fqn]
+        if isinstance(source, Stacked):
+            rule = f"lies in a stack of {source.experts} experts, {source.name}, which PEFT adapts as a whole"
+            raise CheckpointError(f"adapter={folder}: {fqn}: {rule}")
+        for run, box in runs_of(source, params[fqn].shape):
             rows.setdefault(run.tensor, []).append(b[box.offset[0] : box.offset[0] + run.count])
         pairs |= {name.removesuffix(".weight"): (a, torch.cat(parts)) for name, parts in rows.items()}
     tensors = {

@@ -3,15 +3,16 @@
 from torch import Tensor
 
 
-def clamped_swiglu(gate_up: Tensor, *, limit: float = 7.0, alpha: float = 1.702) -> Tensor:
-    """Gate what stands at odd places of the last dim, plus one, by what stands at even places, both bounded.
+def clamped_swiglu(gate_up: Tensor, *, limit: float = 7.0, alpha: float = 1.702, interleaved: bool = True) -> Tensor:
+    """Gate one half of the last dim, plus one, by the other, both bounded.
 
     ``gate * sigmoid(alpha * gate) * (up + 1)`` with ``gate <= limit`` and ``-limit <= up <= limit``.
 
     Args:
-        gate_up: (..., 2f), gate and up in turn, float.
+        gate_up: (..., 2f), float.
         limit: > 0.
         alpha: > 0.
+        interleaved: Gate and up stand in turn, not gate before up.
 
     Returns:
         (..., f), the same dtype.
@@ -19,6 +20,6 @@ def clamped_swiglu(gate_up: Tensor, *, limit: float = 7.0, alpha: float = 1.702)
     Source:
         huggingface/transformers 5.23, ``GptOssExperts``.
     """
-    gate = gate_up[..., ::2].clamp(max=limit)
-    up = gate_up[..., 1::2].clamp(-limit, limit)
+    gate, up = (gate_up[..., ::2], gate_up[..., 1::2]) if interleaved else gate_up.chunk(2, -1)
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
     return gate * (alpha * gate).sigmoid() * (up + 1)

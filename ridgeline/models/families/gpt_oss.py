@@ -1,16 +1,19 @@
 """GPT-OSS: sinks, a window in every other layer, biases everywhere, clamped and shifted SwiGLU experts."""
 
+from types import MappingProxyType
 from typing import Any
 
 from ridgeline.core.model import Attention, Block, ModelSpec, Moe, Rope
 from ridgeline.models.families.decoder import (
     DECODER_FIELDS,
+    DECODER_WEIGHTS,
     attention_of,
     decoder_config,
     decoder_of,
     first_feed_forward,
 )
 from ridgeline.models.family import Family, Field, Values, require
+from ridgeline.models.hf_template import direct, stacked, stacked_turns
 
 FIELDS = (
     *DECODER_FIELDS,
@@ -25,6 +28,19 @@ FIELDS = (
     Field("router_aux_loss_coef", float, 0.001, minimum=0),
     Field("swiglu_alpha", float, 1.702, only=(1.702,)),
     Field("swiglu_limit", float, 7.0, minimum=0),
+)
+_LAYER, _EXPERT = "model.layers.{layer}.", "mlp.experts.local_experts.{expert}."
+WEIGHTS = MappingProxyType(
+    {
+        **DECODER_WEIGHTS,
+        "self_attention.core_attention.softmax_offset": direct(_LAYER + "self_attn.sinks"),
+        "mlp.router.weight": direct(_LAYER + "mlp.router.weight"),
+        "mlp.router.bias": direct(_LAYER + "mlp.router.bias"),
+        _EXPERT + "linear_fc1.weight": stacked_turns(_LAYER + "mlp.experts.gate_up_proj"),
+        _EXPERT + "linear_fc1.bias": stacked_turns(_LAYER + "mlp.experts.gate_up_proj_bias"),
+        _EXPERT + "linear_fc2.weight": stacked(_LAYER + "mlp.experts.down_proj"),
+        _EXPERT + "linear_fc2.bias": stacked(_LAYER + "mlp.experts.down_proj_bias"),
+    }
 )
 KINDS = ("full_attention", "sliding_attention")
 
@@ -78,4 +94,5 @@ GPT_OSS = Family(
     feed_forwards=(Moe,),
     spec_of=_spec_of,
     config_of=_config_of,
+    weights=WEIGHTS,
 )

@@ -1,6 +1,8 @@
 """The activation between the two projections of a feed-forward."""
 
+import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -10,7 +12,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
 
-from ridgeline.core.model import Activation
+from ridgeline.core.model import Activation, FeedForward
 from ridgeline.kernels.model_ops import ACTIVATION_OPS
 from ridgeline.models.runtime.kernels import Kernels
 
@@ -24,13 +26,17 @@ TORCH: Mapping[Activation, tuple[Callable[..., torch.Tensor], Mapping[str, Any]]
 """Those that torch itself computes in one kernel on every device."""
 
 
-def activation_spec(activation: Activation, kernels: Kernels) -> ModuleSpec:
-    """An activation as Megatron-core builds it; gated ones take a fused projection of gate, then up."""
-    if activation in TORCH:
-        function, options = TORCH[activation]
+def activation_spec(part: FeedForward, kernels: Kernels) -> ModuleSpec:
+    """A feed-forward's activation as Megatron-core builds it; gated ones take a fused projection of gate, then up."""
+    if part.activation in TORCH:
+        function, options = TORCH[part.activation]
     else:
-        op, options = ACTIVATION_OPS[activation]
+        op, options = ACTIVATION_OPS[part.activation]
         function = kernels[op]
+    if part.activation == "shifted_swiglu":
+        options = {**options, "limit": math.inf if part.limit is None else part.limit}
+    elif part.limit is not None:
+        function = partial(_bounded, function=function, limit=part.limit)
     return ModuleSpec(module=ActivationModule, params={"function": function, "options": options})
 
 
@@ -46,3 +52,8 @@ class ActivationModule(MegatronModule):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.function(x, **self.options)
+
+
+def _bounded(x: torch.Tensor, *, function: Callable[..., torch.Tensor], limit: float, **options: Any) -> torch.Tensor:
+    gate, up = x.chunk(2, -1)
+    return function(torch.cat((gate.clamp(max=limit), up.clamp(-limit, limit)), -1), **options)

@@ -27,12 +27,17 @@ from ridgeline.core.model import (
 )
 from ridgeline.kernels.model_ops import has_modified_scores
 from ridgeline.models.runtime.activations import activation_spec
+from ridgeline.models.runtime.all_heads_norm import AllHeadsNorm
 from ridgeline.models.runtime.attention import CoreAttention, RotaryAttention
 from ridgeline.models.runtime.delta_net import DeltaNet
 from ridgeline.models.runtime.experts import ShortcutLayer, ZeroExpertLayer
 from ridgeline.models.runtime.kernels import Kernels
 from ridgeline.models.runtime.latent_attention import LatentSelfAttention, latent_scale
-from ridgeline.models.runtime.linears import BiasedColumnParallelLinear, BiasedRowParallelLinear
+from ridgeline.models.runtime.linears import (
+    BiasedColumnParallelLinear,
+    BiasedExpertRowParallelLinear,
+    BiasedRowParallelLinear,
+)
 from ridgeline.models.runtime.mamba import MambaLayer
 from ridgeline.models.runtime.modified_attention import ModifiedCoreAttention
 from ridgeline.models.runtime.norms import norm_spec
@@ -90,7 +95,12 @@ def _mixer(mixer: Mixer, norm: ModuleSpec, kernels: Kernels) -> ModuleSpec:
 
 
 def _attention(mixer: Attention, norm: ModuleSpec, kernels: Kernels) -> ModuleSpec:
-    head_norm = {"q_layernorm": norm, "k_layernorm": norm} if mixer.qk_norm else {}
+    qk_norm = {"q_layernorm": norm, "k_layernorm": norm} if mixer.qk_norm else {}
+    if mixer.qk_norm and mixer.qk_norm_over == "layer":
+        qk_norm = {
+            "q_layernorm": ModuleSpec(module=AllHeadsNorm, params={"heads": mixer.heads}),
+            "k_layernorm": ModuleSpec(module=AllHeadsNorm, params={"heads": mixer.kv_heads}),
+        }
     scale = mixer.head_dim**-0.5 if mixer.scale is None else mixer.scale
     if has_modified_scores(mixer):
         core = partial(ModifiedCoreAttention, mixer=mixer, scale=scale, flash_attention=kernels["flash_attention"])
@@ -103,13 +113,13 @@ def _attention(mixer: Attention, norm: ModuleSpec, kernels: Kernels) -> ModuleSp
             linear_qkv=ColumnParallelLinear,
             core_attention=core,  # pyright: ignore[reportArgumentType]  upstream's protocol has no __call__
             linear_proj=BiasedRowParallelLinear if mixer.out_bias else RowParallelLinear,
-            **head_norm,
+            **qk_norm,
         ),
     )
 
 
 def _feed_forward(feed_forward: FeedForward, kernels: Kernels) -> ModuleSpec:
-    activation = activation_spec(feed_forward.activation, kernels)
+    activation = activation_spec(feed_forward, kernels)
     if isinstance(feed_forward, Mlp):
         return ModuleSpec(
             module=MLP,
@@ -121,11 +131,20 @@ def _feed_forward(feed_forward: FeedForward, kernels: Kernels) -> ModuleSpec:
             ),
         )
     products = MLPSubmodules(linear_fc1=ColumnParallelLinear, activation_func=activation, linear_fc2=RowParallelLinear)
+    experts = (
+        products
+        if not feed_forward.bias
+        else MLPSubmodules(
+            linear_fc1=BiasedColumnParallelLinear,
+            activation_func=activation,
+            linear_fc2=BiasedExpertRowParallelLinear,
+        )
+    )
     shared = ModuleSpec(module=SharedExpertMLP, submodules=products) if feed_forward.shared_ffn is not None else None
     return ModuleSpec(
         module=ZeroExpertLayer if feed_forward.zero_experts else MoELayer,
         submodules=MoESubmodules(
-            experts=ModuleSpec(module=SequentialMLP, submodules=products),
+            experts=ModuleSpec(module=SequentialMLP, submodules=experts),
             shared_experts=shared,  # pyright: ignore[reportArgumentType]  None where there are none
             router=partial(ExpertRouter, moe=feed_forward),
         ),

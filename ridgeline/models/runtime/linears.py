@@ -21,6 +21,26 @@ class BiasedRowParallelLinear(RowParallelLinear):
         super().__init__(*args, bias=True, **kwargs)
 
 
+class BiasedExpertRowParallelLinear(RowParallelLinear):
+    """An expert's second projection, whose bias every etp rank holds whole and adds its share of.
+
+    Outputs of the etp ranks are added up later, each rank's bias among them; each sees the gradient of all tokens.
+    """
+
+    def __init__(self, *args: Any, bias: bool, tp_group: torch.distributed.ProcessGroup, **kwargs: Any) -> None:
+        super().__init__(*args, bias=True, tp_group=tp_group, **kwargs)
+        self.sharers = tp_group.size()
+        self.explicit_expert_comm = True  # the dispatcher adds outputs up, whatever the layout
+        # Megatron's mark, which it sets under sp: tp ranks hold other experts, whose gradients are not to be mixed.
+        self.bias.sequence_parallel = False  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+
+    def forward(self, input_: torch.Tensor) -> Any:
+        output, bias = super().forward(input_)
+        if bias is not None and self.sharers > 1:
+            bias = bias.detach() / self.sharers + (bias - bias.detach())
+        return output, bias
+
+
 class ReplicatedLinear(torch.nn.Module):
     """A projection that every tp rank holds whole; under sp each applies it to its own tokens only."""
 

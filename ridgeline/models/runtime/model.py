@@ -118,6 +118,12 @@ def mark(program: RankProgram, chunks: Sequence[torch.nn.Module]) -> None:
         if not hasattr(tensor, "tensor_model_parallel"):
             for split in owned.local.shard.splits:
                 set_tensor_model_parallel_attributes(tensor, True, split.dim, split.blocks)
+            if owned.local.expert is not None and not owned.local.shard.splits:
+                # Whole on each etp rank, of which one counts it; tp ranks may hold other experts.
+                if program.expert_coords.etp_rank:
+                    tensor.shared = True  # pyright: ignore[reportAttributeAccessIssue]  Megatron's mark
+                else:
+                    set_tensor_model_parallel_attributes(tensor, True, 0, 1)
         if owned.local.param.trains:
             tensor.allreduce = owned.local.expert is None  # pyright: ignore[reportAttributeAccessIssue]  Megatron's mark
 

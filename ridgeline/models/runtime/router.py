@@ -35,6 +35,10 @@ class ExpertRouter(Router):
         if moe.zero_experts:
             self.weight = torch.nn.Parameter(torch.empty(choices, config.hidden_size, dtype=config.params_dtype))
             self.weight.sequence_parallel = config.sequence_parallel  # pyright: ignore[reportAttributeAccessIssue]  Megatron's mark
+        if moe.router_bias:
+            self.bias = torch.nn.Parameter(torch.empty(choices, dtype=config.params_dtype))
+            # Megatron's mark: under sp each tp rank routes its own tokens, so gradients are summed over tp.
+            self.bias.sequence_parallel = config.sequence_parallel  # pyright: ignore[reportAttributeAccessIssue]
         self.register_buffer("expert_bias", torch.zeros(choices) if moe.expert_bias else None)
         self.counted = torch.zeros(choices + 2)
 

@@ -142,6 +142,12 @@ CASES: Mapping[str, Case] = MappingProxyType(
             args=lambda: (leaf(40, 16, scale=3.0),),
             kwargs=lambda: {"limit": 2.5, "alpha": 1.5},
         ),
+        "clamped_swiglu halves": Case(
+            op="clamped_swiglu",
+            kernel="npu_clipped_swiglu",
+            args=lambda: (leaf(40, 16, scale=3.0),),
+            kwargs=lambda: {"limit": 2.5, "alpha": 1.5, "interleaved": False},
+        ),
         "rope": _rotary(8, False),
         "rope interleaved": _rotary(8, True),
         "rope partial": _rotary(4, False),

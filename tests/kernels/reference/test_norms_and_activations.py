@@ -100,6 +100,8 @@ def test_clamped_swiglu_is_gpt_osss(shape: tuple[int, ...], limit: float, alpha:
     out.sum().backward()
     expected.sum().backward()
     torch.testing.assert_close(x.grad, other.grad)
+    halves = torch.cat((x[..., ::2], x[..., 1::2]), -1)
+    torch.testing.assert_close(clamped_swiglu(halves, limit=limit, alpha=alpha, interleaved=False), expected)
 
 
 @given(SHAPES)
