@@ -77,7 +77,7 @@ def test_packed_documents_are_as_good_as_apart(ranks, layout, model):
     assert different(ours, whole_gradients([apart.gradients])) == {}
 
 
-@pytest.mark.parametrize("model", ["tied", "moe"])
+@pytest.mark.parametrize("model", ["tied", "moe", "mamba"])
 def test_bf16_learns(ranks, model):
     """Weights and activations in bf16, masters and gradients in fp32: the loss falls, at first as in fp32."""
     fields = {"optimizer__lr": 1e-2, "memory__distributed_optimizer": True, "layout__pp": 2}
