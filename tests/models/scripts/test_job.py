@@ -377,3 +377,15 @@ def test_moved_recomputes_are_read(words, when):
     imported = imported_of(f"{QWEN3_MOE.rstrip()} {words}")
     assert not imported.problems
     assert imported.plain["memory"]["recompute_when"] == when
+
+
+def test_what_is_dropped_and_how_biases_move_comes_back():
+    text = QWEN3_MOE.replace(
+        "--moe-aux-loss-coeff 0.001",
+        "--moe-aux-loss-coeff 0.001 --moe-expert-capacity-factor 1.5 --moe-token-drop-policy position"
+        " --moe-router-score-function sigmoid --moe-router-enable-expert-bias --moe-router-bias-update-rate 0.01",
+    )
+    job = job_of({"name": "x", **imported_of(text).plain})
+    (moe,) = job.model.moes
+    assert (moe.capacity_factor, moe.drop, moe.expert_bias_rate) == (1.5, "position", 0.01)
+    assert back(job).model.moes == (moe,)
