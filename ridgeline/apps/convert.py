@@ -107,7 +107,7 @@ def _convert(planned: Any, output: Path | None) -> bool:
     elif outcome.kept:
         sys.stderr.write(f"went on after an interruption: {outcome.kept} files were there already\n")
     for name in outcome.dropped:
-        sys.stderr.write(f"left out, the model has no use for it: {name}\n")
+        sys.stderr.write(f"left out: {name}\n")
     sys.stdout.write(f"{output}\n")
     return True
 

@@ -16,6 +16,10 @@ from ridgeline.core.errors import CheckpointError, PlanError
 from ridgeline.core.layout import Layout
 from ridgeline.core.model import ModelSpec
 
+OPTIMIZER_FILE = "distrib_optim.pt"
+TRAINING = ("optimizer", "opt_param_scheduler", "rng_state")
+"""What Megatron-LM keeps of a run: megatron/training/checkpointing.py, ``generate_state_dict``."""
+
 Files = Mapping[str, Mapping[str, FileTensor]]
 
 _RANK = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
@@ -62,8 +66,10 @@ def open_classic(folder: Path, *, model: ModelSpec | None = None) -> Opened:
     paths = sorted(step.glob(f"mp_rank_*/{FILE}"))
     if not paths:
         raise CheckpointError(f"checkpoint={step}: holds no mp_rank_*/{FILE}")
-    files = {f"{path.parent.name}/{FILE}": _tensors_of(path, step) for path in paths}
+    contents = {path: read_torch_file(path, step) for path in paths}
+    files = {f"{path.parent.name}/{FILE}": _tensors_of(path, content) for path, content in contents.items()}
     holders, unused, layout = _fitting(step, model, files)
+    unused += tuple(_of_training(step, contents))
     tensors = {
         (holder.name, buffer.name): files[holder.name][buffer.name] for holder in holders for buffer in holder.buffers
     }
@@ -72,10 +78,10 @@ def open_classic(folder: Path, *, model: ModelSpec | None = None) -> Opened:
     )
 
 
-def _tensors_of(path: Path, within: Path) -> dict[str, FileTensor]:
+def _tensors_of(path: Path, content: Any) -> dict[str, FileTensor]:
     """A file's tensors by chunk and name; what is no tensor (an extra state) is left out."""
-    content = read_torch_file(path, within)
-    chunks = {key: value for key, value in content.items() if re.fullmatch(r"model\d*", str(key))}
+    named = content if isinstance(content, dict) else {}
+    chunks = {key: value for key, value in named.items() if re.fullmatch(r"model\d*", str(key))}
     if not chunks or not all(isinstance(value, dict) for value in chunks.values()):
         raise CheckpointError(f"file={path}: holds no model")
     return {
@@ -84,6 +90,14 @@ def _tensors_of(path: Path, within: Path) -> dict[str, FileTensor]:
         for name, tensor in state.items()
         if isinstance(tensor, FileTensor)
     }
+
+
+def _of_training(step: Path, contents: Mapping[Path, Mapping[str, Any]]) -> Iterator[str]:
+    """What a training run keeps beside its weights, which are all that is read."""
+    for path, content in contents.items():
+        yield from (f"{path.parent.name}/{FILE}: {key}" for key in TRAINING if content.get(key))
+        if (path.parent / OPTIMIZER_FILE).is_file():
+            yield f"{path.parent.name}/{OPTIMIZER_FILE}"
 
 
 def _fitting(folder: Path, model: ModelSpec, files: Files) -> tuple[tuple[Holder, ...], tuple[str, ...], Layout]:
