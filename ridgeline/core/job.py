@@ -354,6 +354,7 @@ class Run:
         log_every: Steps between log lines.
         valid_every, valid_steps: Validate every so many steps, over so many global batches.
         seed: Of initial weights, data order and dropout.
+        deterministic: Let two runs give equal bits, at the cost of some speed; kernels that cannot are passed over.
         kernels: "strict" refuses plain torch on an npu where a kernel was meant; "auto" says so and goes on.
     """
 
@@ -367,6 +368,7 @@ class Run:
     valid_every: int | None = at_least(1, default=None)
     valid_steps: int = degree()
     seed: int = at_least(0, default=1234)
+    deterministic: bool = trait(False)
     kernels: Literal["auto", "strict"] = "auto"
     __attrs_post_init__ = check_spec
 

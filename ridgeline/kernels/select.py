@@ -52,6 +52,7 @@ def select(
     dtype: str,
     traits: Mapping[str, int] = NO_TRAITS,
     policy: Policy = "auto",
+    deterministic: bool = False,
     software: Software = ASSUMED,
     table: Mapping[str, tuple[Kernel, ...]] = KERNELS,
 ) -> Choice:
@@ -63,6 +64,7 @@ def select(
         dtype: Of its inputs, torch's name: "bfloat16".
         traits: Sizes of the call that kernels may limit, by name: ``{"head_dim": 128}``.
         policy: "auto" takes what works, if need be plain torch; "strict" only what was written for the device.
+        deterministic: Take only what gives equal bits for equal inputs.
         software: What the device's machine has installed.
         table: Kernels of each op, preferred ones first.
 
@@ -77,7 +79,8 @@ def select(
         raise LoweringError(f"op={op!r}: unknown; {nearest(op, table)}")
     passed: list[Passed] = []
     for kernel in (kernel for kernel in table[op] if device in kernel.devices):
-        why = _obstacle(kernel, device, dtype, traits, policy, software)
+        why = "not deterministic" if deterministic and not kernel.deterministic else ""
+        why = why or _obstacle(kernel, device, dtype, traits, policy, software)
         if not why:
             reason = f"the first that runs on {device} in {dtype}"
             return Choice(op=op, kernel=kernel.name, reason=reason, passed_over=tuple(passed))

@@ -96,6 +96,7 @@ class Kernel:
         dtypes: Of its inputs, torch's names.
         limits: On traits of the call.
         needs: On the software of the machine.
+        deterministic: Equal inputs give equal bits, at least where CANN is told that they must.
         fallback_on: Devices for which it was not written; policy "strict" passes it over there.
     """
 
@@ -106,6 +107,7 @@ class Kernel:
     dtypes: tuple[str, ...]
     limits: tuple[Limit, ...] = ()
     needs: tuple[Need, ...] = ()
+    deterministic: bool = True
     fallback_on: tuple[DeviceName, ...] = ()
 
 
@@ -132,6 +134,7 @@ def _npu(
     module: str | None = None,
     dtypes: tuple[str, ...] = _HALF_OR_SINGLE,
     needs: tuple[Need, ...] = (),
+    deterministic: bool = True,
 ) -> Kernel:
     return Kernel(
         op=op,
@@ -141,6 +144,7 @@ def _npu(
         dtypes=dtypes,
         limits=limits,
         needs=(_TORCH_NPU, *needs),
+        deterministic=deterministic,
     )
 
 
@@ -196,6 +200,7 @@ KERNELS: Mapping[str, tuple[Kernel, ...]] = MappingProxyType(
             Limit(trait="head_dim", among=(128,)),
             Limit(trait="topk", maximum=8192),
             dtypes=_HALF,
+            deterministic=False,  # its gradient; cann/ops-transformer 29b7f908, docs/zh/op_api_list.md
         ),
         "linear_cross_entropy": (_reference("linear_cross_entropy", module="cross_entropy"),),
         "mamba2_scan": (_reference("mamba2_scan"),),
@@ -233,6 +238,7 @@ KERNELS: Mapping[str, tuple[Kernel, ...]] = MappingProxyType(
             Limit(trait="latent", among=(512,)),
             Limit(trait="rope_head_dim", among=(64,)),
             dtypes=_HALF,
+            deterministic=False,  # its gradient; cann/ops-transformer 29b7f908, docs/zh/op_api_list.md
         ),
         "sparsemixer": (_reference("sparsemixer"),),
         "squared_relu": _torch_everywhere("squared_relu"),

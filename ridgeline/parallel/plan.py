@@ -141,8 +141,11 @@ def kernels_of(job: Job) -> tuple[Choice, ...]:
     """
     traits = model_traits(job.model, tp=job.layout.tp)
     device, dtype = job.cluster.chip.device, DTYPES[job.precision.params]
-    policy, ops = job.run.kernels, model_ops(job.model)
-    return tuple(select(op, device=device, dtype=dtype, traits=traits, policy=policy) for op in ops)
+    policy, deterministic = job.run.kernels, job.run.deterministic
+    return tuple(
+        select(op, device=device, dtype=dtype, traits=traits, policy=policy, deterministic=deterministic)
+        for op in model_ops(job.model)
+    )
 
 
 def _warnings(job: Job, mesh: Mesh, memory: Sequence[RankMemory], kernels: Sequence[Choice]) -> Iterator[str]:

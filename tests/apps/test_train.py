@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -88,6 +89,23 @@ def test_a_run_stopped_and_resumed_has_the_same_curve(ranks, folder, whole):
     assert f"resumed from {job.run.output}/checkpoints/step_0000005 at step 5 of 8" in second["shown"]
     assert "changed" not in second["shown"]
     assert curve_of(job) == curve_of(whole[0])
+
+
+def test_two_deterministic_runs_give_equal_bits(ranks, folder):
+    """Curves and every file of a checkpoint are the same, byte for byte."""
+    job = tiny_job(folder, output="deterministic", deterministic=True, steps=3, save_every=None)
+    kept = []
+    for _ in range(2):
+        ranks.run(train_job, 2, text_of(job))
+        output = Path(job.run.output)
+        saved = output / "checkpoints"
+        files = {str(path.relative_to(saved)): path.read_bytes() for path in saved.rglob("*") if path.is_file()}
+        kept.append((curve_of(job), files))
+        shutil.rmtree(output)
+    (curve, files), (again, files_again) = kept
+    assert curve == again
+    assert any(name.endswith(".distcp") for name in files)
+    assert [name for name in files.keys() | files_again.keys() if files.get(name) != files_again.get(name)] == []
 
 
 def test_another_layout_goes_on_with_the_same_curve(ranks, folder, whole):

@@ -49,6 +49,17 @@ def test_a_fallback_leaves_its_trace(call: dict[str, Any], why: str) -> None:
     assert str(choice).endswith(f"; passed over: npu_rms_norm ({why})")
 
 
+def test_what_is_not_deterministic_is_passed_over() -> None:
+    """Where a job asks for equal bits, kernels without a deterministic gradient are passed over, and said to be."""
+    traits = {"latent": 512, "rope_head_dim": 64}
+    call = {"device": "npu", "dtype": "bfloat16", "traits": traits}
+    assert select("sparse_attention", **call).kernel == "npu_sparse_flash_attention"
+    choice = select("sparse_attention", deterministic=True, **call)
+    assert str(choice).endswith("; passed over: npu_sparse_flash_attention (not deterministic)")
+    with pytest.raises(LoweringError, match=r"npu_sparse_flash_attention \(not deterministic\), torch"):
+        select("sparse_attention", deterministic=True, policy="strict", **call)
+
+
 def test_strict_takes_no_fallback() -> None:
     """Under policy 'strict' a device gets only kernels written for it; the error names each that was passed over."""
     message = (

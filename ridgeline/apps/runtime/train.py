@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,10 @@ def train(job: Job, *, until: int | None = None, console: Console | None = None)
     shown = (console or Console()) if world.rank == 0 else Console(quiet=True)
     device = open_device(planned.job.cluster.chip.device)
     device.set_device(world.local_rank)
+    run = planned.job.run
     with (
         stop_on_signals() as stop_asked,
+        device.deterministic(run.seed) if run.deterministic else nullcontext(),
         joined(world, device.capabilities) as ranks,
         build(lower(planned, world.rank), device, local_rank=world.local_rank) as built,
         ExitStack() as stack,

@@ -8,6 +8,7 @@ import torch
 
 from ridgeline.kernels.capabilities import Capabilities
 from ridgeline.kernels.device.bridge import Redirection, bridge
+from ridgeline.kernels.device.determinism import deterministic
 
 
 @attrs.frozen(kw_only=True)
@@ -41,6 +42,9 @@ class Accelerator:
 
     def set_rng_state(self, state: torch.Tensor) -> None:
         self.module.set_rng_state(state)
+
+    def deterministic(self, seed: int) -> AbstractContextManager[None]:
+        return deterministic(self.capabilities.name, seed=seed)
 
     def bridge(self) -> AbstractContextManager[None]:
         """On cuda nothing is redirected: Megatron-core is at home. Repairs that its installation needs are applied."""

@@ -11,6 +11,7 @@ import torch
 from ridgeline.kernels.capabilities import Capabilities
 from ridgeline.kernels.device import uneven
 from ridgeline.kernels.device.bridge import Redirection, bridge
+from ridgeline.kernels.device.determinism import deterministic
 
 _CPU = torch.device("cpu")
 
@@ -42,6 +43,9 @@ class Cpu:
 
     def set_rng_state(self, state: torch.Tensor) -> None:
         torch.set_rng_state(state)
+
+    def deterministic(self, seed: int) -> AbstractContextManager[None]:
+        return deterministic(self.capabilities.name, seed=seed)
 
     def bridge(self) -> AbstractContextManager[None]:
         return bridge(REDIRECTION)

@@ -52,6 +52,10 @@ class Device(Protocol):
         """Put a state of `rng_state` back."""
         ...
 
+    def deterministic(self, seed: int) -> AbstractContextManager[None]:
+        """A context in which two runs give equal bits; enter it before process groups are made."""
+        ...
+
     def bridge(self) -> AbstractContextManager[None]:
         """A context inside which Megatron-core runs on this device.
 

@@ -148,6 +148,7 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("mapped", "run.steps", "train-iters="),
     ("mapped", "run.output", "save*"),
     ("mapped", "run", "save-interval= log-interval= eval-interval= eval-iters= seed= async-save"),
+    ("mapped", "run.deterministic", "npu-deterministic use-deter-comp"),
     ("no effect", "Ridgeline chooses its kernels", """
         use-flash-attn use-fused-rmsnorm use-fused-swiglu no-rope-fusion use-fused-rotary-pos-emb
         no-masked-softmax-fusion transformer-impl= no-gradient-accumulation-fusion gemm-gradient-accumulation-fusion
@@ -172,7 +173,7 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("no effect", "how it logs, profiles and manages its processes", """
         log-throughput tensorboard-dir* manual-gc profile manual-gc-interval* profile-level= profile-ranks*
         profile-record-shapes profile-save-path= profile-step-start= profile-step-end= profile-with-cpu
-        distributed-timeout-minutes= disable-gloo-group* npu-deterministic no-check-for-nan-in-loss-and-grad
+        distributed-timeout-minutes= disable-gloo-group* no-check-for-nan-in-loss-and-grad
         local-rank= enable-high-availability enable-hbmfault-repair hccl-op-mode= log-params-norm
         log-num-zeros-in-grad tensorboard-log-interval= timing-log-level=
     """),

@@ -277,5 +277,6 @@ def _run(reader: Reader) -> Plain:
             "valid_steps": validated or 1,
             "seed": reader.integer("seed", 1234, minimum=0),
             "async_save": reader.has("async-save"),
+            "deterministic": reader.has("npu-deterministic") or reader.has("use-deter-comp"),
         }
     )

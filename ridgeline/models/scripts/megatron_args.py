@@ -387,6 +387,8 @@ def _run_flags(job: Job) -> Iterator[tuple[object, ...]]:
         yield "eval-interval", job.run.valid_every
     yield "eval-iters", job.run.valid_steps if job.run.valid_every else 0
     yield "seed", job.run.seed
+    if job.run.deterministic:
+        yield ("npu-deterministic",)
     if job.data.sources:
         yield "data-path", *(word for source in job.data.sources for word in (source.weight, source.path))
         yield "split", ",".join(map(str, job.data.split))
