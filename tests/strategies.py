@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ridgeline.core.cluster import Cluster
 from ridgeline.core.fields import union_members
-from ridgeline.core.job import Comm, Data, Dpo, FullRecompute, Init, Job, Lora, Optimizer, Precision
+from ridgeline.core.job import Comm, Data, Dpo, FullRecompute, Init, Job, Lora, Optimizer, Precision, Profile
 from ridgeline.core.layout import Layout
 from ridgeline.core.model import (
     Attention,
@@ -150,6 +150,7 @@ RULES: Mapping[type[Any], Callable[[], dict[str, Any]]] = MappingProxyType(
         Optimizer: lambda: {"min_lr": st.just(0.0)},
         Data: lambda: {"split": st.lists(st.floats(0.001, 1000), min_size=3, max_size=3)},
         Init: lambda: {"checkpoint": st.none()},
+        Profile: lambda: {"start": st.integers(0, 9), "end": st.integers(10, 99), "stack": st.just(False)},
     }
 )
 """Strategies for the fields that a rule of their spec ties together."""

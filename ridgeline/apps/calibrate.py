@@ -24,11 +24,11 @@ def calibrate(
     """Fit the efficiencies of a chip and its links to measured runs, and tell how far plans lie from them.
 
     Each line of RUNS is JSON: a "job" (its fields, or a job file's name) and one of "step_ms", "tokens_per_s",
-    "tokens_per_s_per_device", "samples_per_s" or "mfu"; also a "name", and a "family". The error of a run held out is
-    that of constants fitted to the other families.
+    "tokens_per_s_per_device", "samples_per_s" or "mfu"; or the folder of a "profile", which says both; also a "name",
+    and a "family". The error of a run held out is that of constants fitted to the other families.
 
     Args:
-        runs: Measured runs, a line each.
+        runs: Measured runs, a line each; or the folder of one run's profile.
         chip: Take the runs on this chip only.
         fit: A constant to fit, as --fit gemm --fit intra; by default all.
         output: Write the constants as the cluster of a job file: .toml, .yaml or .json.

@@ -20,6 +20,7 @@ VERBS = (
     ("search", "Find the fastest layout that fits, exactly, and why its neighbours lose."),
     ("calibrate", "Fit the efficiencies of a chip to measured runs."),
     ("train", "Train a job: on one process, or started by torchrun on many."),
+    ("profile", "Tell where the time of a profiled run went."),
     ("launch", "Write the torchrun, Slurm or Kubernetes form of a job."),
     ("diff", "Compare two jobs field by field."),
     ("compare", "Compare two jobs' plans: fields, memory and time."),

@@ -13,7 +13,7 @@ from ridgeline.models.jobs import job_of
 from ridgeline.parallel.calibration import MeasuredRun
 from ridgeline.parallel.check import job_problems
 
-FIELDS = ("name", "family", "job")
+FIELDS = ("name", "family", "job", "profile")
 
 
 def _tokens(job: Job) -> int:
@@ -41,8 +41,10 @@ def read_runs(path: Path, *, chip: str | None = None) -> tuple[MeasuredRun, ...]
     """The runs of a file, one a line, empty lines left out.
 
     Args:
-        path: Each line has ``job``, the name of a job file beside this one or a job's fields, and one of ``MEASURES``;
-            ``name``, by default the job's, and ``family``, by default the model's name, are free.
+        path: The folder of a profile, which has a job and tells its step's time; or a file. Each line of it has
+            ``job``, the name of a job file beside this one or a job's fields, and one of ``MEASURES``, or instead of
+            both the folder of a ``profile``; ``name``, by default the job's, and ``family``, by default the model's
+            name, are free.
         chip: Take the runs on this chip only; None takes all, which must then be of one chip.
 
     Raises:
@@ -50,11 +52,13 @@ def read_runs(path: Path, *, chip: str | None = None) -> tuple[MeasuredRun, ...]
     """
     problems: list[Problem] = []
     runs: list[MeasuredRun] = []
-    for number, line in enumerate(_lines(path), start=1):
+    lines = [json.dumps({"profile": "."})] if path.is_dir() else _lines(path)
+    folder = path if path.is_dir() else path.parent
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            runs.append(_run(line, folder=path.parent))
+            runs.append(_run(line, folder=folder))
         except (SpecError, PlanError) as error:
             problems.extend(problem.under(f"{path.name}:{number}") for problem in error.problems)
     chips = tuple(dict.fromkeys(run.job.cluster.chip.name for run in runs))
@@ -90,6 +94,8 @@ def _run(line: str, *, folder: Path) -> MeasuredRun:
         raise SpecError(Problem("line", line[:40], f"is not JSON: {error.msg} at column {error.colno}")) from error
     if not isinstance(fields, dict):
         raise SpecError(Problem("line", line[:40], "must be a table with a job and a measured speed"))
+    if isinstance(profile := fields.get("profile"), str):
+        fields = _of_profile(folder / profile) | {name: value for name, value in fields.items() if name != "profile"}
     measures = [name for name in MEASURES if name in fields]
     if problems := [*_field_problems(fields, measures)]:
         raise SpecError(problems)
@@ -104,12 +110,21 @@ def _run(line: str, *, folder: Path) -> MeasuredRun:
     )
 
 
+def _of_profile(folder: Path) -> dict[str, Any]:
+    """The job that was profiled, and its step's time."""
+    from ridgeline.apps.profiles.folders import JOB_FILE, read_profiles
+    from ridgeline.apps.profiles.summary import step_us
+
+    profiles = read_profiles(folder)
+    return {"job": str((folder / JOB_FILE).resolve()), "step_ms": step_us(profiles) / 1e3}
+
+
 def _field_problems(fields: Mapping[str, Any], measures: list[str]) -> Iterator[Problem]:
     known = (*FIELDS, *MEASURES)
     for name in fields:
         if name not in known:
             yield Problem(name, fields[name], "unknown", nearest(name, known))
-    for name in ("name", "family"):
+    for name in ("name", "family", "profile"):
         if not isinstance(fields.get(name, ""), str):
             yield Problem(name, fields[name], "must be text")
     if not isinstance(fields.get("job"), (str, dict)):

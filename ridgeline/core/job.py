@@ -374,6 +374,41 @@ class Run:
 
 
 @frozen(kw_only=True)
+class Profile:
+    """Steps whose every operation is timed, and what is kept beside its time.
+
+    Attributes:
+        start: Steps of the run before the first profiled one.
+        end: Steps of the run up to and with the last one.
+        ranks: Which ranks; -1 among them is all.
+        level: How much an npu tells: ``level0`` its kernels, ``level1`` also its cores and collectives, ``level2`` also
+            CANN's runtime, ``none`` nothing.
+        cpu: What the host does.
+        stack: The Python calls behind it.
+        memory: Every allocation.
+        shapes: Of the tensors of every operation.
+        output: Folder; None places it beside the run's output.
+    """
+
+    start: int = at_least(0, default=10)
+    end: int = at_least(1, default=12)
+    ranks: tuple[int, ...] = many((0,))
+    level: Literal["none", "level0", "level1", "level2"] = "level0"
+    cpu: bool = False
+    stack: bool = False
+    memory: bool = False
+    shapes: bool = False
+    output: str | None = None
+    __attrs_post_init__ = check_spec
+
+    def _problems(self) -> Iterator[Problem]:
+        if self.end <= self.start:
+            yield Problem("end", self.end, f"must be > start={self.start}", f"use {self.start + 2}")
+        if self.stack and not self.cpu:
+            yield Problem("stack", True, "needs cpu, which the stacks are of", "set profile.cpu to true")
+
+
+@frozen(kw_only=True)
 class Job:
     """Everything a training run is."""
 
@@ -391,6 +426,7 @@ class Job:
     data: Data = Data()
     init: Init = Init()
     run: Run = Run()
+    profile: Profile | None = None
     __attrs_post_init__ = check_spec
 
     @property

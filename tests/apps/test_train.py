@@ -15,7 +15,11 @@ import attrs
 import psutil
 import pytest
 
-from ridgeline.core.job import Data, Init, Source
+from ridgeline.apps.cli import run
+from ridgeline.apps.measured import read_runs
+from ridgeline.apps.profiles.folders import read_profiles
+from ridgeline.apps.profiles.summary import step_us
+from ridgeline.core.job import Data, Init, Profile, Source
 from ridgeline.core.layout import Layout
 from tests.apps.runs import (
     command,
@@ -106,6 +110,29 @@ def test_two_deterministic_runs_give_equal_bits(ranks, folder):
     assert curve == again
     assert any(name.endswith(".distcp") for name in files)
     assert [name for name in files.keys() | files_again.keys() if files.get(name) != files_again.get(name)] == []
+
+
+def test_a_profiled_run(ranks, folder, capsys):
+    """Each asked rank's steps are traced and summed up at the end; the folder tells it again, and calibrates."""
+    job = tiny_job(folder, output="profiled", steps=4, save_every=None)
+    job = attrs.evolve(job, profile=Profile(start=1, end=3, ranks=(-1,), shapes=True))
+    shown, _ = (result["shown"] for result in ranks.run(train_job, 2, text_of(job)))
+    assert "A step in the mean, ms" in shown
+    output = Path(job.run.output) / "profile"
+    assert sorted(path.name.split(".")[0] for path in output.glob("*.pt.trace.json")) == ["rank0", "rank1"]
+    profiles = read_profiles(output)
+    for profile in profiles:
+        assert [step.step for step in profile.steps] == [1, 2]
+        for step in profile.steps:
+            assert step.total_us == pytest.approx(step.compute_us + step.exposed_us + step.idle_us)
+            assert step.communication_us > 0
+        assert {"aten::mm", "aten::addmm"} & {op.name for op in profile.ops}
+    seconds = [line["seconds"] for line in metrics_of(job)[1:3]]
+    assert step_us(profiles) >= 1e6 * min(seconds)  # a step of the profile reaches into what follows it
+    assert run(["profile", str(output), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
+    (measured,) = read_runs(output)
+    assert (measured.step_us, measured.job.batch) == (step_us(profiles), job.batch)
 
 
 def test_another_layout_goes_on_with_the_same_curve(ranks, folder, whole):

@@ -15,6 +15,7 @@ from ridgeline.apps.runtime.begin import Start, begin, checkpoints_of
 from ridgeline.apps.runtime.curves import tensorboard
 from ridgeline.apps.runtime.feed import Feed, open_feed
 from ridgeline.apps.runtime.metrics import FILE, StepMetrics, metrics_file
+from ridgeline.apps.runtime.profiling import profiled_run, show_profile
 from ridgeline.apps.runtime.progress import progress
 from ridgeline.apps.runtime.saving import Saver, open_saver
 from ridgeline.apps.runtime.stopping import stop_on_signals
@@ -64,10 +65,10 @@ def train(job: Job, *, until: int | None = None, console: Console | None = None)
     shown = (console or Console()) if world.rank == 0 else Console(quiet=True)
     device = open_device(planned.job.cluster.chip.device)
     device.set_device(world.local_rank)
-    run = planned.job.run
+    job = planned.job
     with (
         stop_on_signals() as stop_asked,
-        device.deterministic(run.seed) if run.deterministic else nullcontext(),
+        device.deterministic(job.run.seed) if job.run.deterministic else nullcontext(),
         joined(world, device.capabilities) as ranks,
         build(lower(planned, world.rank), device, local_rank=world.local_rank) as built,
         ExitStack() as stack,
@@ -89,7 +90,10 @@ def train(job: Job, *, until: int | None = None, console: Console | None = None)
             stop_asked=lambda: any_rank(stop_asked(), ranks),
             peak_memory=device.peak_memory_bytes,
             show=lambda metrics: [log(metrics) for log in logs],
+            end_step=stack.enter_context(profiled_run(built, device, done=start.step)),
         )
+    if job.profile is not None and start.step < job.profile.end and trained.step > job.profile.start:
+        show_profile(job, shown)
     shown.print(_ending(trained, planned.job), highlight=False, soft_wrap=True)
     return trained
 
@@ -104,6 +108,7 @@ def run_steps(
     stop_asked: Callable[[], bool],
     peak_memory: Callable[[], int],
     show: Callable[[StepMetrics], object],
+    end_step: Callable[[], object],
 ) -> Trained:
     """Train step by step, validate and save when it is time; every rank runs it.
 
@@ -116,6 +121,7 @@ def run_steps(
         stop_asked: Whether any rank was asked to stop.
         peak_memory: Most bytes held so far.
         show: What each step's figures are given to.
+        end_step: Called after each step, before its figures are shown.
     """
     job = built.program.job
     end = min(job.run.steps, until or job.run.steps)
@@ -125,6 +131,7 @@ def run_steps(
         began = time.perf_counter()
         done = train_step(built, islice(batches, built.program.data.num_microbatches), step=step)
         seconds = time.perf_counter() - began
+        end_step()
         step, consumed, loss = step + 1, consumed + job.batch.gbs, done.loss
         validate = feed.valid is not None and job.run.valid_every is not None and step % job.run.valid_every == 0
         speed = speed_of(job, seconds)

@@ -148,6 +148,10 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("mapped", "run.steps", "train-iters="),
     ("mapped", "run.output", "save*"),
     ("mapped", "run", "save-interval= log-interval= eval-interval= eval-iters= seed= async-save"),
+    ("mapped", "profile", """
+        profile profile-step-start= profile-step-end= profile-ranks* profile-level= profile-with-cpu profile-with-stack
+        profile-with-memory profile-record-shapes profile-save-path=
+    """),
     ("mapped", "run.deterministic", "npu-deterministic use-deter-comp"),
     ("no effect", "Ridgeline chooses its kernels", """
         use-flash-attn use-fused-rmsnorm use-fused-swiglu no-rope-fusion use-fused-rotary-pos-emb
@@ -171,9 +175,8 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
         data-cache-path* mock-data cut-max-seqlen eod-mask-loss
     """),
     ("no effect", "how it logs, profiles and manages its processes", """
-        log-throughput tensorboard-dir* manual-gc profile manual-gc-interval* profile-level= profile-ranks*
-        profile-record-shapes profile-save-path= profile-step-start= profile-step-end= profile-with-cpu
-        distributed-timeout-minutes= disable-gloo-group* no-check-for-nan-in-loss-and-grad
+        log-throughput tensorboard-dir* manual-gc manual-gc-interval* profile-export-type= profile-data-simplification
+        use-pytorch-profiler distributed-timeout-minutes= disable-gloo-group* no-check-for-nan-in-loss-and-grad
         local-rank= enable-high-availability enable-hbmfault-repair hccl-op-mode= log-params-norm
         log-num-zeros-in-grad tensorboard-log-interval= timing-log-level=
     """),

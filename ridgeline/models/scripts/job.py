@@ -32,6 +32,11 @@ CONTRADICTIONS = (
     ("train-iters", "train-samples"),
 )
 """Flags that upstream refuses together (Megatron-LM's validate_args; MindSpeed-LLM's TransformerBlockFeature)."""
+PROFILE_LEVELS = MappingProxyType(
+    {"level_none": "none", "level0": "level0", "level1": "level1", "level2": "level2"}
+    | {"0": "level0", "1": "level1", "2": "level2"}
+)
+"""MindSpeed-LLM's names of levels, and those of its older scripts, to ours."""
 A3_DEVICES = 16
 """Dies of an Atlas 900 A3 node; a node of Atlas A2 has 8 devices at most."""
 
@@ -72,6 +77,7 @@ def import_command(command: Command) -> Imported:
         **without_none({"adapter": adapter_of(reader)}),
         "data": _data(reader),
         "run": _run(reader),
+        **without_none({"profile": _profile(reader)}),
     }
     entries = [_fated(entry, reader) for entry in (*entries, *dropout_by_default(reader))]
     return Imported(plain, tuple(entries), tuple(dict.fromkeys(problems)))  # a flag that two fields need faults twice
@@ -263,6 +269,27 @@ def _data(reader: Reader) -> Plain:
     tokenizer = reader.text("tokenizer-name-or-path") or reader.text("tokenizer-model") or None
     split = [*map(float, shares), 0.0, 0.0][:3] if shares else None
     return without_none({"sources": sources, "split": split, "tokenizer": tokenizer})
+
+
+def _profile(reader: Reader) -> Plain | None:
+    if not reader.has("profile"):
+        return None
+    words = reader.text("profile-ranks", "0").replace(",", " ").split()
+    if not all(re.fullmatch(r"-?\d+", word) for word in words):
+        reader.fault("profile-ranks", "must be integers")
+        words = ["0"]
+    level = reader.choice("profile-level", PROFILE_LEVELS, "level0")
+    return {
+        "start": reader.integer("profile-step-start", 10, minimum=0),
+        "end": reader.integer("profile-step-end", 12),
+        "ranks": [int(word) for word in words],
+        "level": PROFILE_LEVELS[level],
+        "cpu": reader.has("profile-with-cpu") or reader.has("profile-with-stack"),
+        "stack": reader.has("profile-with-stack"),
+        "memory": reader.has("profile-with-memory"),
+        "shapes": reader.has("profile-record-shapes"),
+        "output": reader.text("profile-save-path", "./profile_dir"),
+    }
 
 
 def _run(reader: Reader) -> Plain:

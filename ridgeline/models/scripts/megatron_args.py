@@ -13,7 +13,7 @@ import attrs
 
 from ridgeline.core.diff import diff
 from ridgeline.core.errors import LoweringError
-from ridgeline.core.job import Dpo, FullRecompute, Job, Pretraining, SelectiveRecompute, Sft, WsdLr
+from ridgeline.core.job import Dpo, FullRecompute, Job, Pretraining, Profile, SelectiveRecompute, Sft, WsdLr
 from ridgeline.core.model import (
     Attention,
     LatentAttention,
@@ -389,9 +389,22 @@ def _run_flags(job: Job) -> Iterator[tuple[object, ...]]:
     yield "seed", job.run.seed
     if job.run.deterministic:
         yield ("npu-deterministic",)
+    if job.profile is not None:
+        yield from _profile_flags(job.profile, output=job.run.output)
     if job.data.sources:
         yield "data-path", *(word for source in job.data.sources for word in (source.weight, source.path))
         yield "split", ",".join(map(str, job.data.split))
     if job.data.tokenizer:
         yield "tokenizer-type", "HuggingFaceTokenizer"
         yield "tokenizer-model", job.data.tokenizer
+
+
+def _profile_flags(profile: Profile, *, output: str) -> Iterator[tuple[object, ...]]:
+    yield ("profile",)
+    yield "profile-step-start", profile.start
+    yield "profile-step-end", profile.end
+    yield "profile-ranks", *profile.ranks
+    yield "profile-level", "level_none" if profile.level == "none" else profile.level
+    flags = {"with-cpu": profile.cpu, "with-stack": profile.stack, "with-memory": profile.memory}
+    yield from ((f"profile-{name}",) for name, on in (flags | {"record-shapes": profile.shapes}).items() if on)
+    yield "profile-save-path", profile.output or f"{output}/profile"

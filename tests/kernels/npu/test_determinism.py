@@ -9,7 +9,7 @@ import pytest
 from ridgeline.kernels.device import open_device
 from ridgeline.kernels.npu.virtual.processes import VirtualProcess, call_ranks
 from tests.kernels.npu.training import on_npu
-from tests.parity.small import MLP, MOE, job_of, model_of
+from tests.parity.small import MOE, job_of, model_of
 
 
 @pytest.mark.usefixtures("virtual_npu")
@@ -33,11 +33,12 @@ def test_cann_and_hccl_are_told() -> None:
 
 def test_two_runs_make_the_same_calls(virtual_ranks: list[VirtualProcess], tmp_path: Path) -> None:
     """Every op of two runs, with its shapes, comes in the same order on every rank."""
-    job = on_npu(job_of(model_of(MLP, MOE), world_size=2, layout__tp=2, layout__sp=True, layout__ep=2))
+    job = on_npu(job_of(model_of(MOE), world_size=2, layout__tp=2, layout__sp=True, layout__ep=2))
     job = attrs.evolve(job, run=attrs.evolve(job.run, deterministic=True))
-    first, again = (
+    # A process's first run with experts makes the tensor in which Megatron-core keeps a scale; later ones copy into it.
+    _, first, again = (
         call_ranks(virtual_ranks, "tests.kernels.npu.training:calls_of_a_step", job, store=tmp_path / str(run))
-        for run in range(2)
+        for run in range(3)
     )
     assert first == again
     assert all(any(name == "npu::npu_fusion_attention" for name, *_ in calls) for calls, _ in first)

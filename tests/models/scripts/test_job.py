@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ridgeline.core.errors import LoweringError, SpecError
-from ridgeline.core.job import Dpo, FullRecompute, Lora, Memory, Precision, Pretraining, SelectiveRecompute, Sft
+from ridgeline.core.job import (
+    Dpo,
+    FullRecompute,
+    Lora,
+    Memory,
+    Precision,
+    Pretraining,
+    Profile,
+    SelectiveRecompute,
+    Sft,
+)
 from ridgeline.models.jobs import job_of, preset
 from ridgeline.models.scripts.flags import FLAGS
 from ridgeline.models.scripts.job import CONTRADICTIONS, import_command
@@ -54,6 +64,25 @@ def test_a_preset_comes_back(name):
     again = attrs.evolve(again, model=attrs.evolve(again.model, name=name))
     for part in ("model", "layout", "batch", "precision", "memory", "comm", "optimizer", "objective"):
         assert getattr(again, part) == getattr(job, part)
+
+
+def test_profiles_and_determinism_come_over():
+    """MindSpeed-LLM's flags are read, and written again."""
+    words = tuple(chain.from_iterable(megatron_args(preset("llama2-7b"))))
+
+    def with_flags(flags):
+        return import_command(Command("pretrain_gpt.py", (("nproc_per_node", "8"),), (*words, *flags.split())))
+
+    flags = "--npu-deterministic --profile --profile-step-start 5 --profile-step-end 7 --profile-ranks 0 3"
+    flags += " --profile-level level1 --profile-with-cpu --profile-record-shapes --profile-save-path ./kept"
+    imported = with_flags(flags)
+    profile = Profile(start=5, end=7, ranks=(0, 3), level="level1", cpu=True, shapes=True, output="./kept")
+    job = job_of({"name": "x", **imported.plain})
+    assert (job.profile, job.run.deterministic) == (profile, True)
+    assert not [entry for entry in imported.entries if "profile" in entry.flag and entry.fate != "mapped"]
+    assert (back(job).profile, back(job).run.deterministic) == (profile, True)
+    assert with_flags("--profile").plain["profile"]["end"] == 12
+    assert "profile" not in with_flags("--profile-with-cpu").plain
 
 
 @settings(deadline=None, max_examples=40)
