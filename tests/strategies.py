@@ -159,6 +159,10 @@ RULES: Mapping[type[Any], Callable[[], dict[str, Any]]] = MappingProxyType(
 def _built(cls: type[Any], chosen: dict[str, Any]) -> Any:
     if cls is Attention:
         chosen = {**chosen, "heads": chosen["heads"] * chosen["kv_heads"]}
+    if cls is Moe and chosen["zero_experts"]:
+        chosen = {**chosen, "capacity_factor": None, "pad_to_capacity": False}
+    elif cls is Moe and chosen["capacity_factor"] is not None:
+        chosen = {**chosen, "capacity_factor": min(chosen["capacity_factor"], chosen["experts"] / chosen["topk"])}
     return cls(**chosen)
 
 
