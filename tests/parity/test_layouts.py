@@ -49,6 +49,7 @@ EVERY_DAY = {
     *(("dense", name) for name in LAYOUTS if name not in EXPERTS_ONLY),
     *(("tied", name) for name in ("tp2", "pp2 vpp2", "tp2 pp2")),
     *(("moe", name) for name in ("pp2", *EXPERTS_ONLY)),
+    *(("biased experts", name) for name in ("tp2 sp etp2", "tp2 sp ep2")),
     ("mixed", "pp2 vpp2"),
     *(("latent", name) for name in ("tp2 sp", "pp2", "ep2 alltoall")),
     *(("shortcut", name) for name in ("ep2 alltoall", "ep2 allgather")),
