@@ -7,7 +7,6 @@ processes: each has its own names in the store, and its process groups are destr
 
 import contextlib
 import faulthandler
-import functools
 import gc
 import importlib
 import importlib.util
@@ -15,7 +14,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import sys
 import tempfile
 import time
 import traceback
@@ -27,6 +25,8 @@ from typing import Any
 from unittest import mock
 
 import attrs
+
+from ridgeline.kernels.npu.virtual.serve import find
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 4
@@ -245,7 +245,7 @@ def _run(
             world_size=world_size,
             timeout=timedelta(seconds=timeout),
         )
-        return pickle.dumps((True, _find(name, path)(*args)))
+        return pickle.dumps((True, find(name, path)(*args)))
     except BaseException:
         return pickle.dumps((False, traceback.format_exc()))
     finally:
@@ -260,20 +260,3 @@ def _clean() -> None:
     if distributed.is_initialized():
         distributed.destroy_process_group()
     gc.collect()  # models stand in cycles, and what they hold of a group keeps its threads running
-
-
-def _find(name: str, path: str | None) -> Callable[..., Any]:
-    module, _, function = name.partition(":")
-    return functools.reduce(getattr, function.split("."), _module(module, path))
-
-
-def _module(name: str, path: str | None) -> Any:
-    if path is None or name in sys.modules:
-        return importlib.import_module(name)
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
