@@ -93,6 +93,7 @@ TRAITS: Mapping[type, Mapping[str, Any]] = MappingProxyType(
             "group_topk": ANY,
             "group_score": ANY,
             "expert_bias": ANY,
+            "expert_bias_rate": ANY,
             "shared_ffn": ANY,
             "shared_gate": ANY,
             "capacity_factor": ANY,

@@ -71,7 +71,7 @@ class Moe:
     group_topk: int = trait(1, minimum=1)
     group_score: Literal["max", "top2"] = trait("top2")
     expert_bias: bool = trait(False)
-    expert_bias_rate: float = real(1e-3, minimum=0.0)
+    expert_bias_rate: float = trait(1e-3, minimum=0.0)
     router_bias: bool = trait(False)
     bias: bool = trait(False)
     shared_ffn: int | None = trait(None, minimum=1)
