@@ -1,10 +1,9 @@
 """The tables that torch_npu.profiler writes, read as a summary."""
 
 import csv
-from collections import defaultdict
 from pathlib import Path
 
-from ridgeline.apps.profiles.summary import OpTime, RankProfile, StepTime
+from ridgeline.apps.profiles.summary import RankProfile, StepTime, op_times
 from ridgeline.core.errors import Problem, SpecError
 
 RESULTS = "ASCEND_PROFILER_OUTPUT"
@@ -25,11 +24,9 @@ def read(folder: Path, *, rank: int) -> RankProfile:
     )
     if not steps:
         raise SpecError(Problem("profile", str(folder / STEPS), "holds no step", "profile a step that the run makes"))
-    kernels: dict[str, list[float]] = defaultdict(list)
-    for row in _rows(folder / KERNELS, TYPE, DURATION):
-        kernels[row[TYPE]].append(float(row[DURATION]))
-    ops = [OpTime(name=name, calls=len(each), total_us=sum(each)) for name, each in kernels.items()]
-    return RankProfile(rank=rank, steps=steps, ops=tuple(sorted(ops, key=lambda op: -op.total_us)))
+    kernels = _rows(folder / KERNELS, TYPE, DURATION)
+    ops = op_times((row[TYPE], float(row[DURATION])) for row in kernels)
+    return RankProfile(rank=rank, steps=steps, ops=ops)
 
 
 def _step_time(index: int, row: dict[str, str]) -> StepTime:

@@ -1,6 +1,7 @@
 """What a profile tells, whoever took it: where the time of each step went, and which operations took most of it."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from statistics import median
 
 from ridgeline.core.frozen import frozen
@@ -43,6 +44,15 @@ class RankProfile:
     rank: int
     steps: tuple[StepTime, ...]
     ops: tuple[OpTime, ...]
+
+
+def op_times(times: Iterable[tuple[str, float]]) -> tuple[OpTime, ...]:
+    """The calls of each operation together, of every call's name and microseconds; those that took longest first."""
+    calls: dict[str, list[float]] = defaultdict(list)
+    for name, duration in times:
+        calls[name].append(duration)
+    ops = (OpTime(name=name, calls=len(each), total_us=sum(each)) for name, each in calls.items())
+    return tuple(sorted(ops, key=lambda op: -op.total_us))
 
 
 def step_us(profiles: Sequence[RankProfile]) -> float:

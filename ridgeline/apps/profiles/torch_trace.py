@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from ridgeline.apps.profiles.intervals import Span, length, union, within
-from ridgeline.apps.profiles.summary import OpTime, RankProfile, StepTime
+from ridgeline.apps.profiles.summary import RankProfile, StepTime, op_times
 from ridgeline.core.errors import Problem, SpecError
 
 STEP = "ProfilerStep#"
@@ -61,7 +61,7 @@ def read(path: Path, *, rank: int) -> RankProfile:
     computing = [event for event in computing if not event.name.startswith((*COLLECTIVES, "c10d::"))]
     compute, communication = union(e.span for e in computing), union(e.span for e in sending)
     times = tuple(_step_time(step, compute, communication) for step in sorted(steps, key=lambda step: step.ts))
-    ops = _totals((*own_times(computing), *((event.name, event.dur) for event in sending)))
+    ops = op_times((*own_times(computing), *((event.name, event.dur) for event in sending)))
     return RankProfile(rank=rank, steps=times, ops=ops)
 
 
@@ -93,11 +93,3 @@ def _step_time(step: Event, compute: list[Span], communication: list[Span]) -> S
         exposed_us=busy - length(computing),
         idle_us=step.dur - busy,
     )
-
-
-def _totals(times: Iterable[tuple[str, float]]) -> tuple[OpTime, ...]:
-    calls: dict[str, list[float]] = defaultdict(list)
-    for name, duration in times:
-        calls[name].append(duration)
-    ops = (OpTime(name=name, calls=len(each), total_us=sum(each)) for name, each in calls.items())
-    return tuple(sorted(ops, key=lambda op: -op.total_us))
