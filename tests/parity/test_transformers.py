@@ -7,41 +7,17 @@ import pytest
 
 from ridgeline.core.job import Init
 from ridgeline.models.hf_config import model_from_hf, read_hf_config
-from tests.parity.hf_models import CASES, SEQ_LEN, judge, tokens
+from tests.parity.cases.case import LAYOUTS
+from tests.parity.cases.table import CASES
+from tests.parity.hf_models import SEQ_LEN, judge, tokens
 from tests.parity.on_ranks import compute
 from tests.parity.small import job_of
 from tests.parity.wholes import different, whole_gradients
 
-LAYOUTS = {
-    "alone": (1, {}),
-    "tp2": (2, {"layout__tp": 2, "layout__sp": True}),
-    "pp2": (2, {"layout__pp": 2}),
-    "tp2 ep2": (2, {"layout__tp": 2, "layout__sp": True, "layout__ep": 2}),
-    "tp2 etp2": (2, {"layout__tp": 2, "layout__sp": True, "layout__etp": 2}),
-}
-OF_EXPERTS = ("tp2 ep2", "tp2 etp2")
-EVERY_DAY = (
-    *("llama", "llama biased", "llama llama3", "qwen2 window", "qwen3", "mixtral", "qwen3_moe unnormalised"),
-    "deepseek_v3 yarn",
-)
-ONE_LAYOUT = {
-    **dict.fromkeys(("glm", "longcat_flash", "minicpm3", "phi3", "seed_oss"), "tp2"),
-    "internlm3": "pp2",
-    "mamba2 biased": "pp2",
-    "nemotron_h experts": "tp2",
-}
-"""Of these families, every day in the layout that tries most of them."""
-
-COVERING = {
-    *ONE_LAYOUT.items(),
-    *((case, layout) for case in EVERY_DAY for layout in LAYOUTS if layout not in OF_EXPERTS),
-    *((case, layout) for case in ("gpt_oss", "minimax_m2") for layout in ("alone", "tp2 etp2")),
-}
 PAIRS = [
-    pytest.param(case, layout, marks=() if (case, layout) in COVERING else pytest.mark.full)
-    for case, (_, fields) in CASES.items()
-    for layout in LAYOUTS
-    if layout not in OF_EXPERTS or "num_experts_per_tok" in fields
+    pytest.param(name, layout, marks=() if layout in case.every_day else pytest.mark.full)
+    for name, case in CASES.items()
+    for layout in case.layouts
 ]
 
 

@@ -1,0 +1,36 @@
+"""Decoders of attention and experts."""
+
+from tests.parity.cases.case import DENSE, Case, rope
+from tests.parity.cases.latent import EXPERTS as SHARED_EXPERTS
+from tests.parity.cases.latent import GROUPS
+
+TOP2 = {"num_experts_per_tok": 2}
+NARROW = {"num_experts": 6, "moe_intermediate_size": 28, **TOP2}
+CASES = {
+    "mixtral": Case({"num_local_experts": 6, "sliding_window": 7, **TOP2}, every_day=DENSE),
+    "qwen2_moe": Case({**NARROW, "shared_expert_intermediate_size": 44, "norm_topk_prob": False}),
+    "qwen3_moe": Case({**NARROW, "norm_topk_prob": True}, every_day=()),
+    "qwen3_moe unnormalised": Case({**NARROW, "norm_topk_prob": False, "mlp_only_layers": [1]}, every_day=DENSE),
+    "glm4_moe": Case(
+        {
+            **SHARED_EXPERTS,
+            **GROUPS,
+            "partial_rotary_factor": 0.5,
+            "use_qk_norm": True,
+            "attention_bias": True,
+        }
+    ),
+    "gpt_oss": Case(
+        {
+            **TOP2,
+            "num_local_experts": 6,
+            "sliding_window": 7,
+            "swiglu_limit": 0.9,  # near enough to bound some
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            **rope("yarn", factor=4.0, original_max_position_embeddings=16, truncate=False),
+            "pad_token_id": 0,
+        },
+        every_day=("alone", "tp2 etp2"),
+    ),
+    "minimax_m2": Case({**TOP2, "num_local_experts": 6, "rotary_dim": 6}, every_day=("alone", "tp2 etp2")),
+}
