@@ -22,8 +22,6 @@ from ridgeline.parallel.schedule import Schedule
 from ridgeline.parallel.stages import StageMap
 from ridgeline.parallel.work import StageWork
 
-REPORT_BYTES = 3 * 4  # the sums of losses, of microbatches' means, and of tokens
-
 
 class Collective(NamedTuple):
     """Equal collectives of one step.
@@ -114,10 +112,11 @@ def _stage_collectives(
                 if comm.phase == "B":
                     yield key._replace(phase="backward"), times
                     continue
-                yield key, times
-                if again and recomputes:
-                    times = recomputes * run.layers * comm.repeats
-                    yield key._replace(phase="backward", why=f"{op.name} recomputed"), times
+                repeated = recomputes * run.layers * comm.repeats if again else 0
+                if first := times - repeated * comm.in_graph:
+                    yield key, first
+                if repeated:
+                    yield key._replace(phase="backward", why=f"{op.name} recomputed"), repeated
     if mesh.pp > 1:
         stream, owner = _stream_bytes(sizes_of(job)), stages.owner(stage)
         if stage + 1 < stages.num_stages and stages.owner(stage + 1) != owner:
@@ -170,12 +169,19 @@ def _step_collectives(job: Job, mesh: Mesh, held: Sequence[Held], *, has_head: b
         if (size := group_size_of(axes, mesh)) > 1:
             yield _Key("step", "norm of the gradients", "all_reduce", axes, size, 4), 1
     if mesh.dp * mesh.cp > 1 and (has_head or job.objective.per_token):
-        yield _Key("step", "loss and token counts", "all_reduce", "dp-cp", mesh.dp * mesh.cp, REPORT_BYTES), 1
+        yield _Key("step", "loss and token counts", "all_reduce", "dp-cp", mesh.dp * mesh.cp, _report_bytes(job)), 1
     if (size := mesh.world_size) > 1 and (moes := job.model.moes):
-        counts = (job.model.num_layers + job.model.mtp) * (max(moe.experts for moe in moes) + 2)
+        # Of each layer the tokens of every choice, how many found room, and the balance losses.
+        counts = (job.model.num_layers + job.model.mtp) * (max(moe.experts + moe.zero_experts for moe in moes) + 2)
         yield _Key("step", "load of the experts", "all_reduce", "tp-cp-dp-pp", size, counts * 4), 1
     if mesh.pp > 1:
-        yield _Key("step", "loss and token counts", "broadcast", "pp", mesh.pp, REPORT_BYTES), 1
+        yield _Key("step", "loss and token counts", "broadcast", "pp", mesh.pp, _report_bytes(job)), 1
+
+
+def _report_bytes(job: Job) -> int:
+    """What a step tells of its losses: of each depth the sum and the sum of microbatches' means, and the tokens."""
+    depths = 1 + job.model.mtp
+    return (2 * depths + 1) * 4
 
 
 def _stream_bytes(sizes: Sizes) -> int:

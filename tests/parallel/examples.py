@@ -30,9 +30,10 @@ def dense_model(
 def moe_model(
     *, layers: int = 8, experts: int = 8, topk: int = 2, ffn: int = 32, dense_layers: int = 0, **fields: Any
 ) -> ModelSpec:
+    moe = Moe(experts=experts, topk=topk, ffn_hidden=ffn, **fields.pop("moe", {}))
     model = dense_model(layers=layers, **fields)
     dense = model.blocks[0].block
-    sparse = attrs.evolve(dense, feed_forward=Moe(experts=experts, topk=topk, ffn_hidden=ffn))
+    sparse = attrs.evolve(dense, feed_forward=moe)
     first = (Repeat(block=dense, count=dense_layers),) if dense_layers else ()
     return attrs.evolve(model, blocks=(*first, Repeat(block=sparse, count=layers - dense_layers)))
 

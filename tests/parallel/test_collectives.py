@@ -14,6 +14,7 @@ DENSE = dense_model(layers=4)
 NORMED = dense_model(layers=4, attention={"qk_norm": True, "qkv_bias": True, "out_bias": True}, kv_heads=2)
 TIED = dense_model(layers=4, tied_embeddings=True)
 MOE = moe_model(layers=4, experts=4, dense_layers=1)
+BALANCED = moe_model(layers=2, experts=4, mtp=2, moe={"aux_loss": 0.1, "aux_per_sequence": True, "zero_experts": 2})
 PLAIN = Memory(distributed_optimizer=False)
 
 JOBS = {
@@ -51,6 +52,16 @@ JOBS = {
         comm=Comm(moe_dispatcher="allgather"),
     ),
     "etp2 tp2 sp": job_of(MOE, **SMALL, layout__etp=2, layout__tp=2, layout__sp=True),
+    "pp2 ep2, further tokens": job_of(BALANCED, **SMALL, batch__mbs=2, layout__ep=2, layout__pp=2),
+    "ep2 tp2 sp, balanced": job_of(BALANCED, **SMALL, batch__mbs=2, layout__ep=2, layout__tp=2, layout__sp=True),
+    "ep2 tp2 sp, balanced, moe recomputed": job_of(
+        BALANCED,
+        **SMALL,
+        layout__ep=2,
+        layout__tp=2,
+        layout__sp=True,
+        memory=Memory(recompute=SelectiveRecompute(modules=("moe",))),
+    ),
     "ep2 tp2 sp, moe recomputed, all-reduce": job_of(
         MOE,
         **SMALL,

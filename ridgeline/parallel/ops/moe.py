@@ -1,5 +1,7 @@
 """Routed experts: the router, the tokens' way to the experts and back, the experts."""
 
+from collections.abc import Iterator
+
 from ridgeline.core.model import Moe, is_gated
 from ridgeline.parallel.ops.mlp import shared_expert_ops
 from ridgeline.parallel.ops.sizes import Sizes
@@ -20,7 +22,6 @@ def moe_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
     gathered = tokens * group * sizes.hidden * width if group > 1 else 0  # tokens of all ranks that share the experts
     activation = rows * ffn * width
     weight = sizes.hidden * ffn * width
-    aux = [Comm("F", "all_reduce", "tp-cp", moe.experts * 8)] if moe.aux_loss and sizes.tp * sizes.cp > 1 else []
     dispatch, combine = _dispatcher_comms(moe, sizes)
     each = -(-rows // local_experts)
     return (
@@ -34,7 +35,7 @@ def moe_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
                 Saved("router_scores", _score_copies(moe) * scores, "moe"),
                 Saved("routing_map", tokens * choices + tokens * moe.topk * 16, "moe"),
             ),
-            comms=tuple(aux),
+            comms=tuple(_loss_comms(moe, sizes)),
             forward_work_bytes=2 * scores,
             backward_work_bytes=2 * scores,
         ),
@@ -106,6 +107,14 @@ def _score_copies(moe: Moe) -> int:
     The auxiliary loss keeps a softmax of all scores; of sigmoids, them and what they are divided into.
     """
     return 2 + (0 if not moe.aux_loss else 2 if moe.score == "sigmoid" else 1)
+
+
+def _loss_comms(moe: Moe, sizes: Sizes) -> Iterator[Comm]:
+    """What balance losses count over the ranks of a microbatch: choices of each expert, and of each group of them."""
+    if sizes.tp * sizes.cp > 1 and (moe.aux_loss or moe.device_aux_loss or moe.comm_aux_loss):
+        windows = sizes.samples if moe.aux_per_sequence else 1
+        counts = windows * (moe.experts + moe.zero_experts + moe.groups)
+        yield Comm("F", "all_reduce", "tp-cp", counts * 4, in_graph=True)
 
 
 def _dispatcher_comms(moe: Moe, sizes: Sizes) -> tuple[tuple[Comm, ...], tuple[Comm, ...]]:

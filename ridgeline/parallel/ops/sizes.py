@@ -1,6 +1,6 @@
 """What the operations of a job on one rank are measured in.
 
-``tokens`` are those of a sequence slice and microbatch (seq_len/cp * mbs) and ``own_tokens`` those whose residual
+``tokens`` are those of a sequence slice and microbatch (seq_len/cp * samples) and ``own_tokens`` those whose residual
 stream this rank holds (``tokens/tp`` under sp, else all). ``ring`` and ``ulysses`` are how many ranks pass keys and
 values on, and exchange heads.
 """
@@ -18,6 +18,7 @@ class Sizes(NamedTuple):
 
     tokens: int
     own_tokens: int
+    samples: int
     seq_len: int
     hidden: int
     norm: Norm
@@ -53,10 +54,12 @@ def sizes_of(job: Job) -> Sizes:
     layout, recompute = job.layout, job.memory.recompute
     ring, ulysses = _context_degrees(layout)
     preference = job.objective.loss if isinstance(job.objective, Dpo) else ""
-    tokens = job.batch.seq_len // (layout.cp * layout.slices) * job.batch.mbs * (2 if preference else 1)
+    samples = job.batch.mbs * (2 if preference else 1)
+    tokens = job.batch.seq_len // (layout.cp * layout.slices) * samples
     return Sizes(
         tokens=tokens,
         own_tokens=tokens // layout.tp if layout.sp else tokens,
+        samples=samples,
         seq_len=job.batch.seq_len,
         hidden=job.model.hidden,
         norm=job.model.norm,

@@ -25,6 +25,7 @@ class Comm(NamedTuple):
         size_bytes: The whole tensor: gathered, reduced, or sent by one rank in all.
         repeats: How often, one after the other.
         beside: Queued beside its operation's own compute, whatever the job says of overlap.
+        in_graph: Of a forward that a backward follows; one that is run again leaves it out the first time.
     """
 
     phase: str
@@ -33,6 +34,7 @@ class Comm(NamedTuple):
     size_bytes: int
     repeats: int = 1
     beside: bool = False
+    in_graph: bool = False
 
 
 class Op(NamedTuple):
