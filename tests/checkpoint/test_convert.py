@@ -13,7 +13,7 @@ from ridgeline.checkpoint.io.convert import Wanted, convert, plan_conversion, ve
 from ridgeline.checkpoint.io.execute import chunks_of
 from ridgeline.checkpoint.io.open_source import open_source
 from ridgeline.checkpoint.io.sources import weights_in
-from ridgeline.checkpoint.io.torch_dist import TensorItem, write_frame, write_index, write_items
+from ridgeline.checkpoint.io.torch_dist.writer import TensorItem, write_frame, write_index, write_items
 from ridgeline.checkpoint.names import params_of
 from ridgeline.core.errors import CheckpointError, RidgelineError
 from ridgeline.core.layout import Layout

@@ -10,20 +10,9 @@ import torch
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
 from ridgeline.checkpoint.boxes import Box, whole
-from ridgeline.checkpoint.io.torch_dist import (
-    COMMON,
-    INDEX,
-    ObjectItem,
-    TensorItem,
-    open_checkpoint,
-    read_box,
-    read_common,
-    read_index,
-    read_object,
-    write_frame,
-    write_index,
-    write_items,
-)
+from ridgeline.checkpoint.io.torch_dist.index import COMMON, INDEX, read_index
+from ridgeline.checkpoint.io.torch_dist.reader import open_checkpoint, read_box, read_common, read_object
+from ridgeline.checkpoint.io.torch_dist.writer import ObjectItem, TensorItem, write_frame, write_index, write_items
 from ridgeline.core.errors import CheckpointError
 from tests.pool import Pool
 

@@ -21,7 +21,8 @@ from ridgeline.checkpoint.io.recorded import write_record
 from ridgeline.checkpoint.io.safetensors import Entry, Stored, stream_safetensors
 from ridgeline.checkpoint.io.sources import Opened
 from ridgeline.checkpoint.io.tensor_zip import write_chunks
-from ridgeline.checkpoint.io.torch_dist import NOTHINGS, Written, write_frame, write_index, write_nothings
+from ridgeline.checkpoint.io.torch_dist.index import NOTHINGS
+from ridgeline.checkpoint.io.torch_dist.writer import Written, write_frame, write_index, write_nothings
 from ridgeline.checkpoint.io.torch_file import stored as stand_ins
 from ridgeline.checkpoint.io.torch_file import stream_torch_file
 from ridgeline.checkpoint.names import extra_state_keys, params_of, stored

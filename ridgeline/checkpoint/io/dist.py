@@ -33,17 +33,9 @@ from ridgeline.checkpoint.io.recorded import check_resumable, open_record, write
 from ridgeline.checkpoint.io.rng import random_streams, set_random_streams
 from ridgeline.checkpoint.io.state import items_to_read, items_to_write
 from ridgeline.checkpoint.io.strategy import BoxReader, BoxWriter, tensor_shard
-from ridgeline.checkpoint.io.torch_dist import (
-    NOTHINGS,
-    Reader,
-    TensorItem,
-    Written,
-    open_checkpoint,
-    read_common,
-    stored_tensor,
-    write_index,
-    write_nothings,
-)
+from ridgeline.checkpoint.io.torch_dist.index import NOTHINGS
+from ridgeline.checkpoint.io.torch_dist.reader import Reader, open_checkpoint, read_common, stored_tensor
+from ridgeline.checkpoint.io.torch_dist.writer import TensorItem, Written, write_index, write_nothings
 from ridgeline.checkpoint.names import extra_state_keys, rng_key
 from ridgeline.checkpoint.record import Record, model_of
 from ridgeline.checkpoint.steps import POINTER, WRITING, expired, step_name

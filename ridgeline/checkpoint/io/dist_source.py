@@ -15,7 +15,8 @@ from ridgeline.checkpoint.boxes import Box, meeting, whole, within
 from ridgeline.checkpoint.io.mapped import FileTensor
 from ridgeline.checkpoint.io.recorded import open_record
 from ridgeline.checkpoint.io.sources import Opened, weights_in
-from ridgeline.checkpoint.io.torch_dist import Chunk, Reader, chunk_data, open_checkpoint
+from ridgeline.checkpoint.io.torch_dist.index import Chunk
+from ridgeline.checkpoint.io.torch_dist.reader import Reader, chunk_data, open_checkpoint
 from ridgeline.checkpoint.io.weights import Weights
 from ridgeline.checkpoint.names import optimizer_key, params_of, stored
 from ridgeline.checkpoint.pieces import Buffer, Holder, Piece, row_major

@@ -9,7 +9,7 @@ from ridgeline.checkpoint.io.dist_source import open_dist
 from ridgeline.checkpoint.io.hf import hf_tensors, open_hf
 from ridgeline.checkpoint.io.recorded import find_checkpoint
 from ridgeline.checkpoint.io.sources import Opened
-from ridgeline.checkpoint.io.torch_dist import INDEX
+from ridgeline.checkpoint.io.torch_dist.index import INDEX
 from ridgeline.core.errors import CheckpointError
 from ridgeline.core.model import ModelSpec
 from ridgeline.models.hf_config import model_from_hf, read_hf_config, without_quantisation

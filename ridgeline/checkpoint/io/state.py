@@ -6,7 +6,8 @@ import torch
 
 from ridgeline.checkpoint.holdings import Holding, fragments_of, holdings_of, writes_shards, written_by
 from ridgeline.checkpoint.io.optimizer import MOMENTS, Slot, slots_of
-from ridgeline.checkpoint.io.torch_dist import Index, TensorItem
+from ridgeline.checkpoint.io.torch_dist.index import Index
+from ridgeline.checkpoint.io.torch_dist.writer import TensorItem
 from ridgeline.checkpoint.names import optimizer_key, stored_box
 from ridgeline.models.program import RankProgram
 from ridgeline.models.runtime.build import Built

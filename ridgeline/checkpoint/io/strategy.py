@@ -15,7 +15,8 @@ from megatron.core.dist_checkpointing.strategies.base import AsyncSaveShardedStr
 from torch import distributed
 
 from ridgeline.checkpoint.boxes import Box
-from ridgeline.checkpoint.io.torch_dist import ObjectItem, Reader, TensorItem, read_box, read_object, write_items
+from ridgeline.checkpoint.io.torch_dist.reader import Reader, read_box, read_object
+from ridgeline.checkpoint.io.torch_dist.writer import ObjectItem, TensorItem, write_items
 
 
 class BoxWriter(AsyncSaveShardedStrategy):
