@@ -1,1 +1,1 @@
-"""Thin launchers, one file a verb."""
+"""What a person types."""

@@ -54,17 +54,17 @@ def application(asked: Sequence[str] = ()) -> App:
     app = App(name="ridgeline", help=HELP, version_flags=[], result_action="return_value")
     for name, help in VERBS:
         module = module_of(name)
-        app.command(f"ridgeline.apps.{module}:{module}", name=name, help=None if name in asked[:1] else help)
+        app.command(f"ridgeline.apps.verbs.{module}:{module}", name=name, help=None if name in asked[:1] else help)
     data = App(name="data", help="Prepare training data.", version_flags=[])
     for name, help in DATA_VERBS:
-        data.command(f"ridgeline.apps.data:{name}", name=name, help=None if name in asked[1:2] else help)
+        data.command(f"ridgeline.apps.verbs.data:{name}", name=name, help=None if name in asked[1:2] else help)
     app.command(data)
     return app
 
 
 def module_of(verb: str) -> str:
     """The module of a verb, and the function in it: the verb, with a ``_`` where Python has the word already."""
-    return f"{verb}_" if iskeyword(verb) or verb in sys.stdlib_module_names else verb
+    return f"{verb}_" if iskeyword(verb) else verb
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from ridgeline.apps.overrides import apply_overrides, parse_overrides
 from ridgeline.core.codec import FORMATS, Plain, format_of, parse
 from ridgeline.core.errors import Problem, SpecError, nearest
+from ridgeline.core.model import ModelSpec
 from ridgeline.models.jobs import DEFAULT_CLUSTER, Chosen, job_of, preset_job
 from ridgeline.models.zoo import model_names
 
@@ -31,6 +32,15 @@ def read_job(source: str, options: Sequence[str] = ()) -> Chosen:
         rule = "is no preset, and no job file (.toml, .yaml, .json) or model folder is there"
         raise SpecError(Problem("job", source, rule, nearest(source, model_names())))
     return preset_job(apply_overrides({"model": source, "cluster": DEFAULT_CLUSTER}, overrides))
+
+
+def read_model(name: str | None) -> ModelSpec | None:
+    """The model that an option names as a command names its job; None where it was not given.
+
+    Raises:
+        SpecError: Every fault of the source.
+    """
+    return None if name is None else read_job(name).job.model
 
 
 def read_plain(path: Path) -> Plain:

@@ -29,7 +29,7 @@ def test_every_verb_exists():
     """Each import string of the table leads to a function whose help can be printed."""
     modules = [(module_of(name), module_of(name)) for name, _ in VERBS] + [("data", name) for name, _ in DATA_VERBS]
     for module, name in modules:
-        verb = getattr(importlib.import_module(f"ridgeline.apps.{module}"), name)
+        verb = getattr(importlib.import_module(f"ridgeline.apps.verbs.{module}"), name)
         assert verb.__doc__
 
 
@@ -39,7 +39,7 @@ def test_every_verb_has_help(capsys, verb):
     code, out, err = outcome(capsys, verb, "--help")
     assert (code, err) == (0, "")
     assert f"Usage: ridgeline {verb}" in out
-    module = importlib.import_module(f"ridgeline.apps.{module_of(verb)}")
+    module = importlib.import_module(f"ridgeline.apps.verbs.{module_of(verb)}")
     first_line = getattr(module, module_of(verb)).__doc__.splitlines()[0]
     assert first_line in " ".join(out.split())
 
@@ -50,7 +50,8 @@ def test_verbs_do_not_load_torch_when_imported():
     import sys
 
     names = {module_of(name) for name, _ in VERBS} | {"data"}
-    program = "import importlib, sys\n" + "".join(f"importlib.import_module('ridgeline.apps.{n}')\n" for n in names)
+    imports = "".join(f"import ridgeline.apps.verbs.{name}\n" for name in names)
+    program = "import sys\n" + imports
     check = "print([m for m in ('torch', 'numpy', 'megatron', 'transformers') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", program + check], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"

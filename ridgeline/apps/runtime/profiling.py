@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from ridgeline.apps.files import write_whole
-from ridgeline.apps.profile_ import show_profiles
 from ridgeline.apps.profiles.folders import JOB_FILE, profile_folder, read_profiles
+from ridgeline.apps.reports.profile import print_profiles
 from ridgeline.core.codec import dumps
 from ridgeline.core.errors import SpecError
 from ridgeline.core.job import Job
@@ -43,7 +43,7 @@ def show_profile(job: Job, console: Console) -> None:
         return
     folder = profile_folder(job)
     try:
-        show_profiles(read_profiles(folder), console=console, top=10)
+        print_profiles(read_profiles(folder), console, top=10)
     except SpecError as error:
         console.print(f"profiled, but {error}", highlight=False, soft_wrap=True)
     else:

@@ -7,15 +7,15 @@ import attrs
 import pytest
 
 from ridgeline.apps.cli import run as cli
-from ridgeline.apps.html.page import plan_page
-from ridgeline.apps.report import MEMORY_COLUMNS
+from ridgeline.apps.reports.html.page import plan_page
+from ridgeline.apps.reports.plan import MEMORY_COLUMNS
 from ridgeline.core.transforms import with_layout
 from ridgeline.models.jobs import preset
 from ridgeline.parallel.link_use import link_uses
 from ridgeline.parallel.plan import plan, plan_data
 from ridgeline.parallel.roofline import op_points
 from ridgeline.parallel.work import stage_work
-from tests.apps.html.reader import Page
+from tests.apps.reports.html.reader import Page
 
 JOBS = {
     "chunks": with_layout(tp=2, pp=4, vpp=2)(preset("llama2-7b")),

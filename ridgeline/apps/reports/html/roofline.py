@@ -5,8 +5,8 @@ from math import log10
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
-from ridgeline.apps.html.nodes import label, legend, line, node, number, picture, table
-from ridgeline.apps.html.scale import log_ticks
+from ridgeline.apps.reports.html.nodes import label, legend, line, node, number, picture, table
+from ridgeline.apps.reports.html.scale import log_ticks
 from ridgeline.core.cluster import Chip
 from ridgeline.parallel.plan import Plan
 from ridgeline.parallel.roofline import OpPoint, op_points, roof_flops

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ridgeline.apps.cli import run
-from ridgeline.apps.compare import figures_of
+from ridgeline.apps.reports.comparison import figures_of
 from ridgeline.core.transforms import recompute, with_layout
 from ridgeline.models.jobs import preset
 from ridgeline.parallel.plan import plan

@@ -8,7 +8,7 @@ from collections import defaultdict
 import pytest
 
 from ridgeline.apps.cli import run as cli
-from ridgeline.apps.trace import trace_events, trace_text
+from ridgeline.apps.reports.planned_events import trace_events, trace_text
 from ridgeline.core.transforms import with_layout
 from ridgeline.models.jobs import preset
 from ridgeline.parallel.dataflow import flow_of

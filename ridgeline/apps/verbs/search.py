@@ -51,11 +51,11 @@ def search(
 
         write_whole(output, dumps(result.best.job, format=format_of(output)), option="--output")
     if json:
-        from ridgeline.apps.search_report import search_data
+        from ridgeline.apps.reports.search import search_data
 
         write_json(search_data(result))
     else:
-        from ridgeline.apps.search_report import print_search
+        from ridgeline.apps.reports.search import print_search
 
         print_search(result, open_console())
     return 0 if result.best else 1

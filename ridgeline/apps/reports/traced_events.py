@@ -1,7 +1,7 @@
 """A trace as Chrome trace events: memory over time and what ran, a microsecond an operation.
 
 Source:
-    As of ``ridgeline.apps.trace``, whose events a planned step is.
+    As of ``ridgeline.apps.reports.planned_events``, whose events a planned step is.
 """
 
 from collections.abc import Iterator

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from ridgeline.apps.cli import run as cli
-from ridgeline.apps.trace_report import rests_on, trace_data
-from ridgeline.apps.traced_events import events_text
+from ridgeline.apps.reports.trace import rests_on, trace_data
+from ridgeline.apps.reports.traced_events import events_text
 from ridgeline.kernels.npu.virtual import install
 from ridgeline.parallel.plan import plan
 from ridgeline.parallel.traced import Sample, Trace, TracedAction, TracedOp, compare

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from xml.etree.ElementTree import Element
 
-from ridgeline.apps.html.nodes import label, legend, line, node, number, picture, table
-from ridgeline.apps.html.over_time import over_time
-from ridgeline.apps.html.scale import ticks
-from ridgeline.apps.report import GIB, MEMORY_COLUMNS, stages_text
+from ridgeline.apps.reports.html.nodes import label, legend, line, node, number, picture, table
+from ridgeline.apps.reports.html.over_time import over_time
+from ridgeline.apps.reports.html.scale import ticks
+from ridgeline.apps.reports.plan import GIB, MEMORY_COLUMNS, stages_text
 from ridgeline.parallel.memory import RankMemory
 from ridgeline.parallel.plan import Plan
 

@@ -4,12 +4,12 @@ import re
 
 import pytest
 
-from ridgeline.apps.html.nodes import markup
-from ridgeline.apps.html.pipeline import BAR, LEFT, RIGHT, pipeline_section
+from ridgeline.apps.reports.html.nodes import markup
+from ridgeline.apps.reports.html.pipeline import BAR, LEFT, RIGHT, pipeline_section
 from ridgeline.core.transforms import resize, with_layout
 from ridgeline.models.jobs import preset
 from ridgeline.parallel.plan import plan
-from tests.apps.html.reader import Page
+from tests.apps.reports.html.reader import Page
 
 SHAPE = re.compile(r"M([\d.]+) [\d.]+h([\d.]+)")
 

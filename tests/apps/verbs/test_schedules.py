@@ -58,7 +58,7 @@ def test_bad_numbers_and_names_are_refused(capsys):
 
 def test_the_page_shows_what_the_commands_print(capsys):
     """Every block of docs/schedules.md that begins with a command is its output, and none is left out of the table."""
-    text = (Path(__file__).parents[2] / "docs" / "schedules.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "schedules.md").read_text()
     blocks = re.findall(r"```\n\$ ridgeline schedules (.*)\n([^`]*)```", text)
     for command, shown in blocks:
         lines = [line.rstrip() for line in printed(capsys, *command.split()).splitlines()]

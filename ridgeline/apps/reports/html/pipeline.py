@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from itertools import chain
 from xml.etree.ElementTree import Element
 
-from ridgeline.apps.html.nodes import label, legend, line, node, picture
-from ridgeline.apps.html.scale import ticks
-from ridgeline.apps.report import PART_NAMES
+from ridgeline.apps.reports.html.nodes import label, legend, line, node, picture
+from ridgeline.apps.reports.html.scale import ticks
+from ridgeline.apps.reports.plan import PART_NAMES
 from ridgeline.parallel.actions import KINDS, Action
 from ridgeline.parallel.plan import Plan
 

@@ -10,7 +10,7 @@ from ridgeline.core.codec import loads
 from ridgeline.core.model import ModelSpec
 from ridgeline.models.zoo import model_names, model_preset
 
-DOCS = Path(__file__).parents[2] / "docs" / "models.md"
+DOCS = Path(__file__).parents[3] / "docs" / "models.md"
 
 
 def test_the_table_in_the_docs_is_what_the_command_writes(capsys):

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from cyclopts import Parameter
 
 from ridgeline.apps.edges import edge
+from ridgeline.apps.failures import INTERRUPTED
+from ridgeline.apps.reading import read_model
 from ridgeline.core.errors import Problem, SpecError
 
 if TYPE_CHECKING:
     from ridgeline.core.layout import Layout
-    from ridgeline.core.model import ModelSpec
-
-INTERRUPTED = 130
 
 LayoutFields: TypeAlias = Annotated[
     str,
@@ -81,7 +80,7 @@ def convert(
             tokenizer=None if tokenizer is None else str(tokenizer),
             adapter=None if adapter is None else str(adapter),
         )
-        planned = edge("ridgeline.checkpoint.io.convert:plan_conversion")(source, wanted, model=_model_of(model))
+        planned = edge("ridgeline.checkpoint.io.convert:plan_conversion")(source, wanted, model=read_model(model))
         if dry_run:
             sys.stdout.write(_plan_text(planned))
             return 0
@@ -143,14 +142,6 @@ def _form(**fields: Any) -> Any:
     from ridgeline.checkpoint.classic import ClassicForm
 
     return ClassicForm(**fields)
-
-
-def _model_of(name: str | None) -> "ModelSpec | None":
-    if name is None:
-        return None
-    from ridgeline.apps.reading import read_job
-
-    return read_job(name).job.model
 
 
 def _plan_text(planned: Any) -> str:

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from xml.etree.ElementTree import Element
 
-from ridgeline.apps.compare import Figure, change_text, number_text
-from ridgeline.apps.html.nodes import bar, legend, node, number, table
-from ridgeline.apps.html.page import page
+from ridgeline.apps.reports.comparison import Figure, change_text, number_text
+from ridgeline.apps.reports.html.nodes import bar, legend, node, number, table
+from ridgeline.apps.reports.html.page import page
 from ridgeline.core.diff import Change, spelled
 
 TITLES = {"step": "Step", "memory": "Memory of the fullest rank", "time": "Time of the busiest rank"}

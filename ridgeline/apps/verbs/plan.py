@@ -40,11 +40,11 @@ def plan(
     if verify_rank is not None:
         return edge("ridgeline.apps.runtime.verify:verify_rank")(planned, verify_rank)
     if html is not None:
-        from ridgeline.apps.html.page import plan_page
+        from ridgeline.apps.reports.html.page import plan_page
 
         give(plan_page(planned, chosen=chosen.notes), path=html, option="--html")
     if trace is not None:
-        from ridgeline.apps.trace import trace_text
+        from ridgeline.apps.reports.planned_events import trace_text
 
         give(trace_text(planned), path=trace, option="--trace")
     if html or trace:
@@ -55,7 +55,7 @@ def plan(
 
         write_json({"job": unstructure(planned.job), "chosen": list(chosen.notes), **plan_data(planned)})
         return 0
-    from ridgeline.apps.report import print_report
+    from ridgeline.apps.reports.plan import print_report
 
     print_report(planned, open_console(), chosen=chosen.notes)
     return 0

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ridgeline.apps.report import bytes_text
+from ridgeline.apps.reports.plan import bytes_text
 from ridgeline.parallel.plan import Plan
 from ridgeline.parallel.traced import Comparison, Trace, TracedAction, TracedOp
 

@@ -2,21 +2,19 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import attrs
 from cyclopts import Parameter
 
 from ridgeline.apps.edges import edge
 from ridgeline.apps.output import write_json
-
-if TYPE_CHECKING:
-    from ridgeline.core.model import ModelSpec
+from ridgeline.apps.reading import read_model
 
 DIFFERENT, NOT_WHOLE = 1, 2
 
 
-def inspect_(
+def inspect(
     path: Path,
     /,
     *,
@@ -35,7 +33,7 @@ def inspect_(
         model: Whose weights a foreign checkpoint holds: a preset, a job file or a folder with a config.json.
         json: Print it as JSON.
     """
-    spec = _model_of(model)
+    spec = read_model(model)
     contents = edge("ridgeline.checkpoint.io.contents:contents_of")(path, model=spec)
     found = None
     if against is not None and contents.fault is None:
@@ -80,11 +78,3 @@ def _difference_lines(found: Any, against: Path | None) -> list[str]:
         for one in found
     ]
     return [f"{len(found)} parameters differ from {against}, the largest difference of an element behind each:", *lines]
-
-
-def _model_of(name: str | None) -> "ModelSpec | None":
-    if name is None:
-        return None
-    from ridgeline.apps.reading import read_job
-
-    return read_job(name).job.model

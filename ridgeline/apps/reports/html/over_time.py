@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from xml.etree.ElementTree import Element
 
-from ridgeline.apps.html.nodes import label, legend, line, node, picture
-from ridgeline.apps.html.scale import ticks
+from ridgeline.apps.reports.html.nodes import label, legend, line, node, picture
+from ridgeline.apps.reports.html.scale import ticks
 from ridgeline.parallel.over_time import memory_over_time
 from ridgeline.parallel.plan import Plan
 

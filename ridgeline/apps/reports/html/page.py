@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 from xml.etree.ElementTree import Element
 
-from ridgeline.apps.html.links import links_section
-from ridgeline.apps.html.memory import memory_section
-from ridgeline.apps.html.nodes import bar, markup, node, number, table
-from ridgeline.apps.html.pipeline import pipeline_section
-from ridgeline.apps.html.roofline import roofline_section
-from ridgeline.apps.html.style import STYLE
-from ridgeline.apps.report import GIB, PART_NAMES, head
+from ridgeline.apps.reports.html.links import links_section
+from ridgeline.apps.reports.html.memory import memory_section
+from ridgeline.apps.reports.html.nodes import bar, markup, node, number, table
+from ridgeline.apps.reports.html.pipeline import pipeline_section
+from ridgeline.apps.reports.html.roofline import roofline_section
+from ridgeline.apps.reports.html.style import STYLE
+from ridgeline.apps.reports.plan import GIB, PART_NAMES, head
 from ridgeline.core.codec import dumps
 from ridgeline.parallel.plan import Plan
 

@@ -3,7 +3,7 @@
 import json
 
 from ridgeline.apps.cli import run as cli
-from tests.apps.html.reader import Page
+from tests.apps.reports.html.reader import Page
 
 
 def test_the_numbers_are_those_of_both_plans(tmp_path, capsys):

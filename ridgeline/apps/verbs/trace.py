@@ -12,7 +12,7 @@ from ridgeline.apps.reading import read_job
 from ridgeline.core.errors import Problem, SpecError
 
 
-def trace_(
+def trace(
     job: str,
     /,
     *options: Overrides,
@@ -41,15 +41,15 @@ def trace_(
     trace = edge("ridgeline.apps.runtime.tracing:traced")(lower(planned, rank))
     comparison = compare(planned, trace)
     if events is not None:
-        from ridgeline.apps.traced_events import events_text
+        from ridgeline.apps.reports.traced_events import events_text
 
         give(events_text(trace), path=events, option="--events")
     if json:
-        from ridgeline.apps.trace_report import trace_data
+        from ridgeline.apps.reports.trace import trace_data
 
         write_json(trace_data(planned, trace, comparison))
         return
-    from ridgeline.apps.trace_report import print_trace
+    from ridgeline.apps.reports.trace import print_trace
 
     print_trace(planned, trace, comparison, open_console())
 

@@ -2,8 +2,8 @@
 
 from xml.etree.ElementTree import Element
 
-from ridgeline.apps.html.nodes import bar, legend, node, number, table
-from ridgeline.apps.report import bytes_text
+from ridgeline.apps.reports.html.nodes import bar, legend, node, number, table
+from ridgeline.apps.reports.plan import bytes_text
 from ridgeline.parallel.link_use import LinkUse, link_uses
 from ridgeline.parallel.plan import Plan
 

@@ -1,0 +1,1 @@
+"""What verbs tell, as tables, plain data, a page or a trace."""

@@ -1,0 +1,1 @@
+"""The verbs, a file each: what they take, and what they call."""
