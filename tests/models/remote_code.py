@@ -45,6 +45,12 @@ def attended(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slopes: torch.Te
     return torch.einsum("bnqk,bknd->bqnd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v).flatten(2)
 
 
+def swiglu(x: torch.Tensor, w: Tensors, at: str) -> torch.Tensor:
+    """A gated MLP under the names of Llama's."""
+    gate, up, down = (w[at + f"{name}_proj.weight"].T for name in ("gate", "up", "down"))
+    return (functional.silu(x @ gate) * (x @ up)) @ down
+
+
 def decoder(x: torch.Tensor, parts: list[Part], scale: float = 1.0) -> torch.Tensor:
     for part in parts:
         x = x + scale * part(x)
@@ -182,9 +188,50 @@ def plm(c: Config, w: Tensors, tokens: torch.Tensor) -> torch.Tensor:
     return rms(x, w["model.norm.weight"], eps) @ w["model.embed_tokens.weight"].T
 
 
+def bailing_moe(c: Config, w: Tensors, tokens: torch.Tensor) -> torch.Tensor:
+    """Half of each head turns; experts of the best groups by their two best, chosen by biased scores."""
+    d, eps = c["head_dim"], c["rms_norm_eps"]
+    sizes = [count * d for count in (c["num_attention_heads"], *(c["num_key_value_heads"],) * 2)]
+    turning = int(d * c["partial_rotary_factor"])
+
+    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
+        return functional.linear(x, w[name + ".weight"], w.get(name + ".bias"))
+
+    def half_turned(x: torch.Tensor, norm: str) -> torch.Tensor:
+        x = rms(x, w[norm], eps) if norm in w else x
+        return torch.cat((turned(x[..., :turning], c["rope_theta"]), x[..., turning:]), -1)
+
+    def attention(x: torch.Tensor, at: str) -> torch.Tensor:
+        x = linear(rms(x, w[at + "input_layernorm.weight"], eps), at + "attention.query_key_value")
+        q, k, v = (part.unflatten(-1, (-1, d)) for part in x.split(sizes, dim=-1))
+        q, k = (half_turned(x, at + f"attention.{name}_layernorm.weight") for x, name in ((q, "query"), (k, "key")))
+        return linear(attended(q, k, v), at + "attention.dense")
+
+    def mlp(x: torch.Tensor, at: str) -> torch.Tensor:
+        x = rms(x, w[at + "post_attention_layernorm.weight"], eps)
+        if at + "mlp.gate.weight" not in w:
+            return swiglu(x, w, at + "mlp.")
+        scores = (x @ w[at + "mlp.gate.weight"].T).sigmoid()
+        biased = (scores + w[at + "mlp.gate.expert_bias"]).unflatten(-1, (c["n_group"], -1))
+        by_group = biased.sort(dim=-1, descending=True).values[..., :2].sum(-1)
+        worst_kept = by_group.sort(dim=-1, descending=True).values[..., c["topk_group"] - 1, None]
+        biased = torch.where((by_group >= worst_kept)[..., None], biased, -torch.inf).flatten(-2)
+        worst_chosen = biased.sort(dim=-1, descending=True).values[..., c["num_experts_per_tok"] - 1, None]
+        weights = torch.where(biased >= worst_chosen, scores, 0.0)
+        weights = c["routed_scaling_factor"] * weights / weights.sum(-1, keepdim=True)
+        routed = [swiglu(x, w, at + f"mlp.experts.{expert}.") for expert in range(c["num_experts"])]
+        return (torch.stack(routed, -1) * weights[..., None, :]).sum(-1) + swiglu(x, w, at + "mlp.shared_experts.")
+
+    layers = [f"model.layers.{layer}." for layer in range(c["num_hidden_layers"])]
+    parts: list[Part] = [lambda x, at=at, part=part: part(x, at) for at in layers for part in (attention, mlp)]
+    x = decoder(w["model.word_embeddings.weight"][tokens], parts)
+    return rms(x, w["model.norm.weight"], eps) @ w["lm_head.weight"].T
+
+
 FORWARDS: dict[str, Callable[[Config, Tensors, torch.Tensor], torch.Tensor]] = {
     **dict.fromkeys(("aquila", "baichuan", "internlm", "minicpm"), llama),
     "internlm2": internlm2,
+    "bailing_moe": bailing_moe,
     "chatglm": chatglm,
     "plm": plm,
     "qwen": qwen,

@@ -74,7 +74,12 @@ def test_transformers_loads_and_saves_these_names(example: str, tmp_path):
 
 
 FEED_FORWARDS = {name: [run.block.feed_forward for run in model_from_hf(CONFIGS[name]).blocks] for name in CONFIGS}
-GATED_EXPERTS = [n for n in CONFIGS if any(isinstance(f, Moe) and is_gated(f.activation) for f in FEED_FORWARDS[n])]
+GATED_EXPERTS = [
+    name
+    for name in CONFIGS
+    if any(isinstance(part, Moe) and is_gated(part.activation) for part in FEED_FORWARDS[name])
+    if CONFIGS[name]["model_type"] not in REMOTE
+]
 """Beside layers, where transformers fuses others with them, logits and gradients tell."""
 
 

@@ -10,6 +10,7 @@ MODULES: Mapping[str, str] = MappingProxyType(
     {
         "aquila": "llama:AQUILA",
         "baichuan": "baichuan:BAICHUAN",
+        "bailing_moe": "bailing_moe:BAILING_MOE",
         "bloom": "bloom:BLOOM",
         "chatglm": "chatglm:CHATGLM",
         "deepseek_v2": "deepseek_v2:DEEPSEEK_V2",
@@ -54,6 +55,7 @@ ARCHITECTURES: Mapping[str, str] = MappingProxyType(
         "AquilaModel": "aquila",
         "BaichuanForCausalLM": "baichuan",
         "BaiChuanForCausalLM": "baichuan",
+        "BailingMoeV2ForCausalLM": "bailing_moe",
         "BloomForCausalLM": "bloom",
         "ChatGLMForConditionalGeneration": "chatglm",
         "ChatGLMModel": "chatglm",
