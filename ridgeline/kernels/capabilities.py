@@ -37,14 +37,18 @@ class Software:
         torch_npu: Its version, "2.13.0".
         cann: The version of CANN, "8.5.0".
         chip: As the driver names it, "Ascend910B2".
+        triton_ascend: The version of triton-ascend, "3.6.0".
+        fla: The version of fla-core, the kernels of flash-linear-attention, "0.6.0".
     """
 
     torch_npu: str | None = None
     cann: str | None = None
     chip: str | None = None
+    triton_ascend: str | None = None
+    fla: str | None = None
 
 
-ASSUMED = Software(torch_npu="2.13.0", cann="8.5.0", chip="Ascend910B2")
+ASSUMED = Software(torch_npu="2.13.0", cann="8.5.0", chip="Ascend910B2", triton_ascend="3.6.0", fla="0.6.0")
 """What a plan counts on where nobody has looked; `ridgeline.kernels.npu.probe` looks when a run starts."""
 
 

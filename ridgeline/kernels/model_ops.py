@@ -31,6 +31,7 @@ def model_ops(model: ModelSpec) -> tuple[str, ...]:
 def model_traits(model: ModelSpec, *, tp: int) -> Mapping[str, int]:
     """Sizes of those calls on one of ``tp`` ranks: the largest where layers differ; a yes or a no is 1 or 0."""
     traits = {"hidden": model.hidden, "heads": 1, "head_dim": 1, "softcap": 0, "sinks": 0}
+    traits |= {"key_head_dim": 0, "value_head_dim": 0}
     for run in model.blocks:
         match run.block.mixer:
             case Attention(heads=heads, head_dim=head_dim, softcap=softcap, sinks=sinks):
@@ -42,6 +43,8 @@ def model_traits(model: ModelSpec, *, tp: int) -> Mapping[str, int]:
                 }
             case LatentAttention(heads=heads, qk_head_dim=head_dim):
                 own = {"heads": heads // tp, "head_dim": head_dim}
+            case GatedDeltaNet(key_head_dim=key_head_dim, value_head_dim=value_head_dim):
+                own = {"key_head_dim": key_head_dim, "value_head_dim": value_head_dim}
             case _:
                 own = {}
         traits = {name: max(size, own.get(name, 0)) for name, size in traits.items()}

@@ -168,6 +168,8 @@ _FUSED_COLLECTIVE = (
     Limit(trait="out_features", minimum=256, maximum=65534),
 )
 _ATLAS_A2 = (Need(field="chip", prefix="Ascend910B"),)
+# The first release whose gated delta rule has kernels for triton-ascend, and the compiler that its extra "npu" names.
+_TRITON_ASCEND = (Need(field="triton_ascend", at_least="3.6"), Need(field="fla", at_least="0.6"))
 
 KERNELS: Mapping[str, tuple[Kernel, ...]] = MappingProxyType(
     {
@@ -182,7 +184,14 @@ KERNELS: Mapping[str, tuple[Kernel, ...]] = MappingProxyType(
             _npu("flash_attention", "npu_fusion_attention_no_sinks", *_HEADS, _NO_SOFTCAP, _NO_SINKS),
             _reference("flash_attention"),
         ),
-        "gated_delta_rule": (_reference("gated_delta_rule"),),
+        "gated_delta_rule": _both(
+            "gated_delta_rule",
+            "fla_chunk_gated_delta_rule",
+            Limit(trait="key_head_dim", maximum=256, multiple_of=2),
+            Limit(trait="value_head_dim", maximum=256, multiple_of=2),
+            dtypes=_HALF,
+            needs=_TRITON_ASCEND,
+        ),
         "gather_matmul": _both(
             "gather_matmul", "npu_all_gather_base_mm", *_FUSED_COLLECTIVE, module="collective_matmul", needs=_ATLAS_A2
         ),

@@ -93,7 +93,7 @@ def test_old_software_is_passed_over(software: Software, why: str) -> None:
 
 def test_a_machine_gets_what_it_can_run() -> None:
     """Kernels that the software lacks become plain torch and say so; all others stay; 'strict' names each."""
-    chosen = [("rope", "npu_rotary_mul"), ("gather_matmul", "npu_all_gather_base_mm"), ("gated_delta_rule", "torch")]
+    chosen = [("rope", "npu_rotary_mul"), ("gather_matmul", "npu_all_gather_base_mm"), ("mamba2_scan", "torch")]
     assert [choice.kernel for choice in available(chosen, software=ASSUMED)] == [name for _, name in chosen]
     other = attrs.evolve(ASSUMED, chip="Ascend910_9391")
     choices = available(chosen, software=other)
@@ -114,6 +114,25 @@ def test_chips_that_a_kernel_is_for() -> None:
     assert choice.passed_over == (
         Passed(kernel="npu_all_gather_base_mm", why="chip=Ascend910_9391: must be Ascend910B*"),
     )
+
+
+@pytest.mark.parametrize(
+    ("missing", "why"),
+    [("triton_ascend", "triton_ascend=None: must be >= 3.6"), ("fla", "fla=None: must be >= 0.6")],
+)
+def test_kernels_of_other_packages(missing: str, why: str) -> None:
+    """The gated delta rule of flash-linear-attention is planned, and becomes plain torch where a package is missing."""
+    name = "fla_chunk_gated_delta_rule"
+    call: dict[str, Any] = {"device": "npu", "traits": {"key_head_dim": 128, "value_head_dim": 128}}
+    assert select("gated_delta_rule", dtype="bfloat16", **call).kernel == name
+    assert select("gated_delta_rule", dtype="float32", **call).passed_over == (Passed(kernel=name, why="dtype"),)
+    software = attrs.evolve(ASSUMED, **{missing: None})
+    (choice,) = available([("gated_delta_rule", name)], software=software)
+    assert str(choice) == (
+        f"gated_delta_rule: torch, the planned kernel is not on this machine; passed over: {name} ({why})"
+    )
+    with pytest.raises(LoweringError, match=re.escape(f"lacks gated_delta_rule: {name} ({why}); install it or")):
+        available([("gated_delta_rule", name)], software=software, policy="strict")
 
 
 def test_what_another_device_has_is_not_passed_over() -> None:

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from ridgeline.kernels.npu import gated_delta_rule
+from ridgeline.kernels.reference import gated_delta_rule as reference
 from tests.kernels.npu.cases import CASES
 from tests.kernels.npu.running import arguments_of, everything, moved
 
@@ -15,6 +17,22 @@ def real_npu() -> None:
     pytest.importorskip("torch_npu", exc_type=ImportError)
     if not torch.npu.is_available():  # pyright: ignore[reportAttributeAccessIssue]  added by torch_npu
         pytest.skip("no NPU on this machine")
+
+
+def test_the_gated_delta_rule_of_fla() -> None:
+    """Outputs, the last state and the gradients of fla's kernels, which triton-ascend compiles, are the reference's."""
+    pytest.importorskip("fla")
+    results = []
+    for rule, device in ((gated_delta_rule.gated_delta_rule, "npu"), (reference.gated_delta_rule, "cpu")):
+        torch.manual_seed(0)
+        q, k, v = (torch.randn(1, 130, 4, 64).bfloat16() for _ in "qkv")
+        q, k = (torch.nn.functional.normalize(x, dim=-1) for x in (q, k))
+        leaves = [x.to(device).requires_grad_() for x in (q, k, v, -torch.rand(1, 130, 4), torch.rand(1, 130, 4))]
+        output, last = rule(*leaves[:3], log_decay_bsn=leaves[3], beta_bsn=leaves[4], scale=0.125)
+        (output.float().square().sum() + last.square().sum()).backward()
+        results.append([output, last, *(leaf.grad for leaf in leaves)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=2e-2, atol=2e-2)  # bf16 keeps eight bits
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,273 +1,12 @@
-"""Flash attention: forward and backward, in every layout and mask mode of its documentation.
-
-Legend: ``n`` = query heads, ``g`` = key-value heads, ``s`` = queries, ``t`` = keys of one sequence, ``d`` = head_dim.
-"""
+"""Flash attention's four ops, as their schemas have them."""
 
 from collections.abc import Sequence
 from typing import Any
 
-import attrs
 import torch
 from torch import Tensor
 
-_LANES = 8
-"""How often each maximum and sum stands in a row of 32 bytes."""
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class _Call:
-    """The arguments that forward and backward share."""
-
-    head_num: int
-    layout: str
-    pse: Tensor | None
-    atten_mask: Tensor | None
-    scale: float
-    keep_prob: float
-    before: int
-    after: int
-    prefix: Sequence[int] | None
-    q_ends: Sequence[int]
-    kv_ends: Sequence[int]
-    sparse_mode: int
-    softmax_layout: str
-    sink: Tensor | None
-    pse_type: int
-    q_start: int
-    kv_start: int
-    kv_heads: int
-
-
-def _call(
-    key: Tensor,
-    query: Tensor,
-    head_num: int,
-    layout: str,
-    *,
-    pse: Tensor | None = None,
-    atten_mask: Tensor | None = None,
-    scale: float = 1.0,
-    keep_prob: float = 1.0,
-    before: int,
-    after: int,
-    prefix: Sequence[int] | None = None,
-    actual_seq_qlen: Sequence[int] | None = None,
-    actual_seq_kvlen: Sequence[int] | None = None,
-    sparse_mode: int = 0,
-    softmax_layout: str = "",
-    sink: Tensor | None = None,
-    pse_type: int = 1,
-    q_start_idx: Sequence[int] | None = None,
-    kv_start_idx: Sequence[int] | None = None,
-    padding_mask: None = None,
-    inner_precise: int = 0,
-    gen_mask_parallel: bool = True,
-    sync: bool = False,
-) -> _Call:
-    assert padding_mask is None
-    assert layout != "TND" or actual_seq_qlen is not None
-    _check_template(atten_mask, sparse_mode)
-    if layout in ("BSH", "SBH"):
-        kv_heads = key.shape[-1] * head_num // query.shape[-1]
-    else:
-        kv_heads = key.shape[{"BSND": 2, "BNSD": 1, "TND": 1}[layout]]
-    return _Call(
-        head_num=head_num,
-        layout=layout,
-        pse=pse,
-        atten_mask=atten_mask,
-        scale=scale,
-        keep_prob=keep_prob,
-        before=before,
-        after=after,
-        prefix=prefix,
-        q_ends=actual_seq_qlen or (),
-        kv_ends=actual_seq_kvlen or (),
-        sparse_mode=sparse_mode,
-        softmax_layout=softmax_layout,
-        sink=sink,
-        pse_type=pse_type,
-        q_start=(q_start_idx or [0])[0],
-        kv_start=(kv_start_idx or [0])[0],
-        kv_heads=kv_heads,
-    )
-
-
-def _check_template(mask: Tensor | None, mode: int) -> None:
-    """Compressed modes want the one template of their documentation."""
-    if mask is None:
-        return
-    triangle = torch.ones(2048, 2048, dtype=torch.bool).triu(1)
-    if mode in (2, 3, 4, 7, 8):
-        assert torch.equal(mask.bool(), triangle), f"sparse_mode={mode} needs the 2048 x 2048 triangle"
-    if mode == 6:
-        lower = torch.ones(1024, 2048, dtype=torch.bool)
-        lower[:, :1024] = False
-        assert torch.equal(mask.bool(), torch.cat((triangle, lower))), "sparse_mode=6 needs its 3072 x 2048 template"
-
-
-def _sequences(x: Tensor, heads: int, layout: str, ends: Sequence[int]) -> list[Tensor]:
-    """Views of the sequences of a tensor, (heads, length, d) each."""
-    if layout == "TND":
-        return [x[begin:end].transpose(0, 1) for begin, end in zip((0, *ends), ends, strict=False)]
-    if layout in ("BSH", "SBH"):
-        x = x.unflatten(-1, (heads, -1))
-    batch_heads = {
-        "BSH": x.transpose(1, 2),
-        "BSND": x.transpose(1, 2),
-        "SBH": x.permute(1, 2, 0, 3) if x.dim() == 4 else x,
-        "BNSD": x,
-    }
-    return list(batch_heads[layout])
-
-
-def _statistics(x: Tensor, call: _Call) -> list[Tensor]:
-    """Views of maxima or sums by sequence, (n, s, lanes): a varlen tensor holds one dense (n, s, lanes) block after
-    the other, whatever its shape says, unless its layout is asked to be TND."""
-    if call.layout != "TND":
-        return list(x)
-    if call.softmax_layout == "TND":
-        return _sequences(x, call.head_num, "TND", call.q_ends)
-    blocks, flat = [], x.view(-1)
-    for begin, end in zip((0, *call.q_ends), call.q_ends, strict=False):
-        row = call.head_num * _LANES
-        blocks.append(flat[begin * row : end * row].view(call.head_num, end - begin, _LANES))
-    return blocks
-
-
-def _hidden(call: _Call, index: int, count: int, s: int, t: int) -> Tensor | None:
-    """What a sequence's queries do not see, broadcastable to (n, s, t)."""
-    if call.atten_mask is None:
-        return None
-    row, column = torch.arange(s)[:, None], torch.arange(t)[None]
-    end_aligned = row + t - s
-    band = (column - end_aligned <= call.after) & (end_aligned - column <= call.before)
-    mode = call.sparse_mode
-    if mode in (0, 1):
-        mask = call.atten_mask.bool()
-        if mask.dim() == 4:
-            mask = mask[index if mask.shape[0] > 1 else 0]
-        return mask[..., :s, :t]
-    if mode in (5, 6):
-        assert call.prefix is not None
-        return ~((column <= end_aligned) | (column < call.prefix[index]))
-    visible = {
-        2: column <= row,
-        3: column <= end_aligned,
-        4: band,
-        7: band if index == count - 1 else column <= end_aligned,
-        8: band if index == 0 else column <= row,
-    }
-    return ~visible[mode]
-
-
-def _scores(call: _Call, q_nsd: Tensor, k_ntd: Tensor, index: int, count: int) -> Tensor:
-    scores = q_nsd @ k_ntd.transpose(1, 2)
-    s, t = scores.shape[1:]
-    if call.pse is not None and call.pse_type in (0, 1):
-        bias = call.pse[index if call.pse.shape[0] > 1 else 0].double()
-        scores = (scores + bias) * call.scale if call.pse_type == 1 else scores * call.scale + bias
-    else:
-        scores = scores * call.scale
-    if call.pse is not None and call.pse_type in (2, 3):
-        assert call.pse.dtype == torch.float32
-        distance = (torch.arange(s)[:, None] + call.q_start - torch.arange(t)[None] - call.kv_start).abs().double()
-        slopes = (call.pse if call.pse.dim() == 1 else call.pse[index]).double()
-        scores = scores - slopes[:, None, None] * (distance if call.pse_type == 2 else distance.sqrt())
-    hidden = _hidden(call, index, count, s, t)
-    return scores if hidden is None else scores.masked_fill(hidden, float("-inf"))
-
-
-def _kept(call: _Call, shape: torch.Size, seed: int, index: int) -> Tensor | float:
-    """Which weights dropout keeps, over the share it keeps: drawn anew from the seed in the backward."""
-    if call.keep_prob == 1.0:
-        return 1.0
-    drawn = torch.rand(shape, generator=torch.Generator().manual_seed(seed + index), dtype=torch.float64)
-    return (drawn < call.keep_prob).double() / call.keep_prob
-
-
-def _spread(x_gtd: Tensor, call: _Call) -> Tensor:
-    """Each key-value head once for every query head that reads it."""
-    return x_gtd.double().repeat_interleave(call.head_num // call.kv_heads, 0)
-
-
-def _gathered(x_ntd: Tensor, call: _Call) -> Tensor:
-    return x_ntd.unflatten(0, (call.kv_heads, -1)).sum(1)
-
-
-def _joined(outs_nsd: Sequence[Tensor], call: _Call) -> Tensor:
-    """The outputs of all sequences as one tensor of the layout."""
-    if call.layout == "TND":
-        return torch.cat([out.transpose(0, 1) for out in outs_nsd])
-    out_bnsd = torch.stack(list(outs_nsd))
-    if call.layout == "BNSD":
-        return out_bnsd
-    if call.layout == "SBH":
-        return out_bnsd.permute(2, 0, 1, 3).flatten(2)
-    out_bsnd = out_bnsd.transpose(1, 2)
-    return out_bsnd.flatten(2) if call.layout == "BSH" else out_bsnd.contiguous()
-
-
-def _forward(call: _Call, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-    queries = _sequences(query, call.head_num, call.layout, call.q_ends)
-    keys = _sequences(key, call.kv_heads, call.layout, call.kv_ends)
-    values = _sequences(value, call.kv_heads, call.layout, call.kv_ends)
-    size = (query.shape[0], call.head_num) if call.layout == "TND" else (len(queries), *queries[0].shape[:2])
-    maxima, sums = (torch.zeros(*size, _LANES) for _ in range(2))
-    seed = int(torch.randint(2**31, ())) if call.keep_prob < 1 else 0
-    rows = zip(queries, keys, values, _statistics(maxima, call), _statistics(sums, call), strict=True)
-    outs = []
-    for index, (q, k, v, maximum, total) in enumerate(rows):
-        if not q.shape[1]:
-            outs.append(q.new_zeros(call.head_num, 0, v.shape[-1]))
-            continue
-        scores = _scores(call, q.double(), _spread(k, call), index, len(queries))
-        top = scores.amax(-1, keepdim=True)
-        if call.sink is not None:
-            top = torch.maximum(top, call.sink.double()[:, None, None])
-        weights = (scores - top).exp()
-        norm = weights.sum(-1, keepdim=True)
-        if call.sink is not None:
-            norm = norm + (call.sink.double()[:, None, None] - top).exp()
-        out = (weights / norm * _kept(call, weights.shape, seed, index)) @ _spread(v, call)
-        outs.append(out.to(query.dtype))
-        maximum.copy_(top.detach().expand_as(maximum))
-        total.copy_(norm.detach().expand_as(total))
-    return _joined(outs, call), maxima, sums, seed
-
-
-def _backward(
-    call: _Call,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    dy: Tensor,
-    *,
-    maxima: Tensor,
-    sums: Tensor,
-    out: Tensor,
-    seed: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients from the maxima, sums and output that are given, which may be those of more keys than these."""
-    dquery, dkey, dvalue = (torch.zeros_like(x) for x in (query, key, value))
-    dsink = None if call.sink is None else torch.zeros_like(call.sink, dtype=torch.float64)
-    of_queries = [_sequences(x, call.head_num, call.layout, call.q_ends) for x in (query, dy, out, dquery)]
-    of_keys = [_sequences(x, call.kv_heads, call.layout, call.kv_ends) for x in (key, value, dkey, dvalue)]
-    rows = zip(*of_queries, *of_keys, _statistics(maxima, call), _statistics(sums, call), strict=True)
-    count = len(of_queries[0])
-    for index, (q, do, o, dq, k, v, dk, dv, maximum, total) in enumerate(rows):
-        top, norm = maximum[..., :1].double(), total[..., :1].double()
-        weights = (_scores(call, q.double(), _spread(k, call), index, count) - top).exp() / norm
-        kept = _kept(call, weights.shape, seed, index)
-        mean = (do.double() * o.double()).sum(-1, keepdim=True)
-        dscores = weights * ((do.double() @ _spread(v, call).transpose(1, 2)) * kept - mean) * call.scale
-        dq.copy_(dscores @ _spread(k, call))
-        dk.copy_(_gathered(dscores.transpose(1, 2) @ q.double(), call))
-        dv.copy_(_gathered((weights * kept).transpose(1, 2) @ do.double(), call))
-        if dsink is not None:
-            assert call.sink is not None
-            dsink -= ((call.sink.double()[:, None, None] - top).exp() / norm * mean).sum((1, 2))
-    return dquery, dkey, dvalue, None if dsink is None else dsink.float()
+from ridgeline.kernels.npu.virtual.emulations.softmax_attention import Call, backward, forward
 
 
 def fusion_attention(
@@ -316,7 +55,7 @@ def fusion_attention(
         softmax_layout=softmax_layout,
         sink=sink,
     )
-    out, maxima, sums, drawn = _forward(call, query, key, value)
+    out, maxima, sums, drawn = forward(call, query, key, value)
     return out, maxima, sums, torch.empty(0), drawn, 0, 0
 
 
@@ -343,7 +82,7 @@ def fusion_attention_grad(
     call = _call(
         key, query, head_num, input_layout, scale=scale_value, before=pre_tockens, after=next_tockens, **shared
     )
-    dq, dk, dv, dsink = _backward(
+    dq, dk, dv, dsink = backward(
         call, query, key, value, dy, maxima=softmax_max, sums=softmax_sum, out=attention_in, seed=seed
     )
     return dq, dk, dv, torch.empty(0), dsink
@@ -367,7 +106,7 @@ def fusion_attention_v2(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int, int]:
     assert query_rope is key_rope is dropout_mask is None
     call = _call(key, query, head_num, input_layout, before=pre_tokens, after=next_tokens, **shared)
-    out, maxima, sums, drawn = _forward(call, query, key, value)
+    out, maxima, sums, drawn = forward(call, query, key, value)
     return out, maxima, sums, torch.empty(0), drawn, 0, 0
 
 
@@ -395,7 +134,75 @@ def fusion_attention_grad_v2(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     assert query_rope is key_rope is None
     call = _call(key, query, head_num, input_layout, scale=scale_value, before=pre_tokens, after=next_tokens, **shared)
-    dq, dk, dv, dsink = _backward(
+    dq, dk, dv, dsink = backward(
         call, query, key, value, dy, maxima=softmax_max, sums=softmax_sum, out=attention_in, seed=seed
     )
     return dq, dk, dv, torch.empty(0), torch.empty(0), torch.empty(0), dsink
+
+
+def _call(
+    key: Tensor,
+    query: Tensor,
+    head_num: int,
+    layout: str,
+    *,
+    pse: Tensor | None = None,
+    atten_mask: Tensor | None = None,
+    scale: float = 1.0,
+    keep_prob: float = 1.0,
+    before: int,
+    after: int,
+    prefix: Sequence[int] | None = None,
+    actual_seq_qlen: Sequence[int] | None = None,
+    actual_seq_kvlen: Sequence[int] | None = None,
+    sparse_mode: int = 0,
+    softmax_layout: str = "",
+    sink: Tensor | None = None,
+    pse_type: int = 1,
+    q_start_idx: Sequence[int] | None = None,
+    kv_start_idx: Sequence[int] | None = None,
+    padding_mask: None = None,
+    inner_precise: int = 0,
+    gen_mask_parallel: bool = True,
+    sync: bool = False,
+) -> Call:
+    assert padding_mask is None
+    assert layout != "TND" or actual_seq_qlen is not None
+    _check_template(atten_mask, sparse_mode)
+    if layout in ("BSH", "SBH"):
+        kv_heads = key.shape[-1] * head_num // query.shape[-1]
+    else:
+        kv_heads = key.shape[{"BSND": 2, "BNSD": 1, "TND": 1}[layout]]
+    return Call(
+        head_num=head_num,
+        layout=layout,
+        pse=pse,
+        atten_mask=atten_mask,
+        scale=scale,
+        keep_prob=keep_prob,
+        before=before,
+        after=after,
+        prefix=prefix,
+        q_ends=actual_seq_qlen or (),
+        kv_ends=actual_seq_kvlen or (),
+        sparse_mode=sparse_mode,
+        softmax_layout=softmax_layout,
+        sink=sink,
+        pse_type=pse_type,
+        q_start=(q_start_idx or [0])[0],
+        kv_start=(kv_start_idx or [0])[0],
+        kv_heads=kv_heads,
+    )
+
+
+def _check_template(mask: Tensor | None, mode: int) -> None:
+    """Compressed modes want the one template of their documentation."""
+    if mask is None:
+        return
+    triangle = torch.ones(2048, 2048, dtype=torch.bool).triu(1)
+    if mode in (2, 3, 4, 7, 8):
+        assert torch.equal(mask.bool(), triangle), f"sparse_mode={mode} needs the 2048 x 2048 triangle"
+    if mode == 6:
+        lower = torch.ones(1024, 2048, dtype=torch.bool)
+        lower[:, :1024] = False
+        assert torch.equal(mask.bool(), torch.cat((triangle, lower))), "sparse_mode=6 needs its 3072 x 2048 template"
