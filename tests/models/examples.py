@@ -37,7 +37,7 @@ INDEXED = {"index_n_heads": 3, "index_head_dim": 8, "index_topk": 5}
 SPARSE = {
     name: LATENT[name]
     for name in LATENT
-    if name.startswith(("first_k", "moe_", "n_", "num_experts", "num_next", "topk"))
+    if name.startswith(("first_k", "moe_", "n_", "num_experts", "num_next", "routed", "topk"))
 }
 WITHOUT_HEADS = {name: size for name, size in DENSE.items() if name not in ("head_dim", "num_key_value_heads")}
 SCALES = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 7}
@@ -126,7 +126,15 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": 30.0,
         "attn_logit_softcapping": 50.0,
     },
-    "glm4_moe": {**DENSE, **SPARSE, "model_type": "glm4_moe", "attention_bias": True, "use_qk_norm": True},
+    "glm4_moe": {
+        **DENSE,
+        **SPARSE,
+        "model_type": "glm4_moe",
+        "attention_bias": True,
+        "use_qk_norm": True,
+        "n_group": 1,
+        "topk_group": 1,
+    },
     "glm_moe_dsa": {**LATENT, **INDEXED, "model_type": "glm_moe_dsa", "q_lora_rank": 16},
     "minimax_m2": {
         **DENSE,

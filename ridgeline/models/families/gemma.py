@@ -35,8 +35,8 @@ FIELDS2 = (
     Field("query_pre_attn_scalar", int),
     Field("sliding_window", int),
     Field("layer_types", list | None, None),
-    Field("final_logit_softcapping", float | None, None, minimum=0),
-    Field("attn_logit_softcapping", float | None, None, minimum=0),
+    Field("final_logit_softcapping", float | None, minimum=0, null_is_value=True),
+    Field("attn_logit_softcapping", float | None, minimum=0, null_is_value=True),
 )
 KINDS = ("full_attention", "sliding_attention")
 

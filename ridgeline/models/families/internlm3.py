@@ -16,8 +16,8 @@ from ridgeline.models.family import Family, Field, Values, require
 FIELDS = (
     *DECODER_FIELDS,
     Field("intermediate_size", int),
-    Field("num_key_value_heads", int | None, None),
-    Field("head_dim", int | None, None),
+    Field("num_key_value_heads", int),
+    Field("head_dim", int),
     Field("qkv_bias", bool, False, alias="attention_bias"),
     Field("bias", bool, False, alias="mlp_bias"),
 )

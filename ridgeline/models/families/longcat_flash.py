@@ -18,9 +18,9 @@ FIELDS = (
     Field("ffn_hidden_size", int),
     Field("expert_ffn_hidden_size", int),
     Field("n_routed_experts", int),
-    Field("zero_expert_num", int, 0, minimum=0),
+    Field("zero_expert_num", int, minimum=0),
     Field("moe_topk", int),
-    Field("routed_scaling_factor", float, 1.0, minimum=0),
+    Field("routed_scaling_factor", float, minimum=0),
     Field("qk_head_dim", int | None, None),
 )
 
@@ -85,6 +85,7 @@ LONGCAT_FLASH = Family(
     name="longcat_flash",
     architectures=("LongcatFlashForCausalLM",),
     fields=FIELDS,
+    rope_base=10000000.0,
     interleaved=True,
     mixers=(LatentAttention,),
     feed_forwards=(Mlp,),

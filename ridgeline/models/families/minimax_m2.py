@@ -16,7 +16,7 @@ from ridgeline.models.families.decoder import (
     first_feed_forward,
     router_losses,
 )
-from ridgeline.models.family import Family, Field, Values
+from ridgeline.models.family import Family, Field, Values, require
 from ridgeline.models.hf_template import direct
 
 FIELDS = (
@@ -25,6 +25,8 @@ FIELDS = (
     Field("num_key_value_heads", int),
     Field("head_dim", int),
     Field("rotary_dim", int | None, None),
+    Field("partial_rotary_factor", float | None, None, minimum=0),
+    Field("rope_parameters", dict | None, None),
     Field("use_qk_norm", bool, True, only=(True,)),
     Field("qk_norm_type", str, "per_layer", only=("per_layer",)),
     Field("num_local_experts", int, alias="num_experts"),
@@ -39,7 +41,11 @@ FIELDS = (
 
 def _spec_of(hf: Values, rope: Rope) -> ModelSpec:
     if hf["rotary_dim"] is not None:
-        rope = attrs.evolve(rope, share=hf["rotary_dim"] / hf["head_dim"])
+        share = hf["rotary_dim"] / hf["head_dim"]
+        given = (hf["rope_parameters"] or {}).get("partial_rotary_factor", hf["partial_rotary_factor"])
+        rule = f"contradicts partial_rotary_factor={given}: of head_dim={hf['head_dim']} it is {share}"
+        require(given is None or given == share, "rotary_dim", hf["rotary_dim"], rule, "leave one of them out")
+        rope = attrs.evolve(rope, share=share)
     experts = Moe(
         experts=hf["num_local_experts"],
         topk=hf["num_experts_per_tok"],

@@ -17,7 +17,7 @@ from ridgeline.models.family import Family, Field, Values
 FIELDS = (
     *(field for field in DECODER_FIELDS if field.name != "attention_dropout"),
     Field("intermediate_size", int),
-    Field("num_key_value_heads", int | None, None),
+    Field("num_key_value_heads", int),
     Field("head_dim", int | None, 128),
     Field("attention_bias", bool, True),
     Field("attention_out_bias", bool, False),
