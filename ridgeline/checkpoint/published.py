@@ -83,8 +83,10 @@ def plan_files(sizes: Sequence[int], *, max_bytes: int) -> tuple[FilePlan, ...]:
     return tuple(FilePlan(name, tuple(group)) for name, group in zip(names, groups, strict=True))
 
 
-def names_fault(found: Iterable[tuple[str, Shape]], expected: Iterable[tuple[str, Shape]], known: Iterable[str]) -> str:
-    """What is missing, of wrong shape or not known among found tensors, a line each; empty when all fit.
+def names_fault(
+    found: Iterable[tuple[str, Shape]], expected: Iterable[tuple[str, Shape]], known: Iterable[str]
+) -> tuple[str, ...]:
+    """What is missing, of wrong shape or not known among found tensors, a line each; none when all fit.
 
     Args:
         found: Name and shape of every tensor that is there.
@@ -99,4 +101,4 @@ def names_fault(found: Iterable[tuple[str, Shape]], expected: Iterable[tuple[str
         if name in there and there[name] != shape
     )
     extra = (f"  {name}: is no tensor of this model" for name in there if name not in {*needed, *known})
-    return "\n".join((*missing, *wrong, *extra))
+    return *missing, *wrong, *extra

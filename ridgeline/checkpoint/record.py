@@ -74,7 +74,7 @@ def read_record(text: str, *, source: str) -> Record:
         CheckpointError: It is none, or of a later format; ``source`` names it.
     """
     try:
-        record = loads(text, Record)
+        record = loads(text, Record, source=source)
     except SpecError as error:
         raise CheckpointError(f"file={source}: is not what Ridgeline writes:\n{error}") from error
     if record.format > FORMAT:

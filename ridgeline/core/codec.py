@@ -53,13 +53,13 @@ def dumps(spec: Any, *, format: str = "json") -> str:
     return FORMATS[format].dump(unstructure(spec))
 
 
-def loads(text: str, cls: type[Spec], *, format: str = "json") -> Spec:
+def loads(text: str, cls: type[Spec], *, format: str = "json", source: str = "text") -> Spec:
     """The spec that ``dumps`` wrote.
 
     Raises:
-        SpecError: The text is not of this format, or not such a spec.
+        SpecError: The text, which ``source`` names, is not of this format, or not such a spec.
     """
-    return structure(parse(text, format=format), cls)
+    return structure(parse(text, format=format, source=source), cls)
 
 
 def parse(text: str, *, format: str, source: str = "text") -> Any:

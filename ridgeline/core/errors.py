@@ -34,7 +34,17 @@ class Problem:
 
 
 SHOWN = 24
-"""The longest list of known names that a message spells out."""
+"""The longest list of names or of faults that a message spells out."""
+
+
+def few(lines: Sequence[str]) -> list[str]:
+    """As many lines as a person reads, and how many there are besides.
+
+    Example:
+        >>> few([str(number) for number in range(100)])[-2:]
+        ['23', '  and 76 more']
+    """
+    return list(lines) if len(lines) <= SHOWN else [*lines[:SHOWN], f"  and {len(lines) - SHOWN} more"]
 
 
 class RidgelineError(Exception):

@@ -30,7 +30,7 @@ def read_hf_config(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         way_out = "give a folder that holds a config.json, or the file"
         raise SpecError(Problem("hf", str(path), f"cannot be read: {error.strerror}", way_out)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SpecError(Problem("hf", str(file), f"is not JSON: {error}")) from error
     if not isinstance(config, dict):
         raise SpecError(Problem("hf", str(file), "must hold a JSON object"))
@@ -39,7 +39,8 @@ def read_hf_config(path: str | Path) -> dict[str, Any]:
 
 def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config as of the weights in full: those of a known method are dequantised when they are read."""
-    method = (config.get("quantization_config") or {}).get("quant_method")
+    quantisation = config.get("quantization_config")
+    method = quantisation.get("quant_method") if isinstance(quantisation, Mapping) else None
     return {name: value for name, value in config.items() if name != "quantization_config" or method not in DEQUANTISED}
 
 

@@ -174,16 +174,16 @@ def test_damage_is_named(llama: Path, tmp_path: Path, capfd: pytest.CaptureFixtu
     index.write_text('{"weight_map": {"a": "absent.safetensors"}}')
     fault("index.json: names files that are absent: absent.safetensors")
     index.write_text('{"weight_map": {"a": "../model.safetensors"}}')
-    fault("index.json: names '../model.safetensors', which lies outside of its folder: refused")
-    index.write_text("[]")
+    fault("index.json: names '../model.safetensors', which is no file of its folder: refused")
+    index.write_text("{}")
     fault("index.json: is no index of weights")
     index.unlink()
     file.unlink()
     fault(f"folder={llama}: holds neither model.safetensors nor pytorch_model.bin")
     torch.save({"a": Evil()}, llama / "pytorch_model.bin")
-    fault("pytorch_model.bin: is damaged, of an old format or holds code")
+    fault("pytorch_model.bin: asks for __builtin__.print, which is neither a tensor nor plain data: refused")
     torch.save({"a": [1]}, llama / "pytorch_model.bin")
-    fault("pytorch_model.bin: holds more than named tensors: refused")
+    fault("pytorch_model.bin: holds 'a', a list, expected tensors by name: refused")
     assert "evil\n" not in capfd.readouterr().out
 
 

@@ -37,7 +37,7 @@ def test_damage_after_the_fact_is_found(folders: dict[str, Path], tmp_path: Path
         good = path.read_bytes()
         middle = len(good) // 2
         path.write_bytes(good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :])
-        with pytest.raises(CheckpointError, match=rf"is damaged:\n  .*{path.name}: \S+"):
+        with pytest.raises(CheckpointError, match=rf"is damaged; convert again:\n  .*{path.name}: \S+"):
             verify(out)
         path.write_bytes(good[:-1])
         with pytest.raises(CheckpointError, match=f"holds {len(good) - 1} bytes, expected {len(good)}"):

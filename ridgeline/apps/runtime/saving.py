@@ -1,6 +1,5 @@
 """When a run saves: every so many steps, at its end, and when it is asked to stop; one save at a time."""
 
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import Protocol
 from ridgeline.apps.runtime.begin import checkpoints_of
 from ridgeline.checkpoint.io.convert import export_hf
 from ridgeline.checkpoint.io.dist import Saving, finish, save
+from ridgeline.checkpoint.io.folders import remove_folder
 from ridgeline.checkpoint.steps import step_name
 from ridgeline.core.job import Job
 from ridgeline.models.hf_config import hf_config_of
@@ -94,5 +94,5 @@ def finish_export(exporting: Future[None]) -> None:
 
 def _export(step: Path, out: Path) -> None:
     if out.exists():
-        shutil.rmtree(out)
+        remove_folder(out)
     export_hf(step, out)

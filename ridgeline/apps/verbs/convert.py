@@ -54,7 +54,7 @@ def convert(
         output: Folder to make; it appears when it is whole.
         options: Fields of a layout.
         format: hf, torch_dist (any layout loads it) or classic (a file for each rank). By default classic when a layout
-            is given, else torch_dist from a Hugging Face folder and hf from the others.
+            or a trait of classic is given, else torch_dist from a Hugging Face folder and hf from the others.
         dtype: Of the weights; by default as they are.
         tokenizer: To put beside exported weights; by default the job's or the source's.
         model: Whose weights a foreign checkpoint holds: a preset, a job file or a folder with a config.json.
@@ -71,11 +71,14 @@ def convert(
     if output is None and check is None and not verify and not dry_run:
         raise SpecError(Problem("output", None, "is required, a folder to make", "or compare: --check FOLDER"))
     if output is not None or dry_run:
-        layout = _layout_of(options)
+        layout, form = (
+            _layout_of(options),
+            _form(experts=experts, impl=impl, tp_extend_ep=tp_extend_ep, dialect=dialect),
+        )
         wanted = edge("ridgeline.checkpoint.io.convert:Wanted")(
-            format=format or _usual_format(source, layout),
+            format=format or _usual_format(source, layout, form),
             layout=layout,
-            form=_form(experts=experts, impl=impl, tp_extend_ep=tp_extend_ep, dialect=dialect),
+            form=form,
             dtype=dtype,
             tokenizer=None if tokenizer is None else str(tokenizer),
             adapter=None if adapter is None else str(adapter),
@@ -130,10 +133,10 @@ def _layout_of(options: Sequence[str]) -> "Layout":
     return structure(plain.get("layout", {}), Layout, path="layout")
 
 
-def _usual_format(source: Path, layout: "Layout") -> str:
+def _usual_format(source: Path, layout: "Layout", form: Any) -> str:
     from ridgeline.core.layout import Layout
 
-    if layout != Layout():
+    if (layout, form) != (Layout(), _form()):
         return "classic"
     return "torch_dist" if (source / "config.json").is_file() else "hf"
 

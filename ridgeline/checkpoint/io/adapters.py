@@ -22,6 +22,7 @@ import torch
 
 from ridgeline.checkpoint.boxes import Shape
 from ridgeline.checkpoint.io.folders import whole_folder, write_file
+from ridgeline.checkpoint.io.json_file import read_json
 from ridgeline.checkpoint.io.mapped import FileTensor
 from ridgeline.checkpoint.io.quantised import places
 from ridgeline.checkpoint.io.safetensors import Entry, read_safetensors, write_safetensors
@@ -180,12 +181,12 @@ def _first_varying(index: torch.Tensor) -> int:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
+    config = read_json(path)
     try:
-        config = json.loads(path.read_text())
         if config["peft_type"] != "LORA" or config["r"] < 1:
             raise ValueError(f"peft_type={config['peft_type']!r}, r={config['r']}")
         float(config["lora_alpha"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"file={path}: is no config of a LoRA adapter: {type(error).__name__}: {error}"
         ) from error

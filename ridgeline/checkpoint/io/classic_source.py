@@ -7,11 +7,12 @@ from typing import Any
 
 from ridgeline.checkpoint.classic import FILE, POINTER, ClassicForm, LaidOut, classic_holders, lay_out
 from ridgeline.checkpoint.io.mapped import FileTensor
-from ridgeline.checkpoint.io.sources import Opened
+from ridgeline.checkpoint.io.recorded import record_in
+from ridgeline.checkpoint.io.sources import Opened, dtype_faults, unlike
 from ridgeline.checkpoint.io.torch_file import read_torch_file
 from ridgeline.checkpoint.pieces import Holder
 from ridgeline.checkpoint.published import names_fault
-from ridgeline.checkpoint.record import RECORD, model_of, read_record
+from ridgeline.checkpoint.record import RECORD, model_of
 from ridgeline.core.errors import CheckpointError, PlanError
 from ridgeline.core.layout import Layout
 from ridgeline.core.model import ModelSpec
@@ -39,7 +40,7 @@ def step_folder(folder: Path) -> Path:
     """
     if not (folder / POINTER).is_file():
         return folder
-    step = (folder / POINTER).read_text().strip()
+    step = (folder / POINTER).read_text(errors="replace").strip()
     found = folder / (f"iter_{int(step):07d}" if step.isdigit() else step)
     if not found.is_dir() or found.parent != folder:
         raise CheckpointError(f"file={folder / POINTER}: names step {step!r}, and {found.name} is not there")
@@ -56,9 +57,8 @@ def open_classic(folder: Path, *, model: ModelSpec | None = None) -> Opened:
     Raises:
         CheckpointError: No model is named, a file is missing or damaged, or tensors fit the model in no layout.
     """
-    record = None
-    if (folder / RECORD).is_file():
-        record = read_record((folder / RECORD).read_text(), source=str(folder / RECORD))
+    told = next((place for place in (folder, folder.parent) if (place / RECORD).is_file()), None)
+    record = None if told is None else record_in(told)
     model = model or (model_of(record) if record else None)
     if model is None:
         raise CheckpointError(f"checkpoint={folder}: does not say whose weights it holds; name the model: --model")
@@ -102,39 +102,45 @@ def _of_training(step: Path, contents: Mapping[Path, Mapping[str, Any]]) -> Iter
 
 def _fitting(folder: Path, model: ModelSpec, files: Files) -> tuple[tuple[Holder, ...], tuple[str, ...], Layout]:
     """The holders of the layout that these files have, the tensors that the model has no use for, and the layout."""
-    faults = []
+    faults: list[tuple[str, ...]] = []
     for laid, form, numbers in _layouts(folder, model, files):
         try:
             holders = classic_holders(laid, form, numbers=numbers)
         except PlanError as error:
-            faults.append(str(error))
+            faults.append(tuple(str(error).splitlines()))
             continue
-        fault, unused = _misfit(holders, files)
-        if not fault:
+        misfit, unused = _misfit(holders, files)
+        if not misfit:
             there = (h._replace(buffers=tuple(b for b in h.buffers if b.name in files[h.name])) for h in holders)
             return tuple(there), unused, laid.layout
-        faults.append(fault)
-    told = min(faults, key=len) if faults else "  no layout has such folders"
-    raise CheckpointError(f"checkpoint={folder}: does not hold the weights of model={model.name!r}:\n{told}")
+        faults.append(misfit)
+    raise CheckpointError(
+        unlike(f"checkpoint={folder}", model, min(faults, key=len, default=("  no layout has such folders",)))
+    )
 
 
-def _misfit(holders: tuple[Holder, ...], files: Files) -> tuple[str, tuple[str, ...]]:
+def _misfit(holders: tuple[Holder, ...], files: Files) -> tuple[tuple[str, ...], tuple[str, ...]]:
     names = {holder.name for holder in holders}
     if missing := sorted(names - files.keys()):
-        return f"  {missing[0]}: is missing", ()
+        return (f"  {missing[0]}: is missing",), ()
     if foreign := sorted(files.keys() - names):
-        return f"  {foreign[0]}: no rank of this layout writes it", ()
-    faults, unused = [], []
+        return (f"  {foreign[0]}: no rank of this layout writes it",), ()
+    faults: list[str] = []
+    unused: list[str] = []
     for holder in holders:
         found = files[holder.name]
         expected = [(buffer.name, buffer.shape) for buffer in holder.buffers]
         # A tied head is left out by some writers; it is the embedding again.
         optional = [name for name, _ in expected if name.endswith("/output_layer.weight") and name not in found]
         unused += [f"{holder.name}: {name}" for name in found if _says_nothing(name)]
-        there = ((name, tensor.shape) for name, tensor in found.items() if not _says_nothing(name))
-        if fault := names_fault(there, (e for e in expected if e[0] not in optional), ()):
-            faults.append("\n".join(f"  {holder.name}:{line}" for line in fault.splitlines()))
-    return "\n".join(faults), tuple(unused)
+        there = {name: tensor for name, tensor in found.items() if not _says_nothing(name)}
+        shapes = ((name, tensor.shape) for name, tensor in there.items())
+        misfit = (
+            *names_fault(shapes, (e for e in expected if e[0] not in optional), ()),
+            *dtype_faults((name, tensor.dtype) for name, tensor in there.items()),
+        )
+        faults += [f"  {holder.name}: {line.strip()}" for line in misfit]
+    return tuple(faults), tuple(unused)
 
 
 def _says_nothing(name: str) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ridgeline.checkpoint.boxes import Box, cut, whole
-from ridgeline.checkpoint.io.manifest import read_manifest
+from ridgeline.checkpoint.io.manifest import read_manifest, size_fault
 from ridgeline.checkpoint.io.open_source import open_source
 from ridgeline.checkpoint.io.sources import Opened, weights_in
 from ridgeline.checkpoint.io.weights import Weights
@@ -144,8 +144,5 @@ def _nan_first(value: float) -> float:
 def _unlike_manifest(folder: Path) -> str | None:
     """What differs in size from what a conversion wrote."""
     manifest = read_manifest(folder)
-    for file in manifest.files if manifest else ():
-        size = (folder / file.name).stat().st_size if (folder / file.name).is_file() else None
-        if size != file.bytes:
-            return f"{file.name} holds {size} bytes, expected {file.bytes}"
-    return None
+    faults = (size_fault(folder, file) for file in manifest.files) if manifest else ()
+    return next((fault for fault in faults if fault), None)

@@ -5,6 +5,7 @@ its name when all is on the disk. Killed, it goes on where it stood when it is s
 final name is whole and carries its checksums.
 """
 
+import contextlib
 import os
 import shutil
 import time
@@ -22,8 +23,8 @@ from ridgeline.checkpoint.io.destinations import (
     Dtype,
     classic_destination,
     dist_destination,
+    files_of_tokenizer,
     hf_destination,
-    tokenizer_files,
 )
 from ridgeline.checkpoint.io.execute import CHUNK_BYTES, Progress, write_files
 from ridgeline.checkpoint.io.folders import disk_errors, publish_tree
@@ -34,6 +35,8 @@ from ridgeline.checkpoint.io.manifest import (
     begin_journal,
     digest_of,
     read_manifest,
+    size_fault,
+    sole_writer,
     write_manifest,
 )
 from ridgeline.checkpoint.io.open_source import open_source
@@ -41,7 +44,7 @@ from ridgeline.checkpoint.io.safetensors import Stored
 from ridgeline.checkpoint.io.sources import Format, Opened
 from ridgeline.checkpoint.steps import WRITING
 from ridgeline.core.codec import dumps
-from ridgeline.core.errors import CheckpointError
+from ridgeline.core.errors import CheckpointError, few
 from ridgeline.core.frozen import frozen
 from ridgeline.core.layout import Layout
 from ridgeline.core.model import ModelSpec
@@ -115,16 +118,14 @@ def plan_conversion(source: str | Path, wanted: Wanted, *, model: ModelSpec | No
     """Plan a conversion: nothing is written.
 
     Raises:
-        CheckpointError: The source cannot be read, or lacks a part.
+        CheckpointError: The source or the tokenizer cannot be read or lacks a part, or the format has no such option.
         PlanError: The layout does not fit the model.
         SpecError: The model's family has no Hugging Face class.
     """
+    check_wanted(wanted)
     opened = open_source(source, model=model, masters=wanted.dtype == "fp32")
     if wanted.adapter is not None:
         opened = merged(opened, read_adapter(wanted.adapter))
-    if wanted.format != "classic" and wanted.layout != Layout():
-        rule = f"has no effect on format={wanted.format!r}, whose files any layout loads"
-        raise CheckpointError(f"layout: {rule}; leave it out, or use --format classic")
     match wanted.format:
         case "hf":
             tokenizer = wanted.tokenizer or _own_tokenizer(opened)
@@ -140,6 +141,17 @@ def plan_conversion(source: str | Path, wanted: Wanted, *, model: ModelSpec | No
     return Conversion(opened, destination, wanted, digest)
 
 
+def check_wanted(wanted: Wanted) -> None:
+    """Raise where something is asked for that the format does not have."""
+    if wanted.format != "classic" and (wanted.layout, wanted.form) != (Layout(), ClassicForm()):
+        asked = "layout" if wanted.layout != Layout() else f"form={wanted.form}"
+        rule = f"has no effect on format={wanted.format!r}, whose files any layout loads"
+        raise CheckpointError(f"{asked}: {rule}; leave it out, or use --format classic")
+    if wanted.format != "hf" and wanted.tokenizer is not None:
+        rule = f"has no effect on format={wanted.format!r}, which keeps none"
+        raise CheckpointError(f"tokenizer={wanted.tokenizer}: {rule}; leave it out, or use --format hf")
+
+
 def convert(conversion: Conversion, out: str | Path, *, progress: Progress | None = None) -> Outcome:
     """Carry out a conversion; ``out`` appears when it is whole.
 
@@ -149,14 +161,12 @@ def convert(conversion: Conversion, out: str | Path, *, progress: Progress | Non
     """
     begin, final = time.monotonic(), Path(out)
     destination = conversion.destination
-    if final.exists():
-        manifest = read_manifest(final) if final.is_dir() else None
-        if manifest is None or manifest.conversion != conversion.digest:
-            raise CheckpointError(f"folder={final}: exists; remove it or name another")
-        return Outcome(bytes=destination.bytes, seconds=0.0, was_done=True, dropped=manifest.dropped)
-    with disk_errors(final):
+    with disk_errors(final), contextlib.ExitStack() as stack:
+        if os.path.lexists(final):
+            return _done_before(conversion, final)
         temporary = final.with_name(WRITING + final.name)
         temporary.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(sole_writer(temporary))
         try:
             kept = begin_journal(temporary, conversion.digest)
             _clear(temporary, kept)
@@ -175,12 +185,12 @@ def convert(conversion: Conversion, out: str | Path, *, progress: Progress | Non
             files = tuple(by_name[file.name] for file in destination.files)
             opened = conversion.opened
             write_manifest(temporary, Manifest(conversion.digest, str(opened.folder.resolve()), opened.dropped, files))
-            (temporary / JOURNAL).unlink()
             destination.finish(temporary, files)
             publish_tree(temporary, final)
         except Exception:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+        (final / JOURNAL).unlink()
     return Outcome(
         bytes=destination.bytes,
         seconds=time.monotonic() - begin,
@@ -193,26 +203,27 @@ def verify(folder: str | Path, *, progress: Progress | None = None) -> int:
     """Read a converted folder again and compare every tensor with its checksum; the bytes compared.
 
     Raises:
-        CheckpointError: There are no checksums, or tensors differ from theirs; all are named.
+        CheckpointError: There are no checksums, tensors differ from theirs (all are named), or what stands beside them
+            is not as it was.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
     if manifest is None:
-        raise CheckpointError(f"folder={folder}: holds no checksums; only what was converted does")
+        rule = "holds no checksums; only what was converted does" if folder.is_dir() else "is no folder"
+        raise CheckpointError(f"folder={folder}: {rule}")
     total = sum(file.bytes for file in manifest.files)
     faults, done = [], 0
     for file in manifest.files:
-        path = folder / file.name
-        size = path.stat().st_size if path.is_file() else None
-        if size != file.bytes:
-            faults.append(f"  {file.name}: holds {size} bytes, expected {file.bytes}")
+        if fault := size_fault(folder, file):
+            faults.append(f"  {fault}")
             continue
-        faults += [f"  {file.name}: {name}" for name in _differing(path, file)]
+        faults += [f"  {file.name}: {name}" for name in _differing(folder / file.name, file)]
         done += file.bytes
         if progress:
             progress(done, total)
     if faults:
-        raise CheckpointError("\n".join((f"folder={folder}: is damaged:", *faults)))
+        raise CheckpointError("\n".join((f"folder={folder}: is damaged; convert again:", *few(faults))))
+    open_source(folder)
     return done
 
 
@@ -252,7 +263,20 @@ def _own_tokenizer(opened: Opened) -> str | Path | None:
     """The tokenizer that weights came with: that of their job, or of their folder."""
     if opened.record and opened.record.job and opened.record.job.data.tokenizer:
         return opened.record.job.data.tokenizer
-    return opened.folder if tokenizer_files(opened.folder) else None
+    return opened.folder if files_of_tokenizer(opened.folder) else None
+
+
+def _done_before(conversion: Conversion, final: Path) -> Outcome:
+    """What there is to say of a folder that stands already.
+
+    Raises:
+        CheckpointError: It is not of this conversion.
+    """
+    manifest = read_manifest(final) if final.is_dir() else None
+    if manifest is None or manifest.conversion != conversion.digest:
+        raise CheckpointError(f"folder={final}: exists; remove it or name another")
+    (final / JOURNAL).unlink(missing_ok=True)  # killed before it could
+    return Outcome(bytes=conversion.destination.bytes, seconds=0.0, was_done=True, dropped=manifest.dropped)
 
 
 def _check_room(temporary: Path, final: Path, needed: int) -> None:

@@ -14,9 +14,10 @@ import torch
 from ridgeline.checkpoint.boxes import Box, cut, whole
 from ridgeline.checkpoint.classic import POINTER, VERSION, ClassicForm, classic_arguments, classic_holders, lay_out
 from ridgeline.checkpoint.io.execute import OutFile
-from ridgeline.checkpoint.io.folders import write_file
+from ridgeline.checkpoint.io.folders import flush, write_file
 from ridgeline.checkpoint.io.hf import SAFETENSORS
-from ridgeline.checkpoint.io.manifest import WrittenFile
+from ridgeline.checkpoint.io.json_file import read_json
+from ridgeline.checkpoint.io.manifest import JOURNAL, WrittenFile
 from ridgeline.checkpoint.io.recorded import write_record
 from ridgeline.checkpoint.io.safetensors import Entry, Stored, stream_safetensors
 from ridgeline.checkpoint.io.sources import Opened
@@ -88,9 +89,10 @@ def hf_destination(
 
     Raises:
         SpecError: The model's family has no Hugging Face class.
-        CheckpointError: The source lacks a part.
+        CheckpointError: The source lacks a part, or the tokenizer is damaged or not there.
     """
-    config = hf_config_of(opened.model)
+    beside = () if tokenizer is None else tokenizer_files(tokenizer)
+    config = hf_config_of(opened.model) | (token_ids(beside[0].parent) if beside else {})
     holder = Holder("hf", published_buffers(opened.model))
     planned = _planned(opened, (holder,), dtype)["hf"]
     file_sizes = [entry.bytes for entry, _ in planned]
@@ -102,9 +104,10 @@ def hf_destination(
     commonest = max(sizes, key=lambda dtype: sizes[dtype])
 
     def finish(folder: Path, written: Sequence[WrittenFile]) -> None:
-        if tokenizer:
-            copy_tokenizer(tokenizer, folder)
-        filled = config | {"dtype": str(commonest).removeprefix("torch."), **token_ids(folder)}
+        for file in beside:
+            shutil.copyfile(file, folder / file.name)
+            flush(folder / file.name)
+        filled = config | {"dtype": str(commonest).removeprefix("torch.")}
         write_file(folder / "config.json", _json(filled))
         if len(files) > 1:
             where = {entry.name: file.name for file in files for entry in file.entries}
@@ -143,7 +146,7 @@ def dist_destination(opened: Opened, *, dtype: Dtype | None, max_file_bytes: int
         ]
         write_index(folder, (*parts, *write_nothings(folder / NOTHINGS, extra_state_keys(opened.model))))
         write_frame(folder, {"iteration": 0})
-        write_record(folder, Record(step=0, model=opened.model))
+        write_record(folder, Record(step=0, model=opened.model), without=(JOURNAL,))
 
     return Destination(files, finish)
 
@@ -190,30 +193,39 @@ def usual_file_bytes(total: int) -> int:
     return max(MIN_FILE_BYTES, min(MAX_FILE_BYTES, total // FILES_AT_ONCE))
 
 
-def copy_tokenizer(tokenizer: str | Path, folder: Path) -> None:
-    """Copy a tokenizer's files, from its folder or from beside its ``tokenizer.json``.
+def tokenizer_files(tokenizer: str | Path) -> list[Path]:
+    """The files of a tokenizer, in its folder or beside its ``tokenizer.json``.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: There are none.
     """
     path = Path(tokenizer)
-    source = path.parent if path.is_file() else path
-    found = tokenizer_files(source)
-    if not found:
-        raise CheckpointError(f"tokenizer={tokenizer}: holds none of {', '.join(TOKENIZER_FILES)}")
-    for file in found:
-        shutil.copyfile(file, folder / file.name)
+    if found := files_of_tokenizer(path.parent if path.is_file() else path):
+        return found
+    rule = f"holds none of {', '.join(TOKENIZER_FILES)}"
+    raise CheckpointError(f"tokenizer={tokenizer}: {rule}; name another folder: --tokenizer")
 
 
-def tokenizer_files(folder: Path) -> list[Path]:
-    """The files of a tokenizer in a folder."""
+def files_of_tokenizer(folder: Path) -> list[Path]:
+    """Those files of a tokenizer that a folder holds."""
     return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
 def token_ids(folder: Path) -> dict[str, int]:
-    """What a config says of tokens, from the tokenizer in a folder: the ids that begin, end and pad a text."""
-    settings = _read_json(folder / "tokenizer_config.json")
-    known = {token["content"]: token["id"] for token in _read_json(folder / "tokenizer.json").get("added_tokens", ())}
+    """What a config says of tokens, from the tokenizer in a folder: the ids that begin, end and pad a text.
+
+    Raises:
+        CheckpointError: A file of it is damaged.
+    """
+    settings, tokens = (
+        read_json(folder / name) if (folder / name).is_file() else {}
+        for name in ("tokenizer_config.json", "tokenizer.json")
+    )
+    try:
+        known = {token["content"]: int(token["id"]) for token in tokens.get("added_tokens", ())}
+    except (KeyError, TypeError, ValueError) as error:
+        rule = f"its added_tokens are no tokens: {type(error).__name__}: {error}"
+        raise CheckpointError(f"file={folder / 'tokenizer.json'}: is damaged: {rule}") from error
     ids = {}
     for name in ("bos_token", "eos_token", "pad_token"):
         token = settings.get(name)
@@ -262,10 +274,6 @@ def _dist_boxes(model: ModelSpec) -> Iterator[tuple[str, tuple[int, ...], Box]]:
 
 def _in_stack(box: Box, expert: int) -> Box:
     return Box((expert, *box.offset), (1, *box.shape))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _json(value: object) -> bytes:

@@ -14,7 +14,7 @@ import torch
 from ridgeline.checkpoint.boxes import Box, meeting, whole, within
 from ridgeline.checkpoint.io.mapped import FileTensor
 from ridgeline.checkpoint.io.recorded import open_record
-from ridgeline.checkpoint.io.sources import Opened, weights_in
+from ridgeline.checkpoint.io.sources import Opened, dtype_faults, unlike, weights_in
 from ridgeline.checkpoint.io.torch_dist.index import Chunk
 from ridgeline.checkpoint.io.torch_dist.reader import Reader, chunk_data, open_checkpoint
 from ridgeline.checkpoint.io.weights import Weights
@@ -55,8 +55,9 @@ def open_dist(folder: Path, *, model: ModelSpec | None = None, masters: bool = F
                 found[key] = [(chosen, chunk, layer) for chunk in reader.index.tensors[chosen].chunks]
                 break
     there = ((key, _shape_of(reader, parts[0], shapes[key])) for key, parts in found.items())
-    if fault := names_fault(there, shapes.items(), ()):
-        raise CheckpointError(f"checkpoint={folder}: does not hold the weights of model={model.name!r}:\n{fault}")
+    dtypes = ((key, reader.index.tensors[parts[0][0]].dtype) for key, parts in found.items())
+    if faults := (*names_fault(there, shapes.items(), ()), *dtype_faults(dtypes)):
+        raise CheckpointError(unlike(f"checkpoint={folder}", model, faults))
     buffers: dict[str, dict[str, tuple[Buffer, FileTensor]]] = {}
     for key, parts in found.items():
         for chosen, chunk, layer in parts:

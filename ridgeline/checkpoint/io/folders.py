@@ -108,7 +108,7 @@ def latest(folder: Path) -> Path | None:
     """The checkpoint that a run goes on from: the one its pointer names, else the newest complete one, else None."""
     steps = saved_steps(folder)
     with contextlib.suppress(FileNotFoundError):
-        step = step_of((folder / POINTER).read_text().strip())
+        step = step_of((folder / POINTER).read_text(errors="replace").strip())
         if step in steps:
             return steps[step]
     return steps[max(steps)] if steps else None

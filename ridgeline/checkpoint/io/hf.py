@@ -1,15 +1,14 @@
 """Folders of Hugging Face weights, opened: safetensors or torch's ``.bin``, in one file or in many."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
-from ridgeline.checkpoint.io.mapped import FileTensor, check_inside, tensor_of
+from ridgeline.checkpoint.io.json_file import read_json
+from ridgeline.checkpoint.io.mapped import FileTensor
 from ridgeline.checkpoint.io.quantised import dequantised
 from ridgeline.checkpoint.io.safetensors import read_safetensors
 from ridgeline.checkpoint.io.sources import Opened, check_tensors, weights_in
+from ridgeline.checkpoint.io.torch_file import read_torch_file
 from ridgeline.checkpoint.io.weights import Weights
 from ridgeline.checkpoint.pieces import Holder
 from ridgeline.checkpoint.published import published_buffers
@@ -81,24 +80,24 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _indexed(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"file={index}: is no index of weights: {type(error).__name__}: {error}") from error
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not where or not all(isinstance(name, str) for name in where.values()):
+        raise CheckpointError(f"file={index}: is no index of weights: its weight_map names no files")
+    names = sorted(set(where.values()))
     for name in names:
-        if Path(name).name != name:
-            raise CheckpointError(f"file={index}: names {name!r}, which lies outside of its folder: refused")
+        if Path(name).name != name or name in ("", ".."):
+            raise CheckpointError(f"file={index}: names {name!r}, which is no file of its folder: refused")
     if absent := [name for name in names if not (index.parent / name).is_file()]:
-        raise CheckpointError(f"file={index}: names files that are absent: {', '.join(absent)}")
+        raise CheckpointError(f"file={index}: names files that are absent: {', '.join(absent)}; fetch them too")
     return [index.parent / name for name in names]
 
 
 def _read_bin(path: Path, folder: Path) -> dict[str, FileTensor]:
-    check_inside(path, folder)
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises whatever the bytes make it
-        raise CheckpointError(f"file={path}: is damaged, of an old format or holds code: {error}") from error
-    if not isinstance(tensors, dict) or not all(torch.is_tensor(tensor) for tensor in tensors.values()):
-        raise CheckpointError(f"file={path}: holds more than named tensors: refused")
-    return {name: tensor_of(tensor) for name, tensor in tensors.items()}
+    tensors = read_torch_file(path, folder)
+    if not isinstance(tensors, dict):
+        raise CheckpointError(f"file={path}: holds a {type(tensors).__name__}, expected tensors by name: refused")
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, FileTensor):
+            rule = f"holds {name!r}, a {type(tensor).__name__}, expected tensors by name: refused"
+            raise CheckpointError(f"file={path}: {rule}; save the weights alone")
+    return tensors

@@ -4,21 +4,27 @@ The journal is a line of JSON for each file that stands whole on the disk, behin
 conversion this is. So a conversion that was killed goes on with the files that are not in it.
 """
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import attrs
 
 from ridgeline.checkpoint.io.folders import write_file
+from ridgeline.checkpoint.io.json_file import read_json
 from ridgeline.checkpoint.io.safetensors import Stored
 from ridgeline.core.errors import CheckpointError
 
 MANIFEST = "conversion.json"
 JOURNAL = ".journal"
+WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EBADF)
+"""What a file system says that keeps no locks, as Lustre may; two conversions are then not told apart."""
 
 
 @attrs.frozen
@@ -61,17 +67,39 @@ def read_manifest(folder: Path) -> Manifest | None:
     path = folder / MANIFEST
     if not path.is_file():
         return None
+    plain = read_json(path)
     try:
-        plain = json.loads(path.read_text())
         files = tuple(_file_of(plain_file) for plain_file in plain["files"])
         return Manifest(plain["conversion"], plain["source"], tuple(plain["dropped"]), files)
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"file={path}: is damaged: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"file={path}: is damaged: {type(error).__name__}: {error}; convert again") from error
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write what a conversion wrote."""
     write_file(folder / MANIFEST, (json.dumps(attrs.asdict(manifest), indent=1) + "\n").encode())
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold the journal of a folder that is being written, so that two conversions do not write into one.
+
+    Raises:
+        CheckpointError: Another one does, or what is there is no conversion's.
+    """
+    path = folder / JOURNAL
+    if not path.is_file() and any(folder.iterdir()):
+        raise CheckpointError(f"folder={folder}: is in the way, and no conversion made it; move or remove it")
+    with path.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            rule = "another conversion is writing it; wait for its end, or write elsewhere"
+            raise CheckpointError(f"folder={folder}: {rule}") from error
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+        yield
 
 
 def begin_journal(folder: Path, conversion: str) -> list[WrittenFile]:
@@ -87,7 +115,7 @@ def begin_journal(folder: Path, conversion: str) -> list[WrittenFile]:
             done.append(_file_of(json.loads(line)))
         except (ValueError, KeyError, TypeError):
             break  # killed while it wrote the line
-    whole = [file for file in done if (folder / file.name).is_file()]
+    whole = [file for file in done if size_of(folder / file.name) == file.bytes]
     lines = [conversion, *(json.dumps(attrs.asdict(file)) for file in whole)]
     write_file(path, ("\n".join(lines) + "\n").encode())
     return whole
@@ -101,9 +129,33 @@ def add_to_journal(folder: Path, file: WrittenFile) -> None:
         os.fsync(stream.fileno())
 
 
+def size_of(path: Path) -> int | None:
+    """The bytes of a file; None where there is none."""
+    return path.stat().st_size if path.is_file() else None
+
+
+def size_fault(folder: Path, file: WrittenFile) -> str | None:
+    """What is wrong with the size of a file that should stand in a folder."""
+    size = size_of(folder / file.name)
+    if size == file.bytes:
+        return None
+    return f"{file.name}: " + ("is missing" if size is None else f"holds {size} bytes") + f", expected {file.bytes}"
+
+
 def _file_of(plain: dict[str, Any]) -> WrittenFile:
-    return WrittenFile(plain["name"], plain["bytes"], tuple(_stored_of(tensor) for tensor in plain["tensors"]))
+    name = plain["name"]
+    if not isinstance(name, str) or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise ValueError(f"{name!r} is no file within the folder")
+    return WrittenFile(name, _count(plain["bytes"]), tuple(_stored_of(tensor) for tensor in plain["tensors"]))
 
 
 def _stored_of(plain: dict[str, Any]) -> Stored:
-    return Stored(**{**plain, "span": tuple(plain["span"]) if plain["span"] else None})
+    numbers = {name: _count(plain[name]) for name in ("bytes", "start", "crc32")}
+    span = None if plain["span"] is None else (_count(plain["span"][0]), _count(plain["span"][1]))
+    return Stored(name=str(plain["name"]), **numbers, span=span)
+
+
+def _count(number: object) -> int:
+    if type(number) is not int or number < 0:
+        raise ValueError(f"{number!r} counts nothing")
+    return number

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import attrs
 
+from ridgeline.checkpoint.classic import POINTER
 from ridgeline.checkpoint.io.classic_source import is_classic, open_classic, step_folder
 from ridgeline.checkpoint.io.dist_source import open_dist
-from ridgeline.checkpoint.io.hf import hf_tensors, open_hf
+from ridgeline.checkpoint.io.hf import BIN, SAFETENSORS, hf_tensors, open_hf
 from ridgeline.checkpoint.io.recorded import find_checkpoint
 from ridgeline.checkpoint.io.sources import Opened
 from ridgeline.checkpoint.io.torch_dist.index import INDEX
@@ -28,14 +29,24 @@ def open_source(source: str | Path, *, model: ModelSpec | None = None, masters: 
     """
     folder = Path(source)
     if not folder.is_dir():
-        raise CheckpointError(f"source={source}: is no folder")
-    if (folder / "config.json").is_file():
+        way_out = f"; name the folder that it lies in: {folder.parent}" if folder.is_file() else ""
+        raise CheckpointError(f"source={source}: is no folder{way_out}")
+    if is_hf(folder):
         return open_hf(folder, model or hf_model(folder))
     if is_classic(folder):
         step = step_folder(folder)
         return open_dist(step, model=model) if (step / INDEX).is_file() else open_classic(folder, model=model)
+    if steps := sorted(path.name for path in folder.glob("iter_*") if path.is_dir()):
+        raise CheckpointError(f"file={folder / POINTER}: is missing; write it, or name one step: {', '.join(steps)}")
     step = folder if (folder / INDEX).is_file() else find_checkpoint(folder)
     return open_dist(step, model=model, masters=masters)
+
+
+def is_hf(folder: Path) -> bool:
+    """Whether a folder is one of Hugging Face weights, its config perhaps missing."""
+    return (folder / "config.json").is_file() or any(
+        (folder / f"{name}{end}").is_file() for name in (SAFETENSORS, BIN) for end in ("", ".index.json")
+    )
 
 
 def hf_model(folder: Path) -> ModelSpec:

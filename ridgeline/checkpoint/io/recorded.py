@@ -1,5 +1,6 @@
 """Checkpoints on the disk: which one a path means, and what it says of itself."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import attrs
@@ -41,7 +42,7 @@ def open_record(folder: str | Path) -> Record:
         known = ", ".join(step.name for step in saved_steps(folder).values())
         hint = f"; it holds {known}" if known else ""
         raise CheckpointError(f"checkpoint={folder}: has no {RECORD}; name the folder of one saved step{hint}")
-    record = read_record(path.read_text(), source=str(path))
+    record = record_in(folder)
     for file in record.files:
         if not (folder / file.name).is_file():
             raise CheckpointError(f"file={folder / file.name}: is missing, expected {file.bytes} bytes")
@@ -52,9 +53,20 @@ def open_record(folder: str | Path) -> Record:
     return record
 
 
-def write_record(folder: Path, record: Record) -> None:
-    """Write what a checkpoint says of itself, once all its other files are there."""
-    files = [StoredFile(name=path.name, bytes=path.stat().st_size) for path in sorted(folder.iterdir())]
+def record_in(folder: Path) -> Record:
+    """What the record in a folder says, which must be there.
+
+    Raises:
+        CheckpointError: It is none, or of a later format.
+    """
+    path = folder / RECORD
+    return read_record(path.read_text(errors="replace"), source=str(path))
+
+
+def write_record(folder: Path, record: Record, *, without: Collection[str] = ()) -> None:
+    """Write what a checkpoint says of itself, once all its other files are there; it is silent of some."""
+    there = (path for path in sorted(folder.iterdir()) if path.name not in without)
+    files = [StoredFile(name=path.name, bytes=path.stat().st_size) for path in there]
     write_file(folder / RECORD, record_text(attrs.evolve(record, files=files)).encode())
 
 

@@ -17,6 +17,7 @@ import attrs
 import torch
 
 from ridgeline.checkpoint.boxes import Shape
+from ridgeline.checkpoint.io.json_file import parse_json
 from ridgeline.checkpoint.io.mapped import FileTensor, map_file, tensor_at
 from ridgeline.checkpoint.io.tensor_zip import tensor_bytes
 from ridgeline.core.errors import CheckpointError
@@ -37,6 +38,8 @@ DTYPES: Mapping[torch.dtype, str] = MappingProxyType(
         torch.bool: "BOOL",
     }
 )
+ENTRY = frozenset(("dtype", "shape", "data_offsets"))
+"""What a header says of each tensor."""
 MAX_HEADER_BYTES = 100_000_000
 """As the safetensors library has it."""
 
@@ -78,14 +81,14 @@ def read_safetensors(path: Path, within: Path) -> dict[str, FileTensor]:
     """The tensors of a file, by name; nothing of them is read yet.
 
     Raises:
-        CheckpointError: The header lies: about its length, a dtype, a shape, or where data stands. Or the file is cut
-            short, or longer than its tensors.
+        CheckpointError: The header lies: about its length, a dtype, a shape, or where data stands, or it names a tensor
+            twice. Or the file is cut short, or longer than its tensors.
     """
     mapped = map_file(path, within)
     try:
         return _tensors(mapped)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"file={path}: is damaged or cut short: {error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"file={path}: is damaged or cut short: {error}; fetch or write it again") from error
 
 
 def write_safetensors(path: Path, entries: Sequence[Entry], tensors: Iterable[torch.Tensor]) -> None:
@@ -130,15 +133,15 @@ def _tensors(mapped: torch.Tensor) -> dict[str, FileTensor]:
     length = int.from_bytes(bytes(mapped[:8].tolist()), "little")
     if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
         raise ValueError(f"its header would be {length} bytes of {size}")
-    table = json.loads(tensor_bytes(mapped[8 : 8 + length]).tobytes())
-    if not isinstance(table, dict):
-        raise ValueError("its header is no JSON object")
+    table = parse_json(tensor_bytes(mapped[8 : 8 + length]).tobytes())
     begin, words = 8 + length, {word: dtype for dtype, word in DTYPES.items()}
     tensors, spans = {}, []
     for name, entry in table.items():
         if name == "__metadata__":
             continue
-        if entry["dtype"] not in words:
+        if not isinstance(entry, dict) or not entry.keys() >= ENTRY:
+            raise ValueError(f"{name} is not told by {', '.join(sorted(ENTRY))}")
+        if str(entry["dtype"]) not in words:
             raise ValueError(f"{name} is of dtype {entry['dtype']}; known: {', '.join(words)}")
         dtype, shape = words[entry["dtype"]], _shape(name, entry["shape"])
         first, last = _span(name, entry["data_offsets"], dtype.itemsize * math.prod(shape), size - begin)
@@ -149,7 +152,7 @@ def _tensors(mapped: torch.Tensor) -> dict[str, FileTensor]:
 
 
 def _shape(name: str, shape: Any) -> Shape:
-    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+    if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 1 << 63 for n in shape):
         raise ValueError(f"{name} is of shape {shape}")
     return tuple(shape)
 
@@ -158,7 +161,9 @@ def _span(name: str, offsets: Any, expected: int, available: int) -> tuple[int, 
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int for n in offsets):
         raise ValueError(f"{name} lies at {offsets}")
     first, last = offsets
-    if not 0 <= first <= last <= available:
+    if not 0 <= first <= last:
+        raise ValueError(f"{name} lies at {offsets}")
+    if last > available:
         raise ValueError(f"{name} would end at byte {last} of {available}")
     if last - first != expected:
         raise ValueError(f"{name} has {last - first} bytes, its shape and dtype need {expected}")

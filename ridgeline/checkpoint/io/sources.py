@@ -1,6 +1,6 @@
 """What a folder holds, whatever its format: holders of buffers, and the tensor in a file that each buffer is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -16,7 +16,7 @@ from ridgeline.checkpoint.pieces import Buffer, Holder, Piece, row_major
 from ridgeline.checkpoint.published import names_fault
 from ridgeline.checkpoint.record import Record
 from ridgeline.checkpoint.reshard import Source, meetings, sources_of
-from ridgeline.core.errors import CheckpointError
+from ridgeline.core.errors import CheckpointError, few
 from ridgeline.core.layout import Layout
 from ridgeline.core.model import ModelSpec
 
@@ -59,11 +59,25 @@ def check_tensors(folder: Path, model: ModelSpec, holders: Sequence[Holder], fou
     """Raise unless all buffers of a model are there, in their shape, and nothing else; ``found`` holds no dropped ones.
 
     Raises:
-        CheckpointError: All that is missing, of wrong shape or foreign.
+        CheckpointError: All that is missing, of wrong shape, foreign, or no weights.
     """
     expected = [(buffer.name, buffer.shape) for holder in holders for buffer in holder.buffers]
-    if fault := names_fault(((name, tensor.shape) for name, tensor in found.items()), expected, ()):
-        raise CheckpointError(f"folder={folder}: does not hold the weights of model={model.name!r}:\n{fault}")
+    shapes = ((name, tensor.shape) for name, tensor in found.items())
+    faults = *names_fault(shapes, expected, ()), *dtype_faults((name, t.dtype) for name, t in found.items())
+    if faults:
+        raise CheckpointError(unlike(f"folder={folder}", model, faults))
+
+
+def dtype_faults(found: Iterable[tuple[str, torch.dtype]]) -> Iterator[str]:
+    """A line for each tensor that is not of real numbers, as weights are."""
+    for name, dtype in found:
+        if not dtype.is_floating_point:
+            yield f"  {name}: is of dtype {str(dtype).removeprefix('torch.')}, expected a floating-point one"
+
+
+def unlike(source: str, model: ModelSpec, faults: Sequence[str]) -> str:
+    """What to tell of a source that is not of a model."""
+    return "\n".join((f"{source}: does not hold the weights of model={model.name!r}:", *few(faults)))
 
 
 def weights_in(opened: Opened) -> Weights:

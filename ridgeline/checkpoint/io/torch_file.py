@@ -68,8 +68,8 @@ def read_torch_file(path: Path, within: Path) -> Any:
             }
             return _Unpickler(io.BytesIO(archive.read(names["data.pkl"])), mapped, places).load()
     except zipfile.BadZipFile as error:
-        rule = "is damaged, cut short, or of the format before torch 1.6"
-        raise CheckpointError(f"file={path}: {rule}: {error}") from error
+        rule, way_out = "is damaged, cut short, or of the format before torch 1.6", "fetch or write it again"
+        raise CheckpointError(f"file={path}: {rule}: {error}; {way_out}") from error
     except CheckpointError as error:
         raise CheckpointError(f"file={path}: {error}") from error
     except Exception as error:  # a damaged pickle can raise anything
