@@ -11,7 +11,7 @@ from ridgeline.checkpoint.names import params_of, stored, stored_box
 from ridgeline.checkpoint.pieces import Buffer, Piece, row_major
 from ridgeline.core.model import ModelSpec
 from ridgeline.models.hf_names import hf_shapes, hf_sources
-from ridgeline.models.hf_source import RowRun, RowSource, Source, Stacked, row_runs
+from ridgeline.models.hf_source import RowRun, RowSource, Source, Stacked, Transposed, published_shapes, row_runs
 
 
 @attrs.frozen
@@ -46,6 +46,11 @@ def placed(source: Source, shape: Shape) -> Iterator[tuple[str, Box, int, Shape]
             box = Box((turn * part, *(0 for _ in shape[1:])), (part, *shape[1:]))
             strides = (source.turns, *(shape[0] for _ in shape[1:]))
             yield source.name, box, source.expert * width + turn, strides
+        return
+    if isinstance(source, Transposed):
+        widths = {name: form[1] for name, form in published_shapes(source, shape).items()}
+        for run, box in runs_of(source.rows, shape):
+            yield run.tensor, box, run.start, (1, widths[run.tensor])
         return
     for run, box in runs_of(source, shape):
         strides = row_major(box.shape)

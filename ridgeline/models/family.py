@@ -55,6 +55,7 @@ class Family:
         config_of: The inverse, for a spec of this family's kinds of layer.
         weights: Where each parameter is found in the published files, by its name within the model; None while the way
             is not known, so that the family can be planned and not converted.
+        base: What every name but the head's begins with, and begins without in files of the model without its head.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Family:
     spec_of: Callable[[Values, Rope], ModelSpec]
     config_of: Callable[[ModelSpec], dict[str, Any]]
     weights: Mapping[str, Template] | None = None
+    base: str = ""
 
 
 def read_fields(config: Values, fields: Iterable[Field]) -> tuple[dict[str, Any], list[Problem]]:

@@ -1,6 +1,6 @@
 """Where every parameter of a model lies in its published Hugging Face files."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from types import MappingProxyType
 
@@ -35,7 +35,7 @@ def hf_shapes(spec: ModelSpec) -> Mapping[str, Shape]:
 
 
 def hf_derived(spec: ModelSpec) -> frozenset[str]:
-    """Tensors that files may hold and that say nothing: a tied head again, old releases' rotary frequencies.
+    """Tensors that files may hold and that say nothing: a tied head again, old releases' frequencies and masks.
 
     Of multi-token prediction too: it shares embedding and head, and DeepSeek's files hold them again with its layers.
     """
@@ -46,6 +46,7 @@ def hf_derived(spec: ModelSpec) -> frozenset[str]:
         for layer in layers[spec.num_layers :]
         for name in ("embed_tokens", "shared_head.head")
     )
+    masks = (f"transformer.h.{layer}.attn.{name}" for layer in layers for name in ("bias", "masked_bias"))
     of_all = "transformer.rotary_pos_emb.inv_freq"
     unused = (  # transformers allots gate and up to experts that give the token back
         f"model.layers.{layer // 2}.mlp.experts.{moe.experts + zero}.{name}_proj.weight"
@@ -54,7 +55,16 @@ def hf_derived(spec: ModelSpec) -> frozenset[str]:
         for zero in range(moe.zero_experts)
         for name in ("gate", "up")
     )
-    return frozenset((*frequencies, *again, *unused, of_all, *(("lm_head.weight",) if spec.tied_embeddings else ())))
+    return frozenset(
+        (*frequencies, *masks, *again, *unused, of_all, *(("lm_head.weight",) if spec.tied_embeddings else ()))
+    )
+
+
+def hf_full_names(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
+    """The full name of each tensor in files: those of a model without its head leave out what all others begin with."""
+    base, names = FAMILIES[spec.family].base, tuple(names)
+    bare = not any(name.startswith(base) for name in names)
+    return {name: base + name if bare else name for name in names}
 
 
 def _entries(spec: ModelSpec) -> list[tuple[str, Source, Shape]]:

@@ -1,7 +1,8 @@
 """How one of our tensors is made of published ones: which tensors, and in what order their rows lie.
 
 A fused tensor is a rearrangement of whole rows (dim 0), so a source is fully told by ``row_runs``: copying those runs
-in order makes our tensor, and copying them back takes it apart. Only the rows of stacked experts do not lie together.
+in order makes our tensor, and copying them back takes it apart. Only rows that are published as columns, and those of
+stacked experts, do not lie together.
 """
 
 from collections.abc import Callable, Mapping
@@ -74,7 +75,15 @@ class Stacked:
 RowSource: TypeAlias = Direct | GateUp | GroupedQkv | Rows
 """Whole rows, rearranged."""
 
-Source: TypeAlias = RowSource | Stacked
+
+@frozen
+class Transposed:
+    """What ``rows`` says, of matrices published as (inputs, outputs): our rows are their columns."""
+
+    rows: RowSource
+
+
+Source: TypeAlias = RowSource | Transposed | Stacked
 
 
 def row_runs(source: RowSource, rows: int) -> tuple[RowRun, ...]:
@@ -107,6 +116,8 @@ def published_shapes(source: Source, shape: Shape) -> dict[str, Shape]:
     """The tensors a source reads and their shapes, for our tensor of ``shape``."""
     if isinstance(source, Stacked):
         return {source.name: (source.experts, *reversed(shape))}
+    if isinstance(source, Transposed):
+        return {name: form[::-1] for name, form in published_shapes(source.rows, shape).items()}
     rows: dict[str, int] = {}
     for run in row_runs(source, shape[0]):
         rows[run.tensor] = rows.get(run.tensor, 0) + run.count
@@ -123,7 +134,8 @@ def bind(template: Template, *, layer: int | None, expert: int | None, block: Bl
         assert isinstance(block.feed_forward, Moe)
         (name,), experts = names, block.feed_forward.experts
         return Stacked(name, expert, experts, turns=STACKED[template.transform])
-    return _BINDERS[template.transform](names, block)
+    source = _BINDERS[template.transform](names, block)
+    return Transposed(source) if template.transposed else source
 
 
 def _bind_qkv(names: tuple[str, ...], block: Block | None) -> GroupedQkv:
@@ -171,7 +183,7 @@ def _bind_delta_inputs(names: tuple[str, ...], block: Block | None) -> Rows:
 STACKED: Mapping[str, int] = MappingProxyType({"stacked": 1, "stacked_turns": 2})
 """Parts of each row or vector that stand in turn, by transform."""
 
-_BINDERS: Mapping[str, Callable[[tuple[str, ...], Block | None], Source]] = MappingProxyType(
+_BINDERS: Mapping[str, Callable[[tuple[str, ...], Block | None], RowSource]] = MappingProxyType(
     {
         "direct": lambda names, _: Direct(*names),
         "gate_up": lambda names, _: GateUp(*names),

@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+import attrs
+
 from ridgeline.core.frozen import frozen
 
 
@@ -9,13 +11,15 @@ from ridgeline.core.frozen import frozen
 class Template:
     """A source whose names still hold ``{layer}`` and ``{expert}``.
 
-    Where two layers are published as one, these are the halves ``{half}``, 0 and 1, of ``{pair}``.
+    Where two layers are published as one, these are the halves ``{half}``, 0 and 1, of ``{pair}``. ``transposed``: the
+    rows that the transform speaks of are columns there.
     """
 
     transform: Literal[
         "direct", "gate_up", "grouped_qkv", "packed_qkv", "gated_qkv", "delta_inputs", "stacked", "stacked_turns"
     ]
     names: tuple[str, ...]
+    transposed: bool = False
 
 
 def direct(name: str) -> Template:
@@ -56,3 +60,8 @@ def stacked(name: str) -> Template:
 def stacked_turns(name: str) -> Template:
     """The same, gate and up in turn."""
     return Template("stacked_turns", (name,))
+
+
+def transposed(template: Template) -> Template:
+    """The same of matrices published as (inputs, outputs)."""
+    return attrs.evolve(template, transposed=True)

@@ -20,6 +20,8 @@ CLASSIC = {
         layout=Layout(pp=2, schedule="dualpipe_v", noop_layers=(1,)),
         form=ClassicForm(impl="te"),
     ),
+    "Bloom": Wanted(format="classic", layout=Layout(tp=2, pp=3)),
+    "GPT2": Wanted(format="classic", layout=Layout(tp=2)),
     "Qwen3": Wanted(format="classic", layout=Layout(pp=2, vpp=2, noop_layers=(3,))),
     "GptOss": Wanted(format="classic", layout=Layout(tp=2, etp=2, ep=5)),
     "Mixtral": Wanted(format="classic", layout=Layout(tp=2, ep=5), form=ClassicForm(experts="grouped")),

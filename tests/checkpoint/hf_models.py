@@ -38,6 +38,7 @@ CONFIGS["GptOss"] = {
     "pad_token_id": 0,
     **_MOE,
 }
+CONFIGS |= {"Bloom": {"tie_word_embeddings": False}, "GPT2": {"n_inner": 56}}
 ALL_CONFIGS: dict[str, dict[str, Any]] = {
     **CONFIGS,
     "DeepseekV3": {
@@ -74,7 +75,7 @@ def random_model(family: str, **changes: Any) -> transformers.PreTrainedModel:
     config = getattr(transformers, f"{family}Config")(**fields)
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        model = getattr(transformers, f"{family}ForCausalLM")(config).float().eval()
+        model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
         with torch.no_grad():
             for tensor in model.parameters():
                 if tensor.dim() == 1:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ridgeline.checkpoint.boxes import whole
 from ridgeline.checkpoint.classic import ClassicForm
-from ridgeline.checkpoint.io.adapters import read_adapter, write_adapter
+from ridgeline.checkpoint.io.adapters import Adapter, merged, read_adapter, write_adapter
 from ridgeline.checkpoint.io.convert import Wanted, convert, plan_conversion
 from ridgeline.checkpoint.io.nf4 import dequantise, dynamic_map, quantise
 from ridgeline.checkpoint.io.open_source import hf_model, open_source
@@ -103,6 +103,19 @@ def test_what_cannot_be_merged(hf: Path, tmp_path: Path) -> None:
         CheckpointError, match=r"adapter: model.layers.7.self_attn.o_proj: \S+ holds no matrix of 48 by 48"
     ):
         plan_conversion(hf, Wanted(format="hf", adapter=str(folder)))
+
+
+def test_transposed_matrices_have_no_adapter(tmp_path: Path) -> None:
+    """PEFT would say which way an adapter of GPT-2's matrices lies, square ones too: neither written nor merged."""
+    random_model("GPT2").save_pretrained(tmp_path / "hf")
+    model, pair = hf_model(tmp_path / "hf"), (torch.ones(3, 48), torch.ones(48, 3))
+    with pytest.raises(CheckpointError, match=r"linear_proj\.weight: is published transposed"):
+        write_adapter(
+            tmp_path / "adapter", model, {"decoder.layers.1.self_attention.linear_proj.weight": pair}, alpha=1.0
+        )
+    adapter = Adapter(1.0, {"transformer.h.1.attn.c_proj": pair})
+    with pytest.raises(CheckpointError, match=r"transformer\.h\.1\.attn\.c_proj: is published transposed"):
+        merged(open_source(tmp_path / "hf"), adapter)
 
 
 def digest(tensor: torch.Tensor) -> int:

@@ -70,6 +70,21 @@ def test_a_checkpoint_and_its_folder_read_alike(saved: Path, tmp_path: Path) -> 
         assert torch.equal(one, other), fqn
 
 
+def test_files_of_a_model_without_its_head(tmp_path: Path) -> None:
+    """GPT-2's own files: no name begins with ``transformer.``, and masks lie beside the weights."""
+    random_model("GPT2").save_pretrained(tmp_path / "whole")
+    tensors = load_file(tmp_path / "whole" / "model.safetensors")
+    shutil.copytree(tmp_path / "whole", tmp_path / "bare")
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    bare |= {f"h.{layer}.attn.bias": torch.ones(1, 1, 64, 64) for layer in range(3)}
+    save_file(bare, tmp_path / "bare" / "model.safetensors", metadata={"format": "pt"})
+    import_hf(tmp_path / "bare", tmp_path / "checkpoint")
+    export_hf(tmp_path / "checkpoint", tmp_path / "out", dtype="fp32")
+    again = load_file(tmp_path / "out" / "model.safetensors")
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensors[name]) for name in tensors)
+
+
 def test_bin_files(llama: Path, tmp_path: Path) -> None:
     """torch's own files read like safetensors, alone or with an index."""
     tensors = load_file(llama / "model.safetensors")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ridgeline.checkpoint.boxes import slices
 from ridgeline.checkpoint.published import names_fault, placed, plan_files, runs_of
-from ridgeline.models.hf_source import Direct, GateUp, GroupedQkv, RowSource, Stacked
+from ridgeline.models.hf_source import Direct, GateUp, GroupedQkv, RowSource, Stacked, Transposed
 
 
 @st.composite
@@ -58,6 +58,20 @@ def test_runs_reach_every_published_row_once(
     for run, _ in runs_of(source, shape):
         seen[run.tensor][run.start : run.start + run.count] += 1
     assert all((count == 1).all() for count in seen.values())
+
+
+@settings(deadline=None)
+@given(sources())
+def test_columns_make_ours(case: tuple[RowSource, tuple[int, ...], dict[str, np.ndarray], np.ndarray]) -> None:
+    """Of matrices published transposed, each box of ours is where its strides say, and every element is reached."""
+    source, shape, published, ours = case
+    shape, ours = (shape, ours) if len(shape) == 2 else ((*shape, 1), ours[:, None])
+    made = np.full(shape, -1)
+    for name, box, start, strides in placed(Transposed(source), shape):
+        flat = np.ascontiguousarray(published[name].reshape(len(published[name]), -1).T).reshape(-1)
+        rows, columns = np.ix_(*map(np.arange, box.shape))
+        made[slices(box)] = flat[start + rows * strides[0] + columns * strides[1]]
+    assert np.array_equal(made, ours)
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 2), st.sampled_from([1, 2]), st.integers(0, 2))

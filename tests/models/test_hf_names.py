@@ -27,6 +27,7 @@ from ridgeline.models.hf_source import (
     RowSource,
     Source,
     Stacked,
+    Transposed,
     published_shapes,
     row_runs,
 )
@@ -147,7 +148,8 @@ def used_by(source: Source) -> list[tuple[str, int | None]]:
     """The tensors a source reads, each whole or one expert of it."""
     if isinstance(source, Stacked):
         return [(source.name, source.expert)]
-    return [(name, None) for name in published_shapes(source, (source_rows(source),))]
+    rows = source.rows if isinstance(source, Transposed) else source
+    return [(name, None) for name in published_shapes(rows, (source_rows(rows),))]
 
 
 def source_rows(source: RowSource) -> int:
@@ -171,12 +173,12 @@ def test_every_parameter_of_the_table_has_a_source(example: str):
         if isinstance(source, Stacked):
             assert published_shapes(source, expected[fqn]) == {source.name: (source.experts, *reversed(expected[fqn]))}
             continue
-        rows = expected[fqn][0]
-        runs = row_runs(source, rows)
+        rows, turned = expected[fqn][0], isinstance(source, Transposed)
+        runs = row_runs(source.rows if turned else source, rows)
         assert sum(run.count for run in runs) == rows
         for tensor, shape in published_shapes(source, expected[fqn]).items():
             covered = sorted((run.start, run.start + run.count) for run in runs if run.tensor == tensor)
-            edges = [0, *(edge for run in covered for edge in run), shape[0]]
+            edges = [0, *(edge for run in covered for edge in run), shape[-1 if turned else 0]]
             assert edges[::2] == edges[1::2]
 
 

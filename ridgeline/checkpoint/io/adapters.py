@@ -33,7 +33,7 @@ from ridgeline.checkpoint.published import runs_of
 from ridgeline.core.errors import CheckpointError
 from ridgeline.core.model import ModelSpec
 from ridgeline.models.hf_names import hf_sources
-from ridgeline.models.hf_source import Stacked
+from ridgeline.models.hf_source import Stacked, Transposed, published_shapes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -47,6 +47,8 @@ UNSUPPORTED = (
     "layers_pattern",
 )
 """Fields that would change what is added, and that must be off."""
+
+TRANSPOSED = "is published transposed, and an adapter of such a matrix is neither written nor merged"
 
 
 @attrs.frozen(eq=False)
@@ -121,6 +123,8 @@ def write_adapter(
         if isinstance(source, Stacked):
             rule = f"lies in a stack of {source.experts} experts, {source.name}, which PEFT adapts as a whole"
             raise CheckpointError(f"adapter={folder}: {fqn}: {rule}")
+        if isinstance(source, Transposed):
+            raise CheckpointError(f"adapter={folder}: {fqn}: {TRANSPOSED}")
         for run, box in runs_of(source, params[fqn].shape):
             rows.setdefault(run.tensor, []).append(b[box.offset[0] : box.offset[0] + run.count])
         pairs |= {name.removesuffix(".weight"): (a, torch.cat(parts)) for name, parts in rows.items()}
@@ -149,14 +153,23 @@ def merged(opened: Opened, adapter: Adapter) -> Opened:
     """An opened Hugging Face folder with an adapter merged into what is read of it.
 
     Raises:
-        CheckpointError: The folder is of another format, or lacks a matrix that the adapter is for.
+        CheckpointError: The folder is of another format, lacks a matrix of the adapter, or has one transposed.
     """
     if opened.format != "hf":
         rule = "is no Hugging Face folder, whose matrices an adapter is for"
         raise CheckpointError(f"source={opened.folder}: {rule}; convert it with --format hf first")
     tensors = dict(opened.tensors)
     by_name = {name: (holder, name) for holder, name in tensors}
+    params, sources = params_of(opened.model), hf_sources(opened.model)
+    turned = {
+        name
+        for fqn, source in sources.items()
+        if isinstance(source, Transposed)
+        for name in published_shapes(source, params[fqn].shape)
+    }
     for module, (a, b) in adapter.pairs.items():
+        if f"{module}.weight" in turned:
+            raise CheckpointError(f"adapter: {module}: {TRANSPOSED}")
         key = by_name.get(f"{module}.weight")
         if key is None or tensors[key].shape != (b.shape[0], a.shape[1]):
             raise CheckpointError(f"adapter: {module}: {opened.folder} holds no matrix of {b.shape[0]} by {a.shape[1]}")

@@ -14,7 +14,7 @@ from ridgeline.checkpoint.pieces import Holder
 from ridgeline.checkpoint.published import published_buffers
 from ridgeline.core.errors import CheckpointError
 from ridgeline.core.model import ModelSpec
-from ridgeline.models.hf_names import hf_derived
+from ridgeline.models.hf_names import hf_derived, hf_full_names
 
 SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"
 
@@ -28,6 +28,8 @@ def open_hf(folder: str | Path, model: ModelSpec) -> Opened:
     """
     folder = Path(folder)
     found = dequantised(hf_tensors(folder))
+    full = hf_full_names(model, found)
+    found = {full[name]: tensor for name, tensor in found.items()}
     derived = hf_derived(model)
     dropped = tuple(name for name in found if name in derived)
     buffers = published_buffers(model)

@@ -1,12 +1,14 @@
 """Bloom: ALiBi, LayerNorms and biases everywhere, a norm on the embedding, GELU over four times the hidden size."""
 
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any
 
 from ridgeline.core.errors import Problem, SpecError
 from ridgeline.core.model import Attention, Block, Mlp, ModelSpec, Repeat, Rope
 from ridgeline.models.families.decoder import first_attention
 from ridgeline.models.family import Family, Field, Values, require
+from ridgeline.models.hf_template import direct
 
 FIELDS = (
     Field("vocab_size", int),
@@ -58,6 +60,29 @@ def _config_of(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
+_MODEL, _LAYER = "transformer.", "transformer.h.{layer}."
+_PUBLISHED = MappingProxyType(
+    {
+        "embedding.norm": _MODEL + "word_embeddings_layernorm",
+        "input_layernorm": _LAYER + "input_layernorm",
+        "self_attention.linear_qkv": _LAYER + "self_attention.query_key_value",  # query, key, value of each head
+        "self_attention.linear_proj": _LAYER + "self_attention.dense",
+        "pre_mlp_layernorm": _LAYER + "post_attention_layernorm",
+        "mlp.linear_fc1": _LAYER + "mlp.dense_h_to_4h",
+        "mlp.linear_fc2": _LAYER + "mlp.dense_4h_to_h",
+        "decoder.final_layernorm": _MODEL + "ln_f",
+    }
+)
+WEIGHTS = MappingProxyType(
+    {
+        "embedding.word_embeddings.weight": direct(_MODEL + "word_embeddings.weight"),
+        **{
+            f"{our}.{kind}": direct(f"{name}.{kind}") for our, name in _PUBLISHED.items() for kind in ("weight", "bias")
+        },
+        "output_layer.weight": direct("lm_head.weight"),
+    }
+)
+
 BLOOM = Family(
     name="bloom",
     architectures=("BloomForCausalLM",),
@@ -65,4 +90,6 @@ BLOOM = Family(
     feed_forwards=(Mlp,),
     spec_of=_spec_of,
     config_of=_config_of,
+    weights=WEIGHTS,
+    base="transformer.",
 )

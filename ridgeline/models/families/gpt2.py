@@ -1,13 +1,12 @@
-"""GPT-2, and GPT-3 in its shape: learned positions, LayerNorms and biases everywhere, GELU.
+"""GPT-2, and GPT-3 in its shape: learned positions, LayerNorms and biases everywhere, GELU; matrices transposed."""
 
-Its matrices are published transposed, which no row of ours is copied from yet: it is planned, not converted.
-"""
-
+from types import MappingProxyType
 from typing import Any
 
 from ridgeline.core.model import Attention, Block, Mlp, ModelSpec, Repeat, Rope
 from ridgeline.models.families.decoder import first_attention, first_feed_forward
 from ridgeline.models.family import Family, Field, Values, require
+from ridgeline.models.hf_template import direct, packed_qkv, transposed
 
 FIELDS = (
     Field("vocab_size", int),
@@ -65,6 +64,32 @@ def _config_of(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
+_LAYER = "transformer.h.{layer}."
+WEIGHTS = MappingProxyType(
+    {
+        "embedding.word_embeddings.weight": direct("transformer.wte.weight"),
+        "embedding.position_embeddings.weight": direct("transformer.wpe.weight"),
+        **{
+            f"{ours}.{kind}": direct(f"{published}.{kind}")
+            for ours, published in (
+                ("input_layernorm", _LAYER + "ln_1"),
+                ("pre_mlp_layernorm", _LAYER + "ln_2"),
+                ("decoder.final_layernorm", "transformer.ln_f"),
+            )
+            for kind in ("weight", "bias")
+        },
+        "self_attention.linear_qkv.weight": transposed(packed_qkv(_LAYER + "attn.c_attn.weight")),
+        "self_attention.linear_qkv.bias": packed_qkv(_LAYER + "attn.c_attn.bias"),
+        "self_attention.linear_proj.weight": transposed(direct(_LAYER + "attn.c_proj.weight")),
+        "self_attention.linear_proj.bias": direct(_LAYER + "attn.c_proj.bias"),
+        "mlp.linear_fc1.weight": transposed(direct(_LAYER + "mlp.c_fc.weight")),
+        "mlp.linear_fc1.bias": direct(_LAYER + "mlp.c_fc.bias"),
+        "mlp.linear_fc2.weight": transposed(direct(_LAYER + "mlp.c_proj.weight")),
+        "mlp.linear_fc2.bias": direct(_LAYER + "mlp.c_proj.bias"),
+        "output_layer.weight": direct("lm_head.weight"),
+    }
+)
+
 GPT2 = Family(
     name="gpt2",
     architectures=("GPT2LMHeadModel",),
@@ -72,4 +97,6 @@ GPT2 = Family(
     feed_forwards=(Mlp,),
     spec_of=_spec_of,
     config_of=_config_of,
+    weights=WEIGHTS,
+    base="transformer.",
 )

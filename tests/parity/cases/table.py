@@ -2,6 +2,6 @@
 
 from types import MappingProxyType
 
-from tests.parity.cases import dense, experts, latent, recurrent
+from tests.parity.cases import dense, experts, gpt, latent, recurrent
 
-CASES = MappingProxyType({**dense.CASES, **experts.CASES, **latent.CASES, **recurrent.CASES})
+CASES = MappingProxyType({**dense.CASES, **experts.CASES, **gpt.CASES, **latent.CASES, **recurrent.CASES})

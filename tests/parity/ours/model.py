@@ -8,11 +8,12 @@ import torch
 
 from tests.parity.ours.attention import attention
 from tests.parity.ours.feed_forward import feed_forward, halves
+from tests.parity.ours.gpt import gpt_names
 from tests.parity.ours.names import below
 from tests.parity.ours.recurrent import hybrid_names, mamba_names
 
 OWN_NAMES: Mapping[str, Callable[[dict[str, Any], Any], dict[str, torch.Tensor]]] = MappingProxyType(
-    {"mamba2": mamba_names, "nemotron_h": hybrid_names}
+    {"bloom": gpt_names, "gpt2": gpt_names, "mamba2": mamba_names, "nemotron_h": hybrid_names}
 )
 """Models that share few names with a decoder of Llama's kind."""
 
@@ -27,6 +28,9 @@ def in_our_layout(tensors: dict[str, Any], config: Any) -> dict[str, torch.Tenso
     }
     if not config.tie_word_embeddings:
         ours["output_layer.weight"] = tensors["lm_head.weight"]
+    for name, published in (("output_layer.bias", "lm_head.bias"), ("decoder.final_layernorm.bias", "model.norm.bias")):
+        if published in tensors:
+            ours[name] = tensors[published]
     if config.model_type == "longcat_flash":
         tensors = tensors | halves(tensors, config)
     for layer in range(config.num_hidden_layers):
