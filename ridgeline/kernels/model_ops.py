@@ -57,6 +57,8 @@ def _ops(model: ModelSpec) -> Iterator[str]:
         yield from _mixer_ops(run.block.mixer)
         if run.block.feed_forward is not None and run.block.feed_forward.activation in ACTIVATION_OPS:
             yield ACTIVATION_OPS[run.block.feed_forward.activation][0]
+    if any(moe.score == "sparsemixer" for moe in model.moes):
+        yield "sparsemixer"
 
 
 def _mixer_ops(mixer: Mixer | None) -> Iterator[str]:

@@ -65,6 +65,7 @@ TRAITS: Mapping[type, Mapping[str, Any]] = MappingProxyType(
             "residual_scale": ANY,
             "logit_scale": ANY,
             "logit_softcap": ANY,
+            "head_bias": ANY,
             "normalized_head": ANY,
         },
         Block: {"norms": ANY, "shortcut": ANY},
@@ -84,7 +85,10 @@ TRAITS: Mapping[type, Mapping[str, Any]] = MappingProxyType(
             "limit": ANY,
             "router_bias": ANY,
             "bias": ANY,
-            "score": ("softmax", "sigmoid"),
+            "score": ANY,
+            "nearness": ANY,
+            "sampled": ANY,
+            "input_jitter": ANY,
             "topk_scale": ANY,
             "aux_per_sequence": ANY,
             "device_aux_loss": ANY,
@@ -171,6 +175,10 @@ def _model_faults(model: ModelSpec) -> Iterator[str]:
         if part is not None and part.limit is not None and not is_gated(part.activation):
             usual = f"bounds a gate and an up-projection, which activation={part.activation!r} has not; leave it out"
             yield f"model.blocks.feed_forward.limit={part.limit}: {usual}"
+        for part in (block.feed_forward, block.shortcut):
+            if isinstance(part, Moe) and part.input_jitter and part.zero_experts:
+                rule = f"has no lowering beside zero_experts={part.zero_experts}; use 0.0"
+                yield f"model.blocks.feed_forward.input_jitter={part.input_jitter}: {rule}"
         if block.shortcut is not None:
             yield from _trait_faults(block.shortcut, "model.blocks.shortcut")
             if block.norms != "pre":

@@ -164,6 +164,23 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [1.0, 3.0]},
         "pad_token_id": 0,
     },
+    "phimoe": {
+        **{name: size for name, size in DENSE.items() if name != "head_dim"},
+        "model_type": "phimoe",
+        "attention_bias": True,
+        "lm_head_bias": True,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "rope_scaling": {
+            "type": "longrope",
+            "short_factor": [1.0, 1.5],
+            "long_factor": [1.0, 3.0],
+            "short_mscale": 1.2,
+            "long_mscale": 1.1,
+            "original_max_position_embeddings": 16,
+        },
+        "pad_token_id": 0,
+    },
     "minicpm3": {
         **DENSE,
         "model_type": "minicpm3",

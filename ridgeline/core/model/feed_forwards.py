@@ -44,6 +44,10 @@ class Moe:
         device_aux_loss, comm_aux_loss: Of DeepSeek-V2's losses over groups of experts, and over what is sent to them.
         z_loss: Coefficient of the router's z-loss.
         score: What makes scores of the router's logits.
+        nearness, sampled: A token's two experts under ``sparsemixer`` weigh by their softmax among those within
+            ``2 * nearness`` of the best, relative to the larger magnitude. In training they are drawn by these weights,
+            or (``sampled=False``) are the best ones, as in evaluation.
+        input_jitter: In training, tokens are multiplied by noise from 1 - this to 1 + this.
         groups, group_topk: Experts lie in ``groups``; a token chooses among the best ``group_topk`` of them, whose
             score is their ``max`` or the sum of their ``top2``.
         expert_bias: A bias on each expert's score for choosing only, moved by load instead of a gradient:
@@ -67,6 +71,9 @@ class Moe:
     comm_aux_loss: float = trait(0.0, minimum=0.0)
     z_loss: float = real(0.0, minimum=0.0)
     score: Literal["softmax", "sigmoid", "sparsemixer"] = trait("softmax")
+    nearness: float = trait(0.0, minimum=0.0)
+    sampled: bool = trait(True)
+    input_jitter: float = trait(0.0, minimum=0.0, maximum=1.0)
     groups: int = trait(1, minimum=1)
     group_topk: int = trait(1, minimum=1)
     group_score: Literal["max", "top2"] = trait("top2")
@@ -102,9 +109,20 @@ class Moe:
         if self.capacity_factor is not None and self.zero_experts:
             rule = f"bounds experts that compute, and {self.zero_experts} zero experts do not"
             yield Problem("capacity_factor", self.capacity_factor, rule, "leave it out")
+        if self.score == "sparsemixer":
+            yield from self._mixer_problems()
         for name in ("device_aux_loss", "comm_aux_loss"):
             if (value := getattr(self, name)) and self.groups == 1:
                 yield Problem(name, value, "is a loss over groups of experts", "set groups and group_topk, or use 0.0")
+
+    def _mixer_problems(self) -> Iterator[Problem]:
+        """What SparseMixer does by itself."""
+        fixed = {"topk": 2, "normalize_topk": False, "topk_scale": 1.0, "groups": 1, "expert_bias": False}
+        for name, only in {**fixed, "zero_experts": 0}.items():
+            if (value := getattr(self, name)) != only:
+                yield Problem(name, value, f"must be {only} with score='sparsemixer'")
+        if not self.nearness:
+            yield Problem("nearness", self.nearness, "must be > 0 with score='sparsemixer'", "Phi-3.5-MoE has 0.01")
 
 
 FeedForward: TypeAlias = Mlp | Moe

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.transformer.spec_utils import build_module
 
 from ridgeline.core.model import ModelSpec
@@ -20,6 +21,8 @@ def finish_ends(chunk: GPTModel, model: ModelSpec, kernels: Kernels) -> None:
         chunk.decoder.final_layernorm = _norm(chunk, model, kernels) if chunk.post_process else None
     if hasattr(chunk, "embedding") and (model.embedding_norm or model.embedding_scale != 1.0):
         chunk.embedding.register_forward_hook(partial(_embedded, scale=model.embedding_scale))
+    if chunk.post_process and model.head_bias:
+        chunk.output_layer.bias = _head_bias(chunk.output_layer)
     if chunk.post_process and model.normalized_head:
         chunk.output_layer.register_forward_pre_hook(_normalize_rows, with_kwargs=True)
     if chunk.post_process and (model.logit_scale != 1.0 or model.logit_softcap is not None):
@@ -34,6 +37,11 @@ def _norm(chunk: GPTModel, model: ModelSpec, kernels: Kernels) -> torch.nn.Modul
     )
     assert isinstance(norm, torch.nn.Module)
     return norm
+
+
+def _head_bias(head: ColumnParallelLinear) -> torch.nn.Parameter:
+    """A bias for each token of this rank's part of the vocabulary; upstream has heads without."""
+    return torch.nn.Parameter(torch.empty(head.output_size_per_partition, dtype=head.config.params_dtype))
 
 
 def _embedded(module: Any, inputs: Any, output_sbh: torch.Tensor, *, scale: float) -> torch.Tensor:

@@ -31,6 +31,7 @@ from ridgeline.models.runtime.all_heads_norm import AllHeadsNorm
 from ridgeline.models.runtime.attention import CoreAttention, RotaryAttention
 from ridgeline.models.runtime.delta_net import DeltaNet
 from ridgeline.models.runtime.experts import ShortcutLayer, ZeroExpertLayer
+from ridgeline.models.runtime.jitter import JitteredMoELayer
 from ridgeline.models.runtime.kernels import Kernels
 from ridgeline.models.runtime.latent_attention import LatentSelfAttention, latent_scale
 from ridgeline.models.runtime.linears import (
@@ -141,11 +142,16 @@ def _feed_forward(feed_forward: FeedForward, kernels: Kernels) -> ModuleSpec:
         )
     )
     shared = ModuleSpec(module=SharedExpertMLP, submodules=products) if feed_forward.shared_ffn is not None else None
+    module, params = (ZeroExpertLayer if feed_forward.zero_experts else MoELayer), {}
+    if feed_forward.input_jitter:
+        module, params = JitteredMoELayer, {"jitter": feed_forward.input_jitter}
+    sparsemixer = kernels["sparsemixer"] if feed_forward.score == "sparsemixer" else None
     return ModuleSpec(
-        module=ZeroExpertLayer if feed_forward.zero_experts else MoELayer,
+        module=module,
+        params=params,
         submodules=MoESubmodules(
             experts=ModuleSpec(module=SequentialMLP, submodules=experts),
             shared_experts=shared,  # pyright: ignore[reportArgumentType]  None where there are none
-            router=partial(ExpertRouter, moe=feed_forward),
+            router=partial(ExpertRouter, moe=feed_forward, sparsemixer=sparsemixer),
         ),
     )

@@ -14,7 +14,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from ridgeline.core.model import Moe
 from ridgeline.models.runtime.balance import balance_loss, z_loss
-from ridgeline.models.runtime.routing import capacity_of, route, within_capacity
+from ridgeline.models.runtime.kernels import Kernel
+from ridgeline.models.runtime.routing import Routed, capacity_of, mix, route, within_capacity
 
 
 class ExpertRouter(Router):
@@ -23,14 +24,23 @@ class ExpertRouter(Router):
     Zero experts are its last choices.
 
     Attributes:
+        sparsemixer: The op, where it chooses.
         expert_bias: (e,) fp32, of what a token chooses by; None without.
         counted: (e + 2,) fp32, of a step so far: tokens that chose each expert, how many of their choices an expert had
             room for, and the sum of this rank's parts of their losses.
     """
 
-    def __init__(self, config: TransformerConfig, pg_collection: ProcessGroupCollection | None, *, moe: Moe) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        pg_collection: ProcessGroupCollection | None,
+        *,
+        moe: Moe,
+        sparsemixer: Kernel | None = None,
+    ) -> None:
         super().__init__(config, pg_collection)
         self.moe = moe
+        self.sparsemixer = sparsemixer
         choices = moe.experts + moe.zero_experts
         if moe.zero_experts:
             self.weight = torch.nn.Parameter(torch.empty(choices, config.hidden_size, dtype=config.params_dtype))
@@ -46,7 +56,7 @@ class ExpertRouter(Router):
         """Route (s/tp, b, h)."""
         moe, samples = self.moe, input.shape[1]
         logits_ne = self.gating(input).flatten(0, 1)
-        routed = route(logits_ne, moe, self.expert_bias)
+        routed = self._routed(logits_ne)
         weights_ne, taken_ne = routed.weights_ne, routed.chosen_ne
         if moe.capacity_factor is not None:
             capacity = capacity_of(len(logits_ne), moe)
@@ -63,6 +73,12 @@ class ExpertRouter(Router):
             loss = z if loss is None else loss + z
         self._count(routed.chosen_ne, taken_ne, loss)
         return self._with_loss(weights_ne, loss), taken_ne
+
+    def _routed(self, logits_ne: torch.Tensor) -> Routed:
+        if self.sparsemixer is None:
+            return route(logits_ne, self.moe, self.expert_bias)
+        sample = self.training and self.moe.sampled
+        return mix(logits_ne, self.moe, sparsemixer=self.sparsemixer, sample=sample)
 
     def _with_loss(self, weights_ne: torch.Tensor, loss: torch.Tensor | None) -> torch.Tensor:
         """The weights, whose backward starts the loss's too."""

@@ -32,6 +32,7 @@ def moe_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
             moved_bytes=6 * scores,
             saved=(
                 Saved("mlp_input", stream, "layernorm", for_weight=True),
+                *((Saved("input_jitter", stream, "moe"),) if moe.input_jitter else ()),
                 Saved("router_scores", _score_copies(moe) * scores, "moe"),
                 Saved("routing_map", tokens * choices + tokens * moe.topk * 16, "moe"),
             ),
@@ -104,9 +105,10 @@ def _rows(moe: Moe, sizes: Sizes) -> int:
 def _score_copies(moe: Moe) -> int:
     """Tensors of a score for every choice that the router keeps: logits or scores, and the scattered weights.
 
-    The auxiliary loss keeps a softmax of all scores; of sigmoids, them and what they are divided into.
+    The auxiliary loss keeps a softmax of all scores; of sigmoids, them and what they are divided into. SparseMixer
+    keeps a softmax for each of its two choices.
     """
-    return 2 + (0 if not moe.aux_loss else 2 if moe.score == "sigmoid" else 1)
+    return (3 if moe.score == "sparsemixer" else 2) + (0 if not moe.aux_loss else 2 if moe.score == "sigmoid" else 1)
 
 
 def _loss_comms(moe: Moe, sizes: Sizes) -> Iterator[Comm]:

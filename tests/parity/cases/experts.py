@@ -1,6 +1,6 @@
 """Decoders of attention and experts."""
 
-from tests.parity.cases.case import DENSE, Case, rope
+from tests.parity.cases.case import DENSE, NO_HEAD_DIM, Case, rope
 from tests.parity.cases.latent import EXPERTS as SHARED_EXPERTS
 from tests.parity.cases.latent import GROUPS
 
@@ -33,4 +33,26 @@ CASES = {
         every_day=("alone", "tp2 etp2"),
     ),
     "minimax_m2": Case({**TOP2, "num_local_experts": 6, "rotary_dim": 6}, every_day=("alone", "tp2 etp2")),
+    "phimoe": Case(
+        {
+            **TOP2,
+            "num_local_experts": 6,
+            "attention_bias": True,
+            "lm_head_bias": True,
+            "router_jitter_noise": 0.2,  # wide enough to leave some experts near the best
+            "router_sampling": False,
+            "sliding_window": 7,
+            "pad_token_id": 0,
+            **rope(
+                "longrope",
+                short_factor=[1.0, 1.3, 1.7, 2.2, 3.1],
+                long_factor=[1.0, 1.3, 1.7, 2.2, 3.1],  # transformers' class takes the short ones for any length
+                short_mscale=1.2,
+                long_mscale=1.1,
+                original_max_position_embeddings=16,
+            ),
+        },
+        without=NO_HEAD_DIM,
+        every_day=("alone", "tp2 ep2"),
+    ),
 }

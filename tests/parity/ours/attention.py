@@ -25,6 +25,9 @@ def attention(theirs: dict[str, torch.Tensor], config: Any) -> dict[str, torch.T
         "pre_mlp_layernorm.weight": theirs["post_attention_layernorm.weight"],
         "self_attention.linear_proj.weight": theirs.get("self_attn.o_proj.weight"),
     }
+    for name, published in (("input_layernorm", "input_layernorm"), ("pre_mlp_layernorm", "post_attention_layernorm")):
+        if f"{published}.bias" in theirs:
+            ours[f"{name}.bias"] = theirs[f"{published}.bias"]
     if "pre_feedforward_layernorm.weight" in theirs:
         ours["pre_mlp_layernorm.weight"] = theirs["pre_feedforward_layernorm.weight"]
         ours["post_self_attn_layernorm.weight"] = theirs["post_attention_layernorm.weight"]

@@ -29,8 +29,9 @@ def feed_forward(theirs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         ours["mlp.linear_fc2.weight"] = theirs["mlp.down_proj.weight"]
     if "mlp.experts.gate_up_proj_bias" in theirs:
         ours |= _stacked_experts(theirs)
-    if "mlp.gate.weight" in theirs:
-        ours["mlp.router.weight"] = theirs["mlp.gate.weight"]
+    router = next((theirs[name] for name in ("mlp.gate.weight", "mlp.router.weight") if name in theirs), None)
+    if router is not None and "mlp.experts.gate_up_proj_bias" not in theirs:
+        ours["mlp.router.weight"] = router
         for expert, (gate_up, down) in enumerate(
             zip(theirs["mlp.experts.gate_up_proj"], theirs["mlp.experts.down_proj"], strict=True)
         ):
