@@ -13,24 +13,19 @@ from ridgeline.models.hf_names import hf_shapes, hf_sources
 from ridgeline.models.hf_source import row_runs
 from tests.models.examples import EXAMPLES, REMOTE, VARIANTS
 from tests.models.remote_code import logits_of
+from tests.parity.cases.case import ALL, LAYOUTS, OF_EXPERTS
 from tests.parity.on_ranks import compute
 from tests.parity.small import job_of
 from tests.parity.wholes import different, whole_gradients
 
 SEQ_LEN = 22
-LAYOUTS = {
-    "alone": (1, {}),
-    "tp2": (2, {"layout__tp": 2, "layout__sp": True}),
-    "pp2": (2, {"layout__pp": 2}),
-    "tp2 ep2": (2, {"layout__tp": 2, "layout__sp": True, "layout__ep": 2}),
-}
 CASES = {
     name: {**config, **({"num_attention_heads": 4} if config["model_type"] == "baichuan" else {})}  # a power of two
     for name, config in {**EXAMPLES, **VARIANTS}.items()
     if config["model_type"] in REMOTE
 }
-OF_EXPERTS = {name for name, config in CASES.items() if "num_experts" in config}
-EVERY_DAY = {(name, "tp2") for name in CASES if name not in ("aquila", "baichuan, first 13B", *OF_EXPERTS)} | {
+WITH_EXPERTS = {name for name, config in CASES.items() if "num_experts" in config}
+EVERY_DAY = {(name, "tp2") for name in CASES if name not in ("aquila", "baichuan, first 13B", *WITH_EXPERTS)} | {
     ("baichuan", "pp2"),
     ("bailing_moe", "tp2 ep2"),
 }
@@ -52,8 +47,7 @@ def published(config) -> dict[str, torch.Tensor]:
     [
         pytest.param(case, layout, marks=() if (case, layout) in EVERY_DAY else pytest.mark.full)
         for case in CASES
-        for layout in LAYOUTS
-        if layout != "tp2 ep2" or case in OF_EXPERTS
+        for layout in (*ALL, *(OF_EXPERTS if case in WITH_EXPERTS else ()))
     ],
 )
 def test_family(ranks, tmp_path, case, layout):
@@ -72,7 +66,8 @@ def test_family(ranks, tmp_path, case, layout):
     trained = {fqn: source for fqn, source in hf_sources(model).items() if not fqn.endswith("expert_bias")}
     gradients = {fqn: _assembled(source, exact) for fqn, source in trained.items()}
 
-    job = job_of(model, world_size=world_size, batch__gbs=2, batch__seq_len=SEQ_LEN, init__hf=str(tmp_path), **fields)
+    sizes = {"batch__gbs": 2, "batch__seq_len": SEQ_LEN, **fields}
+    job = job_of(model, world_size=world_size, init__hf=str(tmp_path), **sizes)
     results = ranks.run(compute, world_size, job, text.numpy())
     assert results[0].loss == pytest.approx(loss.item(), rel=1e-6)
     truth = logits.detach().numpy()

@@ -38,7 +38,8 @@ def test_family(ranks, judged, case, layout):
     truth, folder = judged(case)
     world_size, fields = LAYOUTS[layout]
     model = model_from_hf(read_hf_config(folder))
-    job = job_of(model, world_size=world_size, batch__gbs=2, batch__seq_len=SEQ_LEN, init__hf=str(folder), **fields)
+    sizes = {"batch__gbs": 2, "batch__seq_len": SEQ_LEN, **fields}
+    job = job_of(model, world_size=world_size, init__hf=str(folder), **sizes)
     assert job.init == Init(hf=str(folder))
     results = ranks.run(compute, world_size, job, tokens().numpy())
     assert results[0].loss == pytest.approx(truth.loss, rel=1e-6)

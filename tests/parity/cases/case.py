@@ -24,13 +24,15 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "alone": (1, {}),
     "tp2": (2, {"layout__tp": 2, "layout__sp": True}),
     "pp2": (2, {"layout__pp": 2}),
+    "tp2 pp2": (4, {"layout__tp": 2, "layout__sp": True, "layout__pp": 2}),
+    "ep2": (2, {"layout__ep": 2, "batch__gbs": 4}),
     "tp2 ep2": (2, {"layout__tp": 2, "layout__sp": True, "layout__ep": 2}),
     "tp2 etp2": (2, {"layout__tp": 2, "layout__sp": True, "layout__etp": 2}),
 }
-"""Ranks and fields of each layout that a case is tried in."""
+"""Ranks and fields of each layout that a case is tried in; each dp rank reads the same two samples."""
 
-OF_EXPERTS = ("tp2 ep2", "tp2 etp2")
 DENSE = ("alone", "tp2", "pp2")
+ALL, OF_EXPERTS = (*DENSE, "tp2 pp2"), ("ep2", "tp2 ep2", "tp2 etp2")
 
 
 @attrs.frozen
@@ -48,7 +50,7 @@ class Case:
     def layouts(self) -> tuple[str, ...]:
         """All that the whole matrix tries it in."""
         has_experts = not {"num_experts_per_tok", "moe_topk"}.isdisjoint(self.fields)
-        return (*DENSE, *OF_EXPERTS) if has_experts else DENSE
+        return (*ALL, *OF_EXPERTS) if has_experts else ALL
 
 
 def rope(kind: str, **fields: Any) -> dict[str, Any]:
