@@ -2,8 +2,8 @@
 
 A *piece* is a box of a stored tensor (``names.py``: all experts of a layer are one) and the place of its elements:
 element ``i`` of the box stands at ``start + sum(i[d] * strides[d])`` of a buffer, counted in elements. Rows of a larger
-tensor, a transposed expert inside a packed one and the flat range that a distributed optimizer cut off are all pieces,
-and every part of a piece is one.
+tensor, a transposed expert inside a packed one, experts that follow each other backwards in a distributed optimizer's
+buffer and the flat range that it cut off are all pieces, and every part of a piece is one.
 
     holder    a file or a group of ranks that keep the same: it holds buffers
     buffer    one tensor as stored: a name, a shape, and the pieces it is made of

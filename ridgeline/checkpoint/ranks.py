@@ -17,7 +17,7 @@ from ridgeline.core.params import Param
 from ridgeline.parallel.mesh import ExpertCoords, Mesh, RankCoords, expert_coords, group_of, rank_of
 from ridgeline.parallel.plan import Plan
 from ridgeline.parallel.shards import Box as Intervals
-from ridgeline.parallel.shards import LocalParam, Shard, experts_of, rank_params, slices_of
+from ridgeline.parallel.shards import LocalParam, Shard, experts_of, local_shape, rank_params, slices_of
 
 
 class Place(NamedTuple):
@@ -68,17 +68,29 @@ class Stack(NamedTuple):
         return self.copies * prod(self.shape)
 
 
+class Laid(NamedTuple):
+    """A box of a parameter, and where it lies in a rank's tensor."""
+
+    box: Box
+    start: int
+    strides: Shape
+
+
 def weight_holders(plan: Plan) -> tuple[Holder, ...]:
     """The weights of every rank of a job, those that hold the same together.
 
     Padding of the vocabulary is no part of it: it keeps what the rank holds.
     """
+    return holders_of(parts_of(plan), plan.mesh)
+
+
+def holders_of(parts: Iterable[Part], mesh: Mesh) -> tuple[Holder, ...]:
+    """What the places of each part hold, a buffer a tensor."""
     holders = []
-    for part in parts_of(plan):
-        stacks = stacks_of(part.params, part.places[0].ranks[0], plan.mesh)
+    for part in parts:
+        stacks = stacks_of(part.params, part.places[0].ranks[0], mesh)
         holders += [
-            Holder(place.name, tuple(buffers_of(stacks, place.ranks[0], plan.mesh)), place.ranks)
-            for place in part.places
+            Holder(place.name, tuple(buffers_of(stacks, place.ranks[0], mesh)), place.ranks) for place in part.places
         ]
     return tuple(holders)
 
@@ -134,43 +146,26 @@ def stacks_of(params: Iterable[LocalParam], rank: int, mesh: Mesh) -> list[Stack
 def buffers_of(stacks: Sequence[Stack], rank: int, mesh: Mesh) -> list[Buffer]:
     """What a rank holds of each stack; equal layers are laid out once."""
     ep_rank = expert_coords(rank, mesh).ep_rank
-    known: dict[tuple[int, int], list[_Laid]] = {}
+    known: dict[int, list[Laid]] = {}
     buffers = []
     for stack in stacks:
-        row = id(stack.param), stack.copies  # of the plan, which outlives the table
-        if (laid := known.get(row)) is None:
-            laid = known[row] = list(_laid_out(stack, slices_of(stack.shard, rank, mesh)))
-        name, key, shape = stack.name, stack.key, stack.shape
-        if stack.expert is None:
-            pieces = [Piece(key, Box(offset, box), start, strides) for offset, box, start, strides in laid]
-        else:
+        name, shape, row = stack.name, stack.shape, id(stack.param)
+        if row not in known:  # rows of the plan, which outlives the table
+            known[row] = laid_out(stack.param, stack.shard, rank, mesh)
+        laid = known[row]
+        if stack.expert is not None:
             first = stack.expert + ep_rank * (stack.param.experts // mesh.ep)
+            laid = [stacked(each, first, stack.copies, prod(shape)) for each in laid]
             name, shape = f"{name}[{first}:{first + stack.copies}]", (stack.copies, *shape)
-            pieces = [Piece(key, Box((first, *offset), box), start, strides) for offset, box, start, strides in laid]
-        buffers.append(Buffer(name, shape, tuple(pieces)))
+        pieces = tuple([Piece(stack.key, box, start, strides) for box, start, strides in laid])
+        buffers.append(Buffer(name, shape, pieces))
     return buffers
 
 
-def _stacked_name(param: LocalParam) -> str:
-    """The name of a rank's buffer: chunk and name, an expert's without its number."""
-    if param.expert is None:
-        return f"{param.chunk}.{param.name}"
-    return f"{param.chunk}.{stored(param.name, param.param).key}"
-
-
-class _Laid(NamedTuple):
-    """A box of a stack, its offset within a parameter, and where it lies in the rank's tensor."""
-
-    offset: Shape
-    shape: Shape
-    start: int
-    strides: Shape
-
-
-def _laid_out(stack: Stack, boxes: Iterable[Intervals]) -> Iterator[_Laid]:
-    """Each box of the stack's parameter, without padding, in the rank's tensor; boxes that touch are one."""
-    boxes = list(_joined(boxes))
-    starts = []
+def laid_out(param: Param, shard: Shard, rank: int, mesh: Mesh) -> list[Laid]:
+    """Each box of a parameter that a rank holds, without padding; boxes that touch are one."""
+    boxes = list(_joined(slices_of(shard, rank, mesh)))
+    starts, shape = [], local_shape(shard, mesh)
     for intervals in zip(*boxes, strict=True):
         position, known = 0, {}
         for interval in intervals:
@@ -178,15 +173,28 @@ def _laid_out(stack: Stack, boxes: Iterable[Intervals]) -> Iterator[_Laid]:
                 known[interval] = position
                 position += interval[1] - interval[0]
         starts.append(known)
-    stacked = () if stack.expert is None else (stack.copies,)
+    laid = []
     for intervals in boxes:
         box = Box(tuple(a for a, _ in intervals), tuple(b - a for a, b in intervals))
         at = tuple(known[interval] for known, interval in zip(starts, intervals, strict=True))
-        if (real := meeting(box, whole(stack.param.shape))) is not None:
+        if (real := meeting(box, whole(param.shape))) is not None:
             inner = within(real, box).offset
-            piece = piece_of("", real, shape=stack.shape, at=tuple(a + b for a, b in zip(at, inner, strict=True)))
-            strides = (prod(stack.shape), *piece.strides) if stacked else piece.strides
-            yield _Laid(real.offset, (*stacked, *real.shape), piece.start, strides)
+            piece = piece_of("", real, shape=shape, at=tuple(a + b for a, b in zip(at, inner, strict=True)))
+            laid.append(Laid(real, piece.start, piece.strides))
+    return laid
+
+
+def stacked(laid: Laid, first: int, copies: int, step: int) -> Laid:
+    """The same box of each of several experts, the ``first`` and those after it, ``step`` elements apart."""
+    box, start, strides = laid
+    return Laid(Box((first, *box.offset), (copies, *box.shape)), start, (step, *strides))
+
+
+def _stacked_name(param: LocalParam) -> str:
+    """The name of a rank's buffer: chunk and name, an expert's without its number."""
+    if param.expert is None:
+        return f"{param.chunk}.{param.name}"
+    return f"{param.chunk}.{stored(param.name, param.param).key}"
 
 
 def _joined(boxes: Iterable[Intervals]) -> Iterator[Intervals]:

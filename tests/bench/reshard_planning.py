@@ -8,8 +8,8 @@ from ridgeline.checkpoint.ranks import weight_holders
 from ridgeline.checkpoint.reshard import reshard
 from ridgeline.core.job import Batch, Job
 from ridgeline.core.layout import Layout
-from ridgeline.core.model import Attention, Block, Mlp, ModelSpec, Moe, Repeat
 from ridgeline.core.params import num_params
+from ridgeline.models.zoo import model_preset
 from ridgeline.parallel.clusters import cluster_preset
 from ridgeline.parallel.plan import plan
 
@@ -21,17 +21,8 @@ LAYOUTS = (
 )
 
 
-def large_model() -> ModelSpec:
-    """The sizes of DeepSeek-V3, with grouped attention in the place of latent attention."""
-    attention = Attention(heads=128, kv_heads=8, head_dim=128)
-    dense = Block(mixer=attention, feed_forward=Mlp(ffn_hidden=18432))
-    sparse = Block(mixer=attention, feed_forward=Moe(experts=256, topk=8, ffn_hidden=2048))
-    blocks = (Repeat(block=dense, count=3), Repeat(block=sparse, count=58))
-    return ModelSpec(vocab_size=129280, hidden=7168, max_position=4096, blocks=blocks)
-
-
 def main() -> int:
-    model, cluster = large_model(), cluster_preset("cpu", devices_per_node=RANKS)
+    model, cluster = model_preset("deepseek-v3"), cluster_preset("cpu", devices_per_node=RANKS)
     batch = Batch(seq_len=4096, mbs=1, gbs=4096)
     jobs = [Job(model=model, cluster=cluster, batch=batch, layout=layout) for layout in LAYOUTS]
     slowest = 0.0
@@ -44,8 +35,8 @@ def main() -> int:
             f"{copies} copies planned in {seconds:.2f} s",
             flush=True,
         )
-        slowest = max(slowest, seconds if what == "weights" else 0.0)
-    print(f"weights: at most {BOUND_S} s")
+        slowest = max(slowest, seconds)
+    print(f"each: at most {BOUND_S} s")
     return int(slowest > BOUND_S)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ridgeline.checkpoint.boxes import Box, slices
 from ridgeline.checkpoint.names import params_of, stored
-from ridgeline.checkpoint.optimizer_shards import optimizer_holders, shard_ranges
+from ridgeline.checkpoint.optimizer_shards import optimizer_holders, plan_buckets, shares_of
 from ridgeline.checkpoint.pieces import Holder, Piece, indices, piece_of, transposed_piece
 from ridgeline.checkpoint.ranks import weight_holders
 from ridgeline.checkpoint.reshard import ReshardPlan, reshard
@@ -186,11 +186,19 @@ def test_what_is_missing_is_named() -> None:
     st.sampled_from([None, 256, 1000]),
 )
 def test_shards_share_out_each_parameter(params: list[tuple[int, bool]], ranks: int, bucket: int | None) -> None:
-    """Every element of every parameter is one rank's."""
+    """Every element of every parameter is one rank's, and has a place of its own in its share."""
     sizes, alone = [size for size, _ in params], [alone for _, alone in params]
     seen = [np.zeros(size, int) for size in sizes]
-    for index, _, start, stop in shard_ranges(sizes, alone, ranks=ranks, bucket=bucket):
-        seen[index][start:stop] += 1
+    end = 0
+    for each in plan_buckets(sizes, alone, ranks=ranks, bucket=bucket):
+        assert each.begin == end <= each.filled <= each.end
+        end = each.end
+        for shares in shares_of(each, sizes, ranks=ranks):
+            lies = np.zeros((each.end - each.begin) // ranks, int)
+            for share in shares:
+                seen[share.number][share.start : share.stop] += 1
+                lies[share.at : share.at + share.stop - share.start] += 1
+            assert lies.max(initial=0) <= 1
     assert all((count == 1).all() for count in seen)
 
 

@@ -23,6 +23,7 @@ from ridgeline.checkpoint.io.dist import finish, load, save
 from ridgeline.checkpoint.io.initial import load_initial
 from ridgeline.checkpoint.io.optimizer import slots_of
 from ridgeline.checkpoint.io.state import held
+from ridgeline.checkpoint.module_order import in_module_order
 from ridgeline.checkpoint.names import stored_box
 from ridgeline.core.codec import loads
 from ridgeline.core.errors import RidgelineError
@@ -32,6 +33,7 @@ from ridgeline.models.program import lower
 from ridgeline.models.runtime.build import Built, build
 from ridgeline.models.runtime.step import eval_step, train_step
 from ridgeline.parallel.plan import plan
+from ridgeline.parallel.shards import rank_params
 
 
 @attrs.frozen(kw_only=True)
@@ -269,3 +271,14 @@ def load_classic(job_text: str, folder: str, classic: str) -> list[float]:
         vocabulary = built.program.padded_vocab // layout.tp
         kept = [slice(rows) if len(a) == vocabulary else slice(None) for a in ours]
         return [float((a[k] - b[k]).abs().max()) for a, b, k in zip(ours, theirs, kept, strict=True)]
+
+
+def module_orders(job_texts: list[str]) -> list[list[list[str]]]:
+    """The names of a chunk's parameters for each job, as its modules register them and as the plan orders them."""
+    orders = []
+    for job_text in job_texts:
+        with built_of(job_text) as built:
+            names = [name for name, _ in _bare(built.chunks[0]).named_parameters()]
+            trained = [param for param in rank_params(plan(loads(job_text, Job)), 0) if param.param.trains]
+            orders.append([names, [param.name for param in in_module_order(trained)]])
+    return orders
