@@ -156,9 +156,28 @@ RULES: Mapping[type[Any], Callable[[], dict[str, Any]]] = MappingProxyType(
 """Strategies for the fields that a rule of their spec ties together."""
 
 
+MIXED = MappingProxyType(
+    {
+        "topk": 2,
+        "normalize_topk": False,
+        "topk_scale": 1.0,
+        "groups": 1,
+        "group_topk": 1,
+        "expert_bias": False,
+        "zero_experts": 0,
+        "device_aux_loss": 0.0,
+        "comm_aux_loss": 0.0,
+        "nearness": 0.1,
+    }
+)
+"""Of experts chosen by SparseMixer."""
+
+
 def _built(cls: type[Any], chosen: dict[str, Any]) -> Any:
     if cls is Attention:
         chosen = {**chosen, "heads": chosen["heads"] * chosen["kv_heads"]}
+    if cls is Moe and chosen["score"] == "sparsemixer":
+        chosen = {**chosen, **MIXED}
     if cls is Moe and chosen["zero_experts"]:
         chosen = {**chosen, "capacity_factor": None, "pad_to_capacity": False}
     elif cls is Moe and chosen["capacity_factor"] is not None:
