@@ -132,7 +132,10 @@ def _feed_forward_fields(job: Job) -> Fields:
         # The router is ours, see ridgeline.models.runtime.router; of it upstream reads no more than this.
         ("moe_router_dtype", "fp32"),
         ("moe_router_load_balancing_type", "none"),
-        ("moe_token_dispatcher_type", job.comm.moe_dispatcher),
+        ("moe_token_dispatcher_type", "allgather" if job.comm.moe_dispatcher == "allgather" else "alltoall"),
+        # Its dispatchers are ours too, see ridgeline.models.runtime.dispatch.
+        ("moe_dispatcher", job.comm.moe_dispatcher),
+        ("moe_overlap", job.comm.moe_overlap),
         ("moe_grouped_gemm", False),
         ("moe_shared_expert_intermediate_size", moe.shared_ffn),
         ("moe_shared_expert_gate", moe.shared_gate),

@@ -284,9 +284,31 @@ def _comm(job: Job) -> Iterator[Problem]:
         yield Problem("comm.overlap_param_gather", True, rule, "set memory.distributed_optimizer to true")
     if job.comm.moe_fb_overlap:
         yield from pipeline_rules.pairs(job)
+    yield from _dispatch(job)
     if job.comm.tp_overlap != "none" and not job.layout.sp:
         rule = "hides the gathers and scatters of sequence parallel, which is off"
         yield Problem("comm.tp_overlap", job.comm.tp_overlap, rule, "set layout.sp to true, or use 'none'")
+
+
+def _dispatch(job: Job) -> Iterator[Problem]:
+    """Source: Ascend/MindSpeed 2.1.0, features_manager/moe."""
+    layout, comm = job.layout, job.comm
+    if comm.moe_dispatcher == "alltoall_seq" and job.model.moes and layout.etp > 1:
+        path = "comm.moe_dispatcher"
+        if layout.etp != layout.tp or not layout.order.startswith("tp"):
+            rule = f"exchanges tokens for columns over tp={layout.tp}, which must be the ranks of etp={layout.etp}"
+            yield Problem(path, comm.moe_dispatcher, rule, f"use 'alltoall', or layout.etp=1 or {layout.tp}")
+        elif job.model.hidden % layout.etp:
+            rule = (
+                f"splits the hidden={job.model.hidden} columns of a token over etp={layout.etp}, which must divide it"
+            )
+            yield Problem(path, comm.moe_dispatcher, rule, "use 'alltoall'")
+    if comm.moe_overlap and comm.moe_fb_overlap:
+        rule = "excludes comm.moe_fb_overlap, which hides the same exchange behind another microbatch"
+        yield Problem("comm.moe_overlap", comm.moe_overlap, rule, "keep one of the two")
+    if "weight_gradients" in comm.moe_overlap and comm.tp_overlap == "mc2":
+        rule = "excludes comm.tp_overlap='mc2'"
+        yield Problem("comm.moe_overlap", comm.moe_overlap, rule, "leave 'weight_gradients' out, or use 'coc'")
 
 
 def _neighbours(job: Job) -> Iterator[Problem]:
@@ -319,6 +341,7 @@ def no_effect(job: Job) -> Iterator[str]:
         yield f"layout.etp={layout.etp} has no effect, since no layer holds experts"
     if job.memory.moe_balance > 1 and layout.ep == 1:
         yield f"memory.moe_balance={job.memory.moe_balance} has no effect with ep=1: a rank holds every expert"
+    yield from _idle_overlap(job)
     if job.adapter and job.precision.masters == "low_bits":
         yield "precision.masters='low_bits' saves next to nothing: only adapters have masters"
     if isinstance(recompute, SelectiveRecompute):
@@ -328,6 +351,16 @@ def no_effect(job: Job) -> Iterator[str]:
             needs = "latent_attention" if module == "mla_up_proj" else module
             if needs in ("mlp", "moe", "latent_attention") and needs not in kinds:
                 yield f"memory.recompute.modules: {module!r} has no effect, since no layer holds one"
+
+
+def _idle_overlap(job: Job) -> Iterator[str]:
+    layout, comm, moes = job.layout, job.comm, job.model.moes
+    if comm.moe_overlap and (not moes or layout.ep * (layout.etp if comm.moe_dispatcher == "allgather" else 1) == 1):
+        yield f"comm.moe_overlap={comm.moe_overlap} has no effect: no tokens are sent to experts of other ranks"
+    elif "shared_experts" in comm.moe_overlap and all(moe.shared_ffn is None for moe in moes):
+        yield "comm.moe_overlap: 'shared_experts' has no effect, since no layer holds any"
+    elif "permutation" in comm.moe_overlap and comm.moe_dispatcher != "allgather":
+        yield "comm.moe_overlap: 'permutation' has no effect where tokens are not gathered"
 
 
 RULES: tuple[Rule, ...] = (

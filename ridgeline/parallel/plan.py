@@ -196,6 +196,9 @@ def _assumptions(job: Job) -> Iterator[str]:
         yield f"a column-parallel backward's collectives run beside its two GEMMs{others}"
     if job.layout.slices > 1:
         yield "slices of a sequence are as long as each other and take equal times, as those of packed documents do"
+    if job.comm.moe_overlap:
+        beside = " and ".join(name.replace("_", " ") for name in job.comm.moe_overlap)
+        yield f"{beside} hide {efficiency.overlap:.0%} of the tokens' ways between experts where compute allows"
     if job.comm.moe_fb_overlap:
         yield "a pair hides what either half sends between experts while the other computes, and nothing else"
     if job.layout.pp > 1:

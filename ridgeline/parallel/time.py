@@ -19,6 +19,7 @@ from ridgeline.parallel.held import WIDTHS, Held
 from ridgeline.parallel.links import collective_us, spread_of_ranks
 from ridgeline.parallel.mesh import Mesh, embedding_ranks, group_of
 from ridgeline.parallel.ops import sizes_of
+from ridgeline.parallel.overlap import hidden_us
 from ridgeline.parallel.simulate import Timeline
 from ridgeline.parallel.stages import StageMap
 from ridgeline.parallel.work import Run, StageWork, swapped_bytes
@@ -206,6 +207,10 @@ def _run_parts(run: Run, costs: Costs) -> tuple[Parts, Parts]:
         forward, backward = forward.plus(once), backward.plus(back)
         if run.recomputes(op):
             backward = backward.plus(Parts(recompute=sum(once)))
+    there, back = hidden_us(run.ops, costs)
+    forward, backward = forward.plus(Parts(ep=-there)), backward.plus(Parts(ep=-back))
+    if there and any(run.recomputes(op) for op in run.ops if op.name.endswith("dispatch")):
+        backward = backward.plus(Parts(recompute=-there))
     if moved := swapped_bytes(run):
         chip = costs.job.cluster.chip
         forward = forward.plus(Parts(swap=swap_us(moved, chip, beside_us=sum(forward))))

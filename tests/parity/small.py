@@ -43,6 +43,7 @@ ROUTED = attrs.evolve(
     MOE, experts=8, groups=4, group_topk=2, topk=4, score="sigmoid", expert_bias=True, topk_scale=1.5, shared_ffn=44
 )
 ZERO = attrs.evolve(MOE, zero_experts=3, topk=4, expert_bias=True, normalize_topk=False)
+SHARED = attrs.evolve(MOE, shared_ffn=44, shared_gate=True)
 BIASED = attrs.evolve(MOE, bias=True, router_bias=True, activation="shifted_swiglu", limit=0.9)
 DELTA = GatedDeltaNet(key_heads=2, value_heads=4, key_head_dim=6, value_head_dim=10)
 GATED = Attention(heads=4, kv_heads=2, head_dim=12, qk_norm=True, gate="element", rope=Rope(share=0.5))
@@ -76,6 +77,7 @@ MODELS = {
     "dense": model_of(*[MLP] * 4),
     "tied": model_of(*[MLP] * 4, tied=True),
     "moe": model_of(*[MOE] * 4),
+    "shared": model_of(MLP, *[SHARED] * 3),
     "biased experts": model_of(*[BIASED] * 4, sinks=True),
     "mixed": model_of(MLP, MOE, MLP, MOE, tied=True),
 }

@@ -8,6 +8,7 @@ from tests.parity.on_ranks import Trained, train
 from tests.parity.small import MODELS, job_of
 from tests.parity.wholes import different, whole_gradients
 
+EXPERTS_OVER_TP = {"layout__tp": 2, "layout__sp": True, "layout__etp": 2}
 LAYOUTS = {
     "tp2": (2, {"layout__tp": 2}),
     "tp2 sp": (2, {"layout__tp": 2, "layout__sp": True}),
@@ -36,6 +37,26 @@ LAYOUTS = {
     "tp2 sp etp2": (2, {"layout__tp": 2, "layout__sp": True, "layout__etp": 2}),
     "tp2 sp ep2 etp2": (4, {"layout__tp": 2, "layout__sp": True, "layout__ep": 2, "layout__etp": 2}),
     "tp2 sp ep2 dp2": (4, {"layout__tp": 2, "layout__sp": True, "layout__ep": 2}),
+    "ep2 alltoall, shared beside": (2, {"layout__ep": 2, "comm__moe_overlap": ("shared_experts",)}),
+    "ep2 allgather, all beside": (
+        2,
+        {
+            "layout__ep": 2,
+            "comm__moe_dispatcher": "allgather",
+            "comm__moe_overlap": ("permutation", "shared_experts"),
+        },
+    ),
+    "tp2 sp etp2 allgather": (2, {**EXPERTS_OVER_TP, "comm__moe_dispatcher": "allgather"}),
+    "tp2 sp etp2 columns": (2, {**EXPERTS_OVER_TP, "comm__moe_dispatcher": "alltoall_seq"}),
+    "tp2 sp ep2 etp2 columns, shared beside": (
+        4,
+        {
+            **EXPERTS_OVER_TP,
+            "layout__ep": 2,
+            "comm__moe_dispatcher": "alltoall_seq",
+            "comm__moe_overlap": ("shared_experts",),
+        },
+    ),
 }
 EXPERTS_ONLY = {name for name in LAYOUTS if "ep2" in name or "etp2" in name}
 NEEDS_SP = {"tp2", "tp2 pp2"}
@@ -48,7 +69,7 @@ SPLITS_PAIRS = {name for name in LAYOUTS if "vpp2" in name or name in ("uneven",
 EVERY_DAY = {
     *(("dense", name) for name in LAYOUTS if name not in EXPERTS_ONLY),
     *(("tied", name) for name in ("tp2", "pp2 vpp2", "tp2 pp2")),
-    *(("moe", name) for name in ("pp2", *EXPERTS_ONLY)),
+    *(("shared" if "beside" in name else "moe", name) for name in ("pp2", *EXPERTS_ONLY)),
     *(("biased experts", name) for name in ("tp2 sp etp2", "tp2 sp ep2")),
     ("mixed", "pp2 vpp2"),
     *(("latent", name) for name in ("tp2 sp", "pp2", "ep2 alltoall")),

@@ -5,7 +5,7 @@ from typing import Literal
 
 from ridgeline.core.cluster import Cluster
 from ridgeline.core.errors import Problem
-from ridgeline.core.fields import at_least, check_spec, degree
+from ridgeline.core.fields import at_least, check_spec, degree, many
 from ridgeline.core.frozen import frozen
 from ridgeline.core.job.memory import Memory, Precision
 from ridgeline.core.job.run import Data, Init, Profile, Run
@@ -33,15 +33,24 @@ class Batch:
 class Comm:
     """How communication is carried out.
 
-    ``p2p`` matters to interleaved schedules: sends and receives overlapped with compute, or batched. ``tp_overlap``
-    hides collectives of tp behind the products they serve: fused kernels (``mc2``), or products cut into slices
-    (``coc``). ``moe_fb_overlap`` runs forwards together with backwards of other microbatches, as pairs of the
-    schedule: each computes while the other's tokens are on their way between experts.
+    Attributes:
+        moe_dispatcher: How tokens reach their experts: each is sent to those it chose (``alltoall``); the same, but a
+            tp rank sends its columns of all tokens instead of all columns of its own (``alltoall_seq``); or every rank
+            gets all tokens (``allgather``).
+        moe_overlap: What runs while tokens are on their way to experts and back: finding their places
+            (``permutation``, of tokens gathered), the ``shared_experts``, and in the backward products of the experts'
+            weight gradients (``weight_gradients``).
+        moe_fb_overlap: Forwards run together with backwards of other microbatches, as pairs of the schedule: each
+            computes while the other's tokens are on their way between experts.
+        p2p: Of interleaved schedules, sends and receives overlapped with compute, or batched.
+        tp_overlap: Collectives of tp are hidden behind the products they serve: by fused kernels (``mc2``), or products
+            cut into slices (``coc``).
     """
 
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
-    moe_dispatcher: Literal["alltoall", "allgather"] = "alltoall"
+    moe_dispatcher: Literal["alltoall", "alltoall_seq", "allgather"] = "alltoall"
+    moe_overlap: tuple[Literal["permutation", "shared_experts", "weight_gradients"], ...] = many()
     p2p: Literal["overlapped", "batched"] = "overlapped"
     tp_overlap: Literal["none", "mc2", "coc"] = "none"
     moe_fb_overlap: bool = False

@@ -1,4 +1,4 @@
-"""Routed experts of which some give the token back, and experts that stand beside a layer.
+"""Routed experts, of which some may give the token back, and experts that stand beside a layer.
 
 Source:
     LongCat-Flash, arXiv 2509.01322, sections 2.1 and 2.2.
@@ -8,33 +8,77 @@ from typing import Any
 
 import torch
 from megatron.core import tensor_parallel
-from megatron.core.transformer.moe.moe_layer import MoELayer
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
+from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
+from ridgeline.models.runtime.config import LayerConfig
+from ridgeline.models.runtime.dispatch import dispatcher_of
 
-class ZeroExpertLayer(MoELayer):
-    """Experts, and choices of the router beyond them that cost nothing: they give back the token times its weight."""
+
+class ExpertLayer(MoELayer):
+    """Routed experts, and shared ones that may run while tokens are on their way to the others and back.
+
+    Choices of the router beyond the experts cost nothing: they give back the token times its weight.
+    """
+
+    config: LayerConfig
+
+    def __init__(
+        self,
+        config: LayerConfig,
+        submodules: MoESubmodules | None = None,
+        layer_number: int | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+    ) -> None:
+        super().__init__(config, submodules, layer_number, pg_collection)
+        groups = pg_collection or get_default_pg_collection()
+        self.token_dispatcher = dispatcher_of(config, groups, self.local_expert_indices)
 
     def forward(
         self, hidden_states: torch.Tensor, intermediate_tensors: Any = None, padding_mask: Any = None
     ) -> tuple[torch.Tensor, None]:
-        """What the experts and the token itself add, (s/tp, b, h), and no bias."""
+        """What the experts add, (s/tp, b, h), and no bias."""
         if self.moe_layer_recompute and self.training:
             return tensor_parallel.checkpoint(self._combined, False, hidden_states), None  # pyright: ignore[reportReturnType]
         return self._combined(hidden_states), None
 
     def _combined(self, hidden: torch.Tensor) -> torch.Tensor:
         experts = self.config.num_moe_experts
-        shared = self.shared_experts_compute(hidden)
+        beside = self.shared_experts if "shared_experts" in self.config.moe_overlap else None
+        assert beside is None or isinstance(beside, SharedExpertMLP)
+        shared = self.shared_experts_compute(hidden) if beside is None else None
         weights_ne, taken_ne = self.route(hidden)
         rows, weights = self.preprocess(
             hidden, weights_ne[:, :experts].contiguous(), taken_ne[:, :experts].contiguous()
         )
-        output, _ = self.routed_experts_compute(*self.dispatch(rows, weights))
-        output = self.postprocess(self.combine(output), shared)
+        rows, weights = self.dispatch(rows, weights)
+        activated = None if beside is None else _up(beside, hidden)
+        output, _ = self.routed_experts_compute(rows, weights)
+        output = self.combine(output)
+        if beside is not None and activated is not None:
+            shared = _down(beside, activated, hidden)
+        output = self.postprocess(output, shared)
+        if weights_ne.shape[1] == experts:
+            return output
         own = weights_ne[:, experts:].sum(-1).view(*hidden.shape[:2], 1)
         return output + (own * hidden).to(output.dtype)
+
+
+def _up(shared: SharedExpertMLP, hidden: torch.Tensor) -> torch.Tensor:
+    """The first half of shared experts, to their activation."""
+    return shared.activation_func(shared.linear_fc1(hidden)[0])
+
+
+def _down(shared: SharedExpertMLP, activated: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """The second half of shared experts, with the gate on them."""
+    output, _ = shared.linear_fc2(activated)
+    if shared.gate_weight is None:
+        return output
+    return output * torch.nn.functional.linear(hidden, shared.gate_weight).sigmoid()
 
 
 class ShortcutLayer(TransformerLayer):

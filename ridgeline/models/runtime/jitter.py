@@ -8,10 +8,11 @@ Source:
 from typing import Any
 
 import torch
-from megatron.core.transformer.moe.moe_layer import MoELayer
+
+from ridgeline.models.runtime.experts import ExpertLayer
 
 
-class JitteredMoELayer(MoELayer):
+class JitteredExpertLayer(ExpertLayer):
     """Experts that train on tokens times uniform noise from ``1 - jitter`` to ``1 + jitter``."""
 
     def __init__(self, *args: Any, jitter: float, **kwargs: Any) -> None:

@@ -8,7 +8,7 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
-from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.moe.moe_layer import MoESubmodules
 from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
@@ -30,8 +30,8 @@ from ridgeline.models.runtime.activations import activation_spec
 from ridgeline.models.runtime.all_heads_norm import AllHeadsNorm
 from ridgeline.models.runtime.attention import CoreAttention, RotaryAttention
 from ridgeline.models.runtime.delta_net import DeltaNet
-from ridgeline.models.runtime.experts import ShortcutLayer, ZeroExpertLayer
-from ridgeline.models.runtime.jitter import JitteredMoELayer
+from ridgeline.models.runtime.experts import ExpertLayer, ShortcutLayer
+from ridgeline.models.runtime.jitter import JitteredExpertLayer
 from ridgeline.models.runtime.kernels import Kernels
 from ridgeline.models.runtime.latent_attention import LatentSelfAttention, latent_scale
 from ridgeline.models.runtime.linears import (
@@ -142,9 +142,9 @@ def _feed_forward(feed_forward: FeedForward, kernels: Kernels) -> ModuleSpec:
         )
     )
     shared = ModuleSpec(module=SharedExpertMLP, submodules=products) if feed_forward.shared_ffn is not None else None
-    module, params = (ZeroExpertLayer if feed_forward.zero_experts else MoELayer), {}
+    module, params = ExpertLayer, {}
     if feed_forward.input_jitter:
-        module, params = JitteredMoELayer, {"jitter": feed_forward.input_jitter}
+        module, params = JitteredExpertLayer, {"jitter": feed_forward.input_jitter}
     sparsemixer = kernels["sparsemixer"] if feed_forward.score == "sparsemixer" else None
     return ModuleSpec(
         module=module,

@@ -11,6 +11,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from ridgeline.models.megatron import Fields
 from ridgeline.models.program import Owned, RankProgram
+from ridgeline.models.runtime.config import LayerConfig
 from ridgeline.models.runtime.ends import finish_ends
 from ridgeline.models.runtime.initial import fill, initial_std
 from ridgeline.models.runtime.kernels import Kernels
@@ -70,9 +71,9 @@ class LanguageModel(GPTModel):
         return torch.stack(losses)
 
 
-def build_config(program: RankProgram, **overrides: Any) -> TransformerConfig:
+def build_config(program: RankProgram, **overrides: Any) -> LayerConfig:
     """Megatron-core's config out of the program's fields."""
-    return TransformerConfig(**{**resolved(program.transformer), **overrides})
+    return LayerConfig(**{**resolved(program.transformer), **overrides})
 
 
 def build_chunk(program: RankProgram, chunk: int, config: TransformerConfig, kernels: Kernels) -> LanguageModel:

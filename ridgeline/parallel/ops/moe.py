@@ -1,15 +1,20 @@
-"""Routed experts: the router, the tokens' way to the experts and back, the experts."""
+"""Routed experts: the router, the experts, and those that every token meets; tokens' ways are in ``dispatch.py``."""
 
 from collections.abc import Iterator
 
 from ridgeline.core.model import Moe, is_gated
+from ridgeline.parallel.ops.dispatch import dispatcher_comms, place_ops
 from ridgeline.parallel.ops.mlp import shared_expert_ops
 from ridgeline.parallel.ops.sizes import Sizes
 from ridgeline.parallel.ops.words import Comm, Op, Saved
 
 
 def moe_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
-    """From the layer's normed input to its output before the residual, shared experts last."""
+    """From the layer's normed input to its output before the residual.
+
+    Shared experts come last, or beside the tokens' ways: up to their activation on the way there, the rest on the way
+    back.
+    """
     tokens, width, ffn = sizes.own_tokens, sizes.width, moe.ffn_hidden // sizes.etp
     stream = tokens * sizes.hidden * width
     choices = moe.experts + moe.zero_experts
@@ -22,7 +27,9 @@ def moe_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
     gathered = tokens * group * sizes.hidden * width if group > 1 else 0  # tokens of all ranks that share the experts
     activation = rows * ffn * width
     weight = sizes.hidden * ffn * width
-    dispatch, combine = _dispatcher_comms(moe, sizes)
+    dispatch, combine = dispatcher_comms(moe, sizes)
+    shared = shared_expert_ops(moe, sizes)
+    beside = _while_under_way(shared, 2 * dispatched) if "shared_experts" in sizes.moe_overlap else ()
     each = -(-rows // local_experts)
     return (
         Op(
@@ -49,6 +56,8 @@ def moe_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
             forward_work_bytes=2 * dispatched + gathered,
             backward_work_bytes=2 * dispatched + gathered,
         ),
+        *place_ops(moe, sizes, rows=rows),
+        *beside[:2],
         Op(
             "expert_fc1",
             "moe",
@@ -89,7 +98,18 @@ def moe_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
             forward_work_bytes=2 * dispatched + 4 // width * gathered,  # summed in the fp32 of the tokens' weights
             backward_work_bytes=2 * dispatched + 4 // width * gathered,
         ),
-        *shared_expert_ops(moe, sizes),
+        *(beside[2:] or shared),
+    )
+
+
+def _while_under_way(ops: tuple[Op, ...], travelling: int) -> tuple[Op, ...]:
+    """Operations beside which as many bytes are sent, or come."""
+    return tuple(
+        op._replace(
+            forward_work_bytes=op.forward_work_bytes + travelling,
+            backward_work_bytes=op.backward_work_bytes + travelling,
+        )
+        for op in ops
     )
 
 
@@ -117,39 +137,3 @@ def _loss_comms(moe: Moe, sizes: Sizes) -> Iterator[Comm]:
         windows = sizes.samples if moe.aux_per_sequence else 1
         counts = windows * (moe.experts + moe.zero_experts + moe.groups)
         yield Comm("F", "all_reduce", "tp-cp", counts * 4, in_graph=True)
-
-
-def _dispatcher_comms(moe: Moe, sizes: Sizes) -> tuple[tuple[Comm, ...], tuple[Comm, ...]]:
-    """Collectives before and after the experts."""
-    group = sizes.etp * sizes.ep
-    if group == 1:
-        return (), ()
-    tokens, hidden = sizes.own_tokens, sizes.hidden * sizes.width
-    if sizes.dispatcher == "allgather":
-        every = tokens * group
-        states, weights = every * hidden, every * moe.experts * 4
-        combined = every * sizes.hidden * 4  # summed in the fp32 of the tokens' weights
-        return (
-            Comm("F", "all_gather", "etp-ep", every * moe.experts),
-            Comm("F", "all_gather", "etp-ep", weights),
-            Comm("F", "all_gather", "etp-ep", states),
-            Comm("B", "reduce_scatter", "etp-ep", weights),
-            Comm("B", "reduce_scatter", "etp-ep", states),
-        ), (
-            Comm("F", "reduce_scatter", "etp-ep", combined),
-            Comm("B", "all_gather", "etp-ep", combined),
-        )
-    rows = int(tokens * moe.topk * moe.experts / (moe.experts + moe.zero_experts))
-    dispatch = [Comm("F", "all_gather", "etp-ep", group * moe.experts * 8)]
-    combine = []
-    if sizes.ep > 1:
-        for phase in ("F", "B"):
-            dispatch += [Comm(phase, "all_to_all", "ep", rows * hidden), Comm(phase, "all_to_all", "ep", rows * 4)]
-            combine.append(Comm(phase, "all_to_all", "ep", rows * hidden))
-    if sizes.etp > 1:
-        states, weights = rows * sizes.etp * hidden, rows * sizes.etp * 4
-        dispatch += [Comm("F", "all_gather", "etp", states), Comm("F", "all_gather", "etp", weights)]
-        dispatch += [Comm("B", "reduce_scatter", "etp", states), Comm("B", "reduce_scatter", "etp", weights)]
-        combined = rows * sizes.etp * sizes.hidden * 4  # summed in the fp32 of the tokens' weights
-        combine += [Comm("F", "reduce_scatter", "etp", combined), Comm("B", "all_gather", "etp", combined)]
-    return tuple(dispatch), tuple(combine)

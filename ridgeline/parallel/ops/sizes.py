@@ -34,6 +34,7 @@ class Sizes(NamedTuple):
     ep: int
     etp: int
     dispatcher: str
+    moe_overlap: tuple[str, ...]
     recomputes_attention: bool
     plain: tuple[str, ...]
     pads_values: bool
@@ -75,6 +76,7 @@ def sizes_of(job: Job) -> Sizes:
         ep=layout.ep,
         etp=layout.etp,
         dispatcher=job.comm.moe_dispatcher,
+        moe_overlap=job.comm.moe_overlap,
         recomputes_attention=isinstance(recompute, SelectiveRecompute) and "core_attn" in recompute.modules,
         plain=job.memory.plain,
         pads_values=job.memory.pads_values,
