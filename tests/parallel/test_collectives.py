@@ -15,6 +15,7 @@ NORMED = dense_model(layers=4, attention={"qk_norm": True, "qkv_bias": True, "ou
 TIED = dense_model(layers=4, tied_embeddings=True)
 MOE = moe_model(layers=4, experts=4, dense_layers=1)
 BALANCED = moe_model(layers=2, experts=4, mtp=2, moe={"aux_loss": 0.1, "aux_per_sequence": True, "zero_experts": 2})
+SHARED = moe_model(layers=2, experts=4, moe={"shared_ffn": 48})
 PLAIN = Memory(distributed_optimizer=False)
 
 JOBS = {
@@ -61,6 +62,17 @@ JOBS = {
         layout__tp=2,
         layout__sp=True,
         memory=Memory(recompute=SelectiveRecompute(modules=("moe",))),
+    ),
+    "etp2 tp2 sp, columns": job_of(
+        MOE,
+        **SMALL,
+        layout__etp=2,
+        layout__tp=2,
+        layout__sp=True,
+        comm=Comm(moe_dispatcher="alltoall_seq"),
+    ),
+    "ep4, shared experts beside": job_of(
+        SHARED, **SMALL, layout__ep=4, comm=Comm(moe_dispatcher="allgather", moe_overlap=("shared_experts",))
     ),
     "ep2 tp2 sp, moe recomputed, all-reduce": job_of(
         MOE,

@@ -39,7 +39,7 @@ def dispatcher_of(
     kind = AlltoAll
     if config.moe_dispatcher == "allgather":
         kind = AllGather
-    elif config.moe_dispatcher == "alltoall_seq" and config.expert_tensor_parallel_size > 1:
+    elif config.moe_dispatcher == "alltoall_seq" and groups.expt_tp.size() > 1:
         kind = AlltoAllOfColumns
     return kind(len(local_experts), list(local_experts), config=config, pg_collection=groups)
 
@@ -58,7 +58,8 @@ class AlltoAll(MoEAlltoAllTokenDispatcher):
         self, rows: torch.Tensor, weights: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Finish, gather over expert tensor parallelism, and sort by expert."""
-        return super().dispatch_postprocess(finish(rows, self.arriving[0]), finish(weights, self.arriving[1]))
+        rows, weights = finish(rows, self.arriving[0]), finish(weights, self.arriving[1])
+        return super().dispatch_postprocess(rows, weights)  # pyright: ignore[reportReturnType]  weights come as they go
 
     def token_combine(self, rows: torch.Tensor, *unused: Any) -> torch.Tensor:
         """Begin to send back what experts made."""
