@@ -178,10 +178,6 @@ def _model_faults(model: ModelSpec) -> Iterator[str]:
         if part is not None and part.limit is not None and not is_gated(part.activation):
             usual = f"bounds a gate and an up-projection, which activation={part.activation!r} has not; leave it out"
             yield f"model.blocks.feed_forward.limit={part.limit}: {usual}"
-        for part in (block.feed_forward, block.shortcut):
-            if isinstance(part, Moe) and part.input_jitter and part.zero_experts:
-                rule = f"has no lowering beside zero_experts={part.zero_experts}; use 0.0"
-                yield f"model.blocks.feed_forward.input_jitter={part.input_jitter}: {rule}"
         if block.shortcut is not None:
             yield from _trait_faults(block.shortcut, "model.blocks.shortcut")
             if block.norms != "pre":
