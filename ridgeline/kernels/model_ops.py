@@ -4,7 +4,16 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from ridgeline.core.model import Activation, Attention, GatedDeltaNet, LatentAttention, Mamba2, Mixer, ModelSpec
+from ridgeline.core.model import (
+    Activation,
+    Attention,
+    GatedDeltaNet,
+    Indexer,
+    LatentAttention,
+    Mamba2,
+    Mixer,
+    ModelSpec,
+)
 
 ACTIVATION_OPS: Mapping[Activation, tuple[str, Mapping[str, Any]]] = MappingProxyType(
     {
@@ -41,13 +50,17 @@ def model_traits(model: ModelSpec, *, tp: int) -> Mapping[str, int]:
                     "softcap": int(softcap is not None),
                     "sinks": int(sinks),
                 }
+            case LatentAttention(
+                indexer=Indexer(head_dim=head_dim, topk=topk), kv_lora_rank=latent, rope_head_dim=turned
+            ):
+                own = {"latent": latent, "rope_head_dim": turned, "index_head_dim": head_dim, "index_topk": topk}
             case LatentAttention(heads=heads, qk_head_dim=head_dim):
                 own = {"heads": heads // tp, "head_dim": head_dim}
             case GatedDeltaNet(key_head_dim=key_head_dim, value_head_dim=value_head_dim):
                 own = {"key_head_dim": key_head_dim, "value_head_dim": value_head_dim}
             case _:
                 own = {}
-        traits = {name: max(size, own.get(name, 0)) for name, size in traits.items()}
+        traits |= {name: max(size, traits.get(name, 0)) for name, size in own.items()}
     return traits
 
 
@@ -67,6 +80,8 @@ def _mixer_ops(mixer: Mixer | None) -> Iterator[str]:
             yield "flash_attention" if has_modified_scores(mixer) else "attention"
             if mixer.positions == "rope":
                 yield "rope"
+        case LatentAttention(indexer=Indexer()):
+            yield from ("layer_norm", "lightning_indexer", "rope", "sparse_attention")
         case LatentAttention():
             yield from ("attention", "rope")
         case GatedDeltaNet():

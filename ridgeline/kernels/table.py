@@ -206,8 +206,8 @@ KERNELS: Mapping[str, tuple[Kernel, ...]] = MappingProxyType(
         "lightning_indexer": _both(
             "lightning_indexer",
             "npu_lightning_indexer",
-            Limit(trait="head_dim", among=(128,)),
-            Limit(trait="topk", maximum=8192),
+            Limit(trait="index_head_dim", among=(128,)),
+            Limit(trait="index_topk", maximum=2048),
             dtypes=_HALF,
             deterministic=False,  # its gradient; cann/ops-transformer 29b7f908, docs/zh/op_api_list.md
         ),

@@ -79,7 +79,7 @@ TRAITS: Mapping[type, Mapping[str, Any]] = MappingProxyType(
         },
         Rope: {"share": ANY, "interleaved": ANY},
         Mamba2: {"step_min": ANY},
-        LatentAttention: {"indexer": (None,), "norm_eps": ANY, "latent_scale": ANY},
+        LatentAttention: {"indexer": ANY, "norm_eps": ANY, "latent_scale": ANY},
         Mlp: {"limit": ANY},
         Moe: {
             "limit": ANY,

@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from ridgeline.core.job import FullRecompute, Job, SelectiveRecompute
-from ridgeline.core.model import Attention, FeedForward, Mlp, ModelSpec, Moe, is_gated
+from ridgeline.core.model import Attention, FeedForward, LatentAttention, Mlp, ModelSpec, Moe, is_gated
 from ridgeline.kernels.capabilities import capabilities_of
 from ridgeline.parallel.stages import StageMap, megatron_layout
 
@@ -33,6 +33,7 @@ def transformer_fields(job: Job, stages: StageMap) -> Fields:
         ("activation_func", "silu"),  # as above
         ("add_bias_linear", False),
         *_feed_forward_fields(job),
+        *_indexer_fields(job),
         # Modules and kernels are ours, see ridgeline.models.runtime.layers.
         ("transformer_impl", "local"),
         ("use_te_activation_func", True),  # upstream's name for "the activation is a module of the spec"
@@ -114,6 +115,11 @@ def _attention_fields(job: Job) -> Fields:
         ("qk_layernorm", attention.qk_norm and attention.qk_norm_over == "head"),
         ("attention_output_gate", attention.gate == "element"),
     )
+
+
+def _indexer_fields(job: Job) -> Fields:
+    indexed = any(isinstance(run.block.mixer, LatentAttention) and run.block.mixer.indexer for run in job.model.blocks)
+    return (("dsa_indexer_loss_coeff", job.objective.indexer_loss),) if indexed else ()
 
 
 def _feed_forward_fields(job: Job) -> Fields:

@@ -52,6 +52,7 @@ def judge(name: str, folder: Path) -> Judged:
     logits = model(text[:, :-1]).logits
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten())
     loss.backward()
-    gradients = {name: tensor.grad for name, tensor in model.named_parameters()}
+    # An indexer has none: transformers chooses by it, and does not train it.
+    gradients = {n: torch.zeros_like(x) if x.grad is None else x.grad for n, x in model.named_parameters()}
     converted = {name: tensor.numpy() for name, tensor in in_our_layout(gradients, config).items()}
     return Judged(logits.detach().numpy(), loss.item(), converted)

@@ -11,6 +11,7 @@ from ridgeline.core.model import (
     Block,
     FeedForward,
     GatedDeltaNet,
+    Indexer,
     LatentAttention,
     Mamba2,
     Mixer,
@@ -39,6 +40,7 @@ def model_of(*feed_forwards: FeedForward, tied: bool = False, **attention: Any) 
 LATENT = LatentAttention(
     heads=4, q_lora_rank=14, kv_lora_rank=18, nope_head_dim=10, rope_head_dim=6, v_head_dim=8, rope=Rope(base=500.0)
 )
+INDEXED = attrs.evolve(LATENT, indexer=Indexer(heads=11, head_dim=9, topk=5))
 ROUTED = attrs.evolve(
     MOE, experts=8, groups=4, group_topk=2, topk=4, score="sigmoid", expert_bias=True, topk_scale=1.5, shared_ffn=44
 )
@@ -69,6 +71,7 @@ MAMBA = Mamba2(heads=4, head_dim=10, state=14, groups=2, conv_kernel=3, bias=Tru
 
 MODELS = {
     "latent": layers_of((LATENT, MLP), *[(LATENT, ROUTED)] * 3),
+    "indexed": layers_of((INDEXED, MLP), *[(INDEXED, ROUTED)] * 3),
     "delta": layers_of(*[(DELTA, MOE), (GATED, MOE)] * 2, norm="zero_centred_rms"),
     "shortcut": layers_of(*[(LATENT, MLP)] * 4, beside=ZERO),
     "ahead": layers_of((LATENT, MLP), *[(LATENT, ROUTED)] * 3, mtp=2),

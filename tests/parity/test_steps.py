@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.parity import on_ranks
-from tests.parity.small import MLP, MODELS, MOE, job_of, model_of
+from tests.parity.small import INDEXED, MLP, MODELS, MOE, job_of, layers_of, model_of
 from tests.parity.wholes import different, whole_gradients
 
 
@@ -53,7 +53,12 @@ LAYOUTS = {
 }
 
 
-PACKED = {"attention": model_of(*[MLP] * 4), "window": model_of(*[MLP] * 4, window=5), "mamba": MODELS["mamba"]}
+PACKED = {
+    "attention": model_of(*[MLP] * 4),
+    "window": model_of(*[MLP] * 4, window=5),
+    "mamba": MODELS["mamba"],
+    "indexed": layers_of(*[(INDEXED, MLP)] * 4),
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -62,11 +67,11 @@ def test_packed_documents_are_as_good_as_apart(ranks, layout, model):
     """Each document of a sample gets the logits it gets alone, and the sum of the gradients is that of all alone."""
     world_size, fields = LAYOUTS[layout]
     model = PACKED[model]
-    lengths = ((9, 15), (1, 20, 3))
+    lengths, packed_fields = ((9, 15), (1, 20, 3)), {"batch__gbs": 2, "objective__indexer_loss": 0.0}
     packed = ranks.run(
-        on_ranks.packed, world_size, job_of(model, world_size=world_size, batch__gbs=2, **fields), lengths
+        on_ranks.packed, world_size, job_of(model, world_size=world_size, **packed_fields, **fields), lengths
     )
-    (apart,) = ranks.run(on_ranks.apart, 1, job_of(model, batch__gbs=2), lengths)
+    (apart,) = ranks.run(on_ranks.apart, 1, job_of(model, **packed_fields), lengths)
     for logits in [logits for result in packed for logits in result.logits]:
         begin = 0
         for document, expected in enumerate(apart.logits):

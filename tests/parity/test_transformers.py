@@ -38,7 +38,7 @@ def test_family(ranks, judged, case, layout):
     truth, folder = judged(case)
     world_size, fields = LAYOUTS[layout]
     model = model_from_hf(read_hf_config(folder))
-    sizes = {"batch__gbs": 2, "batch__seq_len": SEQ_LEN, **fields}
+    sizes = {"batch__gbs": 2, "batch__seq_len": SEQ_LEN, "objective__indexer_loss": 0.0, **fields}
     job = job_of(model, world_size=world_size, init__hf=str(folder), **sizes)
     assert job.init == Init(hf=str(folder))
     results = ranks.run(compute, world_size, job, tokens().numpy())

@@ -21,7 +21,7 @@ from ridgeline.kernels.device import open_device
 from ridgeline.kernels.runtime.load import load_kernel
 from ridgeline.models.program import lower
 from ridgeline.models.runtime.model import build_chunk, build_config, in_precision
-from ridgeline.models.runtime.sequences import Sequences, rotary_tables
+from ridgeline.models.runtime.sequences import Sequences, rotary_tables, turns_alike
 from ridgeline.parallel.clusters import cluster_preset
 from ridgeline.parallel.plan import plan
 from ridgeline.parallel.runtime.groups import process_groups
@@ -163,15 +163,18 @@ def continued(
 def next_logits(engine: Engine, tokens: Sequence[int], cache: Cache) -> torch.Tensor:
     """The logits of what follows tokens, (vocabulary,); afterwards the cache holds just these tokens.
 
-    Of tokens that the cache holds already all but the last one are not read again.
+    Of tokens that the cache holds already all but the last one are not read again, unless positions of a longer text
+    turn otherwise, as they may by LongRoPE and dynamic scaling.
     """
+    if not turns_alike(engine.spec, len(cache.tokens), len(tokens)):
+        cache.keep(0)
     same = next((i for i, (a, b) in enumerate(zip(tokens, cache.tokens, strict=False)) if a != b), len(cache.tokens))
     begin = min(same, len(tokens) - 1)
     cache.keep(begin)
     begin = len(cache.tokens)
     logits_bsv = torch.empty(0)
     for start in range(begin, len(tokens), PREFILL):
-        logits_bsv = _logits(engine, tokens[start : start + PREFILL], cache)
+        logits_bsv = _logits(engine, tokens[start : start + PREFILL], cache, longest=len(tokens))
     return logits_bsv[0, -1]
 
 
@@ -198,12 +201,12 @@ def _grown(x_tbgd: torch.Tensor, filled: int, room: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _logits(engine: Engine, tokens: Sequence[int], cache: Cache) -> torch.Tensor:
-    """Read tokens after those in the cache: (b, s, vocabulary)."""
+def _logits(engine: Engine, tokens: Sequence[int], cache: Cache, *, longest: int) -> torch.Tensor:
+    """Read tokens after those in the cache, of a text of ``longest``: (b, s, vocabulary)."""
     begin = len(cache.tokens)
     cache.tokens.extend(tokens)
     positions_bs = torch.arange(begin, len(cache.tokens), device=engine.device).unsqueeze(0)
-    tables = rotary_tables(engine.spec, positions_bs, longest=len(cache.tokens), dtype=engine.dtype)
+    tables = rotary_tables(engine.spec, positions_bs, longest=longest, dtype=engine.dtype)
     return engine.module(
         input_ids=torch.tensor([list(tokens)], device=engine.device),
         position_ids=positions_bs,

@@ -76,12 +76,14 @@ class Pretraining:
     """Next-token loss. ``per_token`` weighs every token of a step alike; otherwise every microbatch of a rank.
 
     ``dropout`` is the share of activations dropped, of attention's weights and before each addition to the stream;
-    ``mtp_loss`` the weight of the losses of multi-token prediction, all depths together.
+    ``mtp_loss`` the weight of the losses of multi-token prediction, all depths together; ``indexer_loss`` that of each
+    layer whose indexer learns where its attention looks, which changes the indexer alone: with 0 it stays as it is.
     """
 
     kind: ClassVar[str] = "pretraining"
     per_token: bool = False
     mtp_loss: float = trait(0.1, minimum=0.0)
+    indexer_loss: float = trait(1.0, minimum=0.0)
     dropout: float = real(0.0, minimum=0.0, maximum=1.0)
     __attrs_post_init__ = check_spec
 
@@ -93,6 +95,7 @@ class Sft:
     kind: ClassVar[str] = "sft"
     per_token: bool = False
     mtp_loss: float = trait(0.1, minimum=0.0)
+    indexer_loss: float = trait(1.0, minimum=0.0)
     padded: bool = True
     __attrs_post_init__ = check_spec
 
@@ -107,6 +110,7 @@ class Dpo:
     kind: ClassVar[str] = "dpo"
     per_token: ClassVar[bool] = False
     mtp_loss: ClassVar[float] = 0.0
+    indexer_loss: ClassVar[float] = 0.0
     loss: Literal["sigmoid", "hinge", "ipo", "simpo"] = "sigmoid"
     beta: float = real(0.1, above=0.0)
     label_smoothing: float = real(0.0, minimum=0.0, maximum=0.5)

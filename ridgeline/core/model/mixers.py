@@ -52,11 +52,15 @@ class Attention:
 
 @frozen(kw_only=True)
 class Indexer:
-    """DeepSeek-V3.2's lightning indexer: cheap heads score all positions, attention sees the best ``topk`` of them."""
+    """DeepSeek-V3.2's lightning indexer: cheap heads score all positions, attention sees the best ``topk`` of them.
+
+    The first elements of a head turn as those of attention do, paired by the half layout or ``interleaved``.
+    """
 
     heads: int = at_least(1)
     head_dim: int = at_least(1)
     topk: int = at_least(1)
+    interleaved: bool = trait(False)
     __attrs_post_init__ = check_spec
 
 
@@ -87,6 +91,9 @@ class LatentAttention:
     def _problems(self) -> Iterator[Problem]:
         if self.indexer is not None and self.q_lora_rank is None:
             yield Problem("q_lora_rank", None, "an indexer reads the queries' latent", "set it, or leave indexer out")
+        if self.indexer is not None and self.indexer.head_dim < self.rope_head_dim:
+            rule = f"must hold rope_head_dim={self.rope_head_dim}, the elements that turn"
+            yield Problem("indexer.head_dim", self.indexer.head_dim, rule)
 
     @property
     def qk_head_dim(self) -> int:

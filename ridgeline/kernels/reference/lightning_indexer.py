@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def lightning_indexer(query_bsnd: Tensor, key_btd: Tensor, weights_bsn: Tensor, *, topk: int) -> tuple[Tensor, Tensor]:
-    """Of the keys up to each query's position, those of the highest ``sum_n weight relu(q k)``.
+    """Of the keys up to each query's position, those of the highest ``sum_n weight relu(q k)``; of equals the first.
 
     Queries are the last ``s`` of the ``t`` positions. A gradient flows through the scores.
 
@@ -32,8 +32,7 @@ def lightning_indexer(query_bsnd: Tensor, key_btd: Tensor, weights_bsn: Tensor, 
     scores_bst = torch.einsum("bsnt,bsn->bst", products_bsnt, weights_bsn.to(wide))
     seen_st = torch.ones(s, t, dtype=torch.bool, device=key_btd.device).tril(t - s)
     scores_bst = scores_bst.masked_fill(~seen_st, float("-inf"))
-    best = scores_bst.topk(min(topk, t), dim=-1)
-    short = max(0, topk - t)
-    scores_bsk = torch.nn.functional.pad(best.values, (0, short), value=float("-inf"))
-    indices_bsk = torch.nn.functional.pad(best.indices, (0, short), value=-1)
+    best, short = scores_bst.sort(dim=-1, descending=True, stable=True), max(0, topk - t)
+    scores_bsk = torch.nn.functional.pad(best.values[..., :topk], (0, short), value=float("-inf"))
+    indices_bsk = torch.nn.functional.pad(best.indices[..., :topk], (0, short), value=-1)
     return indices_bsk.masked_fill(scores_bsk == float("-inf"), -1), scores_bsk.to(query_bsnd.dtype)

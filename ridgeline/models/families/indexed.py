@@ -1,5 +1,6 @@
 """DeepSeek-V3.2 and GLM-5: DeepSeek-V3 whose attention sees the positions that a lightning indexer chooses."""
 
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -24,7 +25,7 @@ FIELDS = (
 )
 
 
-def _spec_of(hf: Values, rope: Rope) -> ModelSpec:
+def _spec_of(hf: Values, rope: Rope, *, interleaved: bool) -> ModelSpec:
     layers, dense = hf["num_hidden_layers"], hf["first_k_dense_replace"]
     rule = "must be all 'full': indexers that layers share are not modelled"
     require(set(hf["indexer_types"] or ()) <= {"full"}, "indexer_types", hf["indexer_types"], rule)
@@ -33,19 +34,19 @@ def _spec_of(hf: Values, rope: Rope) -> ModelSpec:
     require(hf["mlp_layer_types"] in (None, expected), "mlp_layer_types", hf["mlp_layer_types"], rule)
     kinds = hf["layer_types"]
     require(set(kinds or ()) <= {"indexed_attention"}, "layer_types", kinds, "must be all 'indexed_attention'")
-    indexer = Indexer(heads=hf["index_n_heads"], head_dim=hf["index_head_dim"], topk=hf["index_topk"])
+    sizes = {"heads": hf["index_n_heads"], "head_dim": hf["index_head_dim"], "topk": hf["index_topk"]}
+    indexer = Indexer(**sizes, interleaved=interleaved)
     return sigmoid_of(hf, latent_of(hf, rope, indexer=indexer))
 
 
 def _config_of(spec: ModelSpec) -> dict[str, Any]:
     indexer = first_mixer(spec, LatentAttention).indexer
     interleaved = {"rope_interleave": True} if spec.family == "glm_moe_dsa" else {}  # DeepSeek-V3.2 does not say
-    traits = (
-        {"index_n_heads": indexer.heads, "index_head_dim": indexer.head_dim, "index_topk": indexer.topk}
-        if (indexer)
-        else {}
-    )
-    return {**latent_config(spec), **sigmoid_config(spec), **traits, **interleaved}
+    config = {**latent_config(spec), **sigmoid_config(spec), **interleaved}
+    if indexer is None:
+        return config  # which is no config of these families, as its reader says
+    sizes = {"index_n_heads": indexer.heads, "index_head_dim": indexer.head_dim, "index_topk": indexer.topk}
+    return {**config, **sizes}
 
 
 _OURS, _THEIRS = "self_attention.core_attention.indexer.", "model.layers.{layer}.self_attn.indexer."
@@ -61,7 +62,7 @@ _WEIGHTS = MappingProxyType(
 )
 
 
-def _family(name: str, architecture: str) -> Family:
+def _family(name: str, architecture: str, *, interleaved: bool) -> Family:
     return Family(
         name=name,
         architectures=(architecture,),
@@ -69,11 +70,11 @@ def _family(name: str, architecture: str) -> Family:
         interleaved=True,
         mixers=(LatentAttention,),
         feed_forwards=(Moe, Mlp),
-        spec_of=_spec_of,
+        spec_of=partial(_spec_of, interleaved=interleaved),
         config_of=_config_of,
         weights=_WEIGHTS,
     )
 
 
-DEEPSEEK_V32 = _family("deepseek_v32", "DeepseekV32ForCausalLM")
-GLM_MOE_DSA = _family("glm_moe_dsa", "GlmMoeDsaForCausalLM")
+DEEPSEEK_V32 = _family("deepseek_v32", "DeepseekV32ForCausalLM", interleaved=False)
+GLM_MOE_DSA = _family("glm_moe_dsa", "GlmMoeDsaForCausalLM", interleaved=True)

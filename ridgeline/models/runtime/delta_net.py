@@ -17,8 +17,8 @@ from ridgeline.core.model import GatedDeltaNet
 from ridgeline.models.runtime.kernels import Kernels
 from ridgeline.models.runtime.linears import column_parallel, row_parallel
 from ridgeline.models.runtime.norms import RmsNorm
-from ridgeline.models.runtime.recurrent import Convolution, each_document
-from ridgeline.models.runtime.sequences import Sequences
+from ridgeline.models.runtime.recurrent import Convolution
+from ridgeline.models.runtime.sequences import Sequences, each_document
 
 NORM_EPS = 1e-6  # added to the squared length of queries and keys
 
@@ -63,7 +63,9 @@ class DeltaNet(MegatronModule):
         inputs_bsc, gate, beta, alpha = projected.transpose(0, 1).split(self.parts, dim=-1)
         log_decay_bsn = -self.A_log.float().exp() * functional.softplus(alpha.float() + self.dt_bias)
         mix = partial(self._mix, sequences=packed_seq_params)
-        context_bsnv = each_document(mix, inputs_bsc, log_decay_bsn, beta.sigmoid(), sequences=packed_seq_params)
+        context_bsnv = each_document(
+            mix, inputs_bsc, log_decay_bsn, beta.sigmoid(), cu_seqlens=packed_seq_params.cu_seqlens
+        )
         gate_bsnv = gate.unflatten(-1, (-1, self.mixer.value_head_dim)).float()
         gated = self.out_norm(context_bsnv).float() * functional.silu(gate_bsnv)
         return self.out_proj(gated.to(hidden_states.dtype).flatten(2).transpose(0, 1).contiguous())

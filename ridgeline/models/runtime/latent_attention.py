@@ -51,6 +51,7 @@ class LatentSelfAttention(MegatronModule):
         self.layer_number = layer_number
         self.rotate = rotate
         self.heads = mixer.heads // pg_collection.tp.size()
+        self.up_parts = (mixer.nope_head_dim, mixer.v_head_dim)
         self.recomputes = config.recompute_granularity == "selective" and "core_attn" in (
             config.recompute_modules or ()
         )
@@ -74,51 +75,58 @@ class LatentSelfAttention(MegatronModule):
         self.linear_kv_down_proj = ReplicatedLinear(config, hidden, mixer.kv_lora_rank + mixer.rope_head_dim)
         self.kv_layernorm = normalised(mixer.kv_lora_rank)
         self.linear_kv_up_proj = split(mixer.kv_lora_rank, mixer.heads * (mixer.nope_head_dim + mixer.v_head_dim))
-        self.core_attention = core_attention(config)
+        self.core_attention = core_attention(config, pg_collection=pg_collection)
         self.linear_proj = row_parallel(config, mixer.heads * mixer.v_head_dim, hidden, pg_collection.tp)
 
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: None = None, *, packed_seq_params: Sequences, **unused: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What attention adds to the stream, (s or s/tp, b, hidden), and no bias."""
-        query, key, value = self._queries_keys_values(hidden_states, packed_seq_params)
-        if packed_seq_params.cache is not None:
-            key, value = packed_seq_params.cache.extend(self.layer_number, key, value)
-        inputs = (query, key, value, packed_seq_params.cu_seqlens)
+        sequences = packed_seq_params
+        plain, own = self.queries(self.query_input(hidden_states), sequences)
+        latent, turned = self.latents(hidden_states)
+        key_value, _ = self.linear_kv_up_proj(latent)
+        key, value = key_value.unflatten(-1, (self.heads, -1)).split(self.up_parts, dim=-1)
+        turned = self.turn(self.whole(turned).unsqueeze(2), sequences).expand(-1, -1, self.heads, -1)
+        query, key = torch.cat((plain, own), dim=-1), torch.cat((key, turned), dim=-1)
+        if sequences.cache is not None:
+            key, value = sequences.cache.extend(self.layer_number, key, value)
+        inputs = (query, key, value, sequences.cu_seqlens)
         return self.linear_proj(attend(self.core_attention, inputs, recompute=self.recomputes and self.training))
 
-    def _queries_keys_values(
-        self, hidden: torch.Tensor, sequences: Sequences
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        mixer, turn = self.mixer, turn_of(self.mixer)
+    def query_input(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What queries are projected from: their latent, normalised, or the hidden state itself."""
+        return hidden if self.mixer.q_lora_rank is None else self.q_layernorm(self.linear_q_down_proj(hidden))
+
+    def queries(self, query_input: torch.Tensor, sequences: Sequences) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each head the part without positions and the turned one, (s, b, n, ...)."""
+        if self.mixer.q_lora_rank is None:
+            query, _ = self.linear_q_proj(query_input)
+        else:
+            query, _ = self.linear_q_up_proj(_scaled(query_input, self.q_scale))
+        plain, own = query.unflatten(-1, (self.heads, -1)).split(
+            (self.mixer.nope_head_dim, self.mixer.rope_head_dim), dim=-1
+        )
+        return plain, self.turn(own, sequences)
+
+    def latents(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of this rank's tokens what keys and values are drawn from, and the part of the keys that is still to turn."""
+        mixer = self.mixer
+        latent, turned = self.linear_kv_down_proj(hidden).split((mixer.kv_lora_rank, mixer.rope_head_dim), dim=-1)
+        return _scaled(self.kv_layernorm(latent), self.kv_scale), turned
+
+    def whole(self, x: torch.Tensor) -> torch.Tensor:
+        """What all heads of all tp ranks read, of every token: its gradient is the sum over them."""
+        if self.config.sequence_parallel:
+            return gather_from_sequence_parallel_region(x)
+        return copy_to_tensor_model_parallel_region(x)
+
+    def turn(self, x_sbnr: torch.Tensor, sequences: Sequences) -> torch.Tensor:
+        """Elements of heads, turned by their positions."""
+        turn = turn_of(self.mixer)
         assert turn is not None
         table = sequences.tables[turn]
-        query = self._queries(hidden)
-        latent, turned = self.linear_kv_down_proj(hidden).split((mixer.kv_lora_rank, mixer.rope_head_dim), dim=-1)
-        key_value, _ = self.linear_kv_up_proj(_scaled(self.kv_layernorm(latent), self.kv_scale))
-        key_value = key_value.unflatten(-1, (self.heads, -1))
-        key, value = key_value.split((mixer.nope_head_dim, mixer.v_head_dim), dim=-1)
-        # All heads of all tp ranks read the turned part of one key: its gradient is the sum over them.
-        if self.config.sequence_parallel:
-            turned = gather_from_sequence_parallel_region(turned)
-        else:
-            turned = copy_to_tensor_model_parallel_region(turned)
-        rotate = partial(
-            self.rotate, cos_sb1d=table.cos_sb1d, sin_sb1d=table.sin_sb1d, interleaved=mixer.rope.interleaved
-        )
-        turned = rotate(turned.unsqueeze(2))
-        plain, own = query.split((mixer.nope_head_dim, mixer.rope_head_dim), dim=-1)
-        own = rotate(own)
-        turned = turned.expand(-1, -1, self.heads, -1)
-        return torch.cat((plain, own), dim=-1), torch.cat((key, turned), dim=-1), value
-
-    def _queries(self, hidden: torch.Tensor) -> torch.Tensor:
-        if self.mixer.q_lora_rank is None:
-            query, _ = self.linear_q_proj(hidden)
-        else:
-            latent = self.q_layernorm(self.linear_q_down_proj(hidden))
-            query, _ = self.linear_q_up_proj(_scaled(latent, self.q_scale))
-        return query.unflatten(-1, (self.heads, -1))
+        return self.rotate(x_sbnr, table.cos_sb1d, table.sin_sb1d, interleaved=self.mixer.rope.interleaved)
 
 
 def _scaled(latent: torch.Tensor, scale: float) -> torch.Tensor:

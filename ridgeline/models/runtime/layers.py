@@ -19,6 +19,7 @@ from ridgeline.core.model import (
     Block,
     FeedForward,
     GatedDeltaNet,
+    Indexer,
     LatentAttention,
     Mamba2,
     Mixer,
@@ -44,6 +45,7 @@ from ridgeline.models.runtime.modified_attention import ModifiedCoreAttention
 from ridgeline.models.runtime.norms import norm_spec
 from ridgeline.models.runtime.residual import SandwichLayer, scaled_add
 from ridgeline.models.runtime.router import ExpertRouter
+from ridgeline.models.runtime.sparse_attention import SparseCoreAttention, SparseLatentAttention
 
 
 def decoder_spec(model: ModelSpec, layers: tuple[int, ...], kernels: Kernels) -> TransformerBlockSubmodules:
@@ -85,6 +87,10 @@ def _mixer(mixer: Mixer, norm: ModuleSpec, kernels: Kernels) -> ModuleSpec:
     match mixer:
         case Attention():
             return _attention(mixer, norm, kernels)
+        case LatentAttention(indexer=Indexer()):
+            core = partial(SparseCoreAttention, mixer=mixer, kernels=kernels)
+            params = {"mixer": mixer, "norm": norm, "core_attention": core, "rotate": kernels["rope"]}
+            return ModuleSpec(module=SparseLatentAttention, params=params)
         case LatentAttention():
             core = partial(CoreAttention, scale=latent_scale(mixer), window=None, attention=kernels["attention"])
             params = {"mixer": mixer, "norm": norm, "core_attention": core, "rotate": kernels["rope"]}

@@ -18,8 +18,8 @@ from torch.nn import functional
 from ridgeline.core.model import Mamba2
 from ridgeline.models.runtime.kernels import Kernels
 from ridgeline.models.runtime.linears import column_parallel, row_parallel
-from ridgeline.models.runtime.recurrent import Convolution, each_document
-from ridgeline.models.runtime.sequences import Sequences
+from ridgeline.models.runtime.recurrent import Convolution
+from ridgeline.models.runtime.sequences import Sequences, each_document
 
 
 class MambaLayer(MegatronModule):
@@ -93,7 +93,7 @@ class MambaMixer(MegatronModule):
         gate_bsv, inputs_bsc, dt_bsn = projected.transpose(0, 1).split(self.parts, dim=-1)
         step_bsn = functional.softplus(dt_bsn.float() + self.dt_bias.float()).clamp(min=self.mixer.step_min)
         mix = partial(self._mix, sequences=sequences)
-        context_bsv = each_document(mix, inputs_bsc, step_bsn, sequences=sequences)
+        context_bsv = each_document(mix, inputs_bsc, step_bsn, cu_seqlens=sequences.cu_seqlens)
         gated = self.norm(context_bsv.float() * functional.silu(gate_bsv.float())).to(normed_sbh.dtype)
         output, bias = self.out_proj(gated.transpose(0, 1).contiguous())
         return output if bias is None else output + bias

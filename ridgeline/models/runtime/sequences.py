@@ -1,13 +1,14 @@
 """A microbatch as attention reads it: the turns of its positions, and where its documents end."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol, TypeAlias
 
 import attrs
 import torch
 
-from ridgeline.core.model import Attention, LatentAttention, Mixer, ModelSpec, Rope
-from ridgeline.models.runtime.rope import RotaryTable, rotary_table
+from ridgeline.core.model import Attention, Indexer, LatentAttention, Mixer, ModelSpec, Rope
+from ridgeline.kernels.documents import document_lengths
+from ridgeline.models.runtime.rope import RotaryTable, rope_frequencies, rotary_table
 
 Turn: TypeAlias = tuple[Rope, int]
 """Rotary positions, and how many elements of a head they turn."""
@@ -92,8 +93,37 @@ def rotary_tables(
             max_position=model.max_position,
             dtype=dtype,
         )
-        for rope, rotary_dim in filter(None, {turn_of(run.block.mixer) for run in model.blocks})
+        for rope, rotary_dim in _turns(model)
     }
+
+
+def turns_alike(model: ModelSpec, length: int, other: int) -> bool:
+    """Whether texts of both lengths turn the same position alike."""
+    for rope, rotary_dim in _turns(model):
+        (frequency, factor), (other_frequency, other_factor) = (
+            rope_frequencies(rope, rotary_dim=rotary_dim, length=size, max_position=model.max_position)
+            for size in (length, other)
+        )
+        if factor != other_factor or not torch.equal(frequency, other_frequency):
+            return False
+    return True
+
+
+def _turns(model: ModelSpec) -> set[Turn]:
+    return {turn for run in model.blocks for turn in turns_of(run.block.mixer)}
+
+
+def turns_of(mixer: Mixer | None) -> Iterator[Turn]:
+    """All the ways in which a mixer turns heads."""
+    if turn := turn_of(mixer):
+        yield turn
+    if isinstance(mixer, LatentAttention) and mixer.indexer is not None:
+        yield indexer_turn(mixer, mixer.indexer)
+
+
+def indexer_turn(mixer: LatentAttention, indexer: Indexer) -> Turn:
+    """How an indexer turns the first elements of its heads: as far as attention does, but paired in its own way."""
+    return attrs.evolve(mixer.rope, interleaved=indexer.interleaved), mixer.rope_head_dim
 
 
 def turn_of(mixer: Mixer | None) -> Turn | None:
@@ -110,3 +140,21 @@ def turn_of(mixer: Mixer | None) -> Turn | None:
             return rope, rope_head_dim
         case _:
             return None
+
+
+def each_document(
+    mix: Callable[..., torch.Tensor], *parts_bs: torch.Tensor, cu_seqlens: torch.Tensor | None
+) -> torch.Tensor:
+    """``mix`` over samples that are one document each, or over every document apart, so that none knows of another.
+
+    Args:
+        mix: Of tensors (b, s, ...), one document a sample; gives one alike.
+        parts_bs: What it reads.
+        cu_seqlens: Where documents end, as `Sequences` has it.
+    """
+    if cu_seqlens is None:
+        return mix(*parts_bs)
+    b, s = parts_bs[0].shape[:2]
+    lengths = document_lengths(cu_seqlens.tolist(), size=s, samples=b)
+    documents = zip(*(x.flatten(0, 1).unsqueeze(0).split(lengths, dim=1) for x in parts_bs), strict=True)
+    return torch.cat([mix(*parts) for parts in documents], dim=1)[0].unflatten(0, (b, s))

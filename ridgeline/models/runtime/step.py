@@ -6,6 +6,7 @@ from typing import Any
 
 import attrs
 import torch
+from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
 from ridgeline.models.runtime.build import Built
 from ridgeline.models.runtime.expert_load import ExpertLoad, forget_load, load_of_step, move_expert_biases
@@ -175,8 +176,16 @@ def _run(
 def _forward_step(built: Built, microbatches: Iterator[Microbatch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Any]:
     """One microbatch through one chunk: its output, and how that becomes a loss if the chunk is the last stage."""
     batch = next(microbatches)
+    _weigh_aside(built)
     loss = functools.partial(_loss, batch.loss_mask, weight=built.program.job.objective.mtp_loss)
     return run_chunk(built, chunk, batch, labels=batch.labels), loss
+
+
+def _weigh_aside(built: Built) -> None:
+    """Weigh what layers add to the loss as a microbatch's loss is; upstream does so for models with experts alone."""
+    if built.config.num_moe_experts is None and built.config.dsa_indexer_loss_coeff:
+        weight = 1.0 if built.config.calculate_per_token_loss else 1.0 / built.program.data.num_microbatches
+        MoEAuxLossAutoScaler.set_loss_scale(torch.full((1,), weight, device=built.device))
 
 
 def _loss(

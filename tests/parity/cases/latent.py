@@ -20,6 +20,7 @@ EXPERTS = {
 DEEPSEEK = {**ATTENTION, **EXPERTS}
 GROUPS = {"num_nextn_predict_layers": 0, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.7}
 YARN = rope("yarn", factor=4.0, original_max_position_embeddings=16, mscale=0.7, mscale_all_dim=1.0)
+INDEXER = {"index_n_heads": 11, "index_head_dim": 9, "index_topk": 5}
 CASES = {
     "deepseek_v2": Case(
         {**DEEPSEEK, "topk_method": "greedy", "n_group": 1, "topk_group": 1}, without=NO_HEAD_DIM, every_day=()
@@ -30,6 +31,8 @@ CASES = {
     ),
     "deepseek_v3": Case({**DEEPSEEK, **GROUPS}, without=NO_HEAD_DIM, every_day=()),
     "deepseek_v3 yarn": Case({**DEEPSEEK, **GROUPS, "q_lora_rank": None, **YARN}, without=NO_HEAD_DIM, every_day=DENSE),
+    "deepseek_v32": Case({**DEEPSEEK, **GROUPS, **INDEXER, **YARN}, without=NO_HEAD_DIM),
+    "glm_moe_dsa": Case({**DEEPSEEK, **GROUPS, **INDEXER}, without=NO_HEAD_DIM, every_day=("alone",)),
     "longcat_flash": Case(
         {
             **ATTENTION,

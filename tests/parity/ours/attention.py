@@ -16,6 +16,13 @@ LATENTS = (
     ("kv_layernorm", "kv_a_layernorm"),
     ("linear_kv_up_proj", "kv_b_proj"),
 )
+INDEXER = (
+    ("linear_wq_b.weight", "wq_b.weight"),
+    ("linear_wk.weight", "wk.weight"),
+    ("k_norm.weight", "k_norm.weight"),
+    ("k_norm.bias", "k_norm.bias"),
+    ("linear_weights_proj.weight", "weights_proj.weight"),
+)
 
 
 def attention(theirs: dict[str, torch.Tensor], config: Any) -> dict[str, torch.Tensor]:
@@ -37,6 +44,8 @@ def attention(theirs: dict[str, torch.Tensor], config: Any) -> dict[str, torch.T
         ours["post_mlp_layernorm.weight"] = theirs["post_mlp_layernorm.weight"]
     if "self_attn.kv_a_proj_with_mqa.weight" in theirs:
         names = {f"self_attention.{name}.weight": f"self_attn.{published}.weight" for name, published in LATENTS}
+        indexer = "self_attention.core_attention.indexer."
+        names |= {indexer + name: f"self_attn.indexer.{published}" for name, published in INDEXER}
         return ours | {name: theirs[published] for name, published in names.items() if published in theirs}
     if "linear_attn.in_proj_qkvz.weight" in theirs:
         del ours["self_attention.linear_proj.weight"]
