@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from ridgeline.checkpoint.io.convert import Wanted, export_hf, plan_conversion
 from ridgeline.checkpoint.io.open_source import open_source
 from ridgeline.core.errors import CheckpointError
-from tests.checkpoint.conversions import made
+from tests.checkpoint.conversions import made, model_of
 
 
 def edited(folder: Path, out: Path, change: str) -> Path:
@@ -89,6 +89,20 @@ def test_links(folders: dict[str, Path], tmp_path: Path) -> None:
     file.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match=r"model.safetensors: is a link to \S+elsewhere, out of \S+: refused"):
         plan_conversion(source, Wanted(format="hf"))
+
+
+def test_a_foreign_index_that_names_more_than_is_there(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Without a record of files' sizes, as Megatron-LM's own, it is the index that each file is held against."""
+    out = made(folders["Llama"], tmp_path / "out", Wanted(format="torch_dist"))
+    (out / "ridgeline.json").unlink()
+    model, file = model_of(folders["Llama"]), out / "__0_0.distcp"
+    assert open_source(out, model=model).tensors
+    os.truncate(file, size := file.stat().st_size - 1)
+    with pytest.raises(CheckpointError, match=rf"__0_0.distcp: is cut short: it holds {size} bytes, expected at least"):
+        open_source(out, model=model)
+    file.unlink()
+    with pytest.raises(CheckpointError, match=r"__0_0.distcp: is missing; .metadata names it"):
+        open_source(out, model=model)
 
 
 class Evil:

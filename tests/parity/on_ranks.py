@@ -117,6 +117,20 @@ def compute(job: Job, text: Any) -> Computed:
         return Computed(mean.loss, outputs, list(pieces(built)))
 
 
+def logits_of(job: Job, text: Any) -> list[Any]:
+    """Load the job's first weights; the logits of given tokens, (b, s), where this rank holds the last stage."""
+    tokens = torch.from_numpy(text)
+    batch = Tokens(
+        tokens=tokens,
+        labels=tokens,
+        loss_mask=torch.ones(tokens.shape),
+        position_ids=torch.arange(tokens.shape[1]).expand(tokens.shape),
+    )
+    with build(lower(plan(job), distributed.get_rank()), open_device("cpu")) as built:
+        load_initial(built)
+        return [output.numpy() for output in logits(built, [batch])]
+
+
 def forwards_of_a_step(job: Job) -> dict[str, int]:
     """How often the modules of each class run forward in a training step."""
     counts: Counter[str] = Counter()

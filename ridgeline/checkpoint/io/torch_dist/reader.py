@@ -11,6 +11,7 @@ import attrs
 import torch
 
 from ridgeline.checkpoint.boxes import Box, meeting, slices, within
+from ridgeline.checkpoint.io.mapped import check_inside
 from ridgeline.checkpoint.io.tensor_zip import find_tensor
 from ridgeline.checkpoint.io.torch_dist.index import COMMON, INDEX, Chunk, Index, StoredTensor, read_index
 from ridgeline.core.errors import CheckpointError
@@ -30,9 +31,16 @@ def open_checkpoint(folder: Path) -> Reader:
     """Open a checkpoint for reading; files are mapped when first needed.
 
     Raises:
-        CheckpointError: As of ``read_index``.
+        CheckpointError: As of ``read_index``, or a file that it names is missing, cut short or a link that leads out.
     """
-    return Reader(folder, read_index(folder))
+    index = read_index(folder)
+    parts = (*(chunk for tensor in index.tensors.values() for chunk in tensor.chunks), *index.objects.values())
+    needed: dict[str, int] = {}
+    for part in parts:
+        needed[part.file] = max(needed.get(part.file, 0), part.start + part.length)
+    for name, size in needed.items():
+        _check_file(folder / name, size, folder)
+    return Reader(folder, index)
 
 
 def read_box(reader: Reader, key: str, box: Box, out: torch.Tensor) -> None:
@@ -118,12 +126,17 @@ def chunk_data(reader: Reader, key: str, chunk: Chunk) -> torch.Tensor:
 def _mapped(reader: Reader, name: str, needed: int) -> torch.Tensor:
     path = reader.folder / name
     if name not in reader.files:
-        if not path.is_file():
-            raise CheckpointError(f"file={path}: is missing; {INDEX} names it")
+        _check_file(path, needed, reader.folder)
         size = path.stat().st_size
         reader.files[name] = (
             torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8) if size else torch.empty(0)
         )
-    if (size := reader.files[name].numel()) < needed:
-        raise CheckpointError(f"file={path}: is cut short: it holds {size} bytes, expected at least {needed}")
     return reader.files[name]
+
+
+def _check_file(path: Path, needed: int, folder: Path) -> None:
+    check_inside(path, folder)
+    if not path.is_file():
+        raise CheckpointError(f"file={path}: is missing; {INDEX} names it")
+    if (size := path.stat().st_size) < needed:
+        raise CheckpointError(f"file={path}: is cut short: it holds {size} bytes, expected at least {needed}")

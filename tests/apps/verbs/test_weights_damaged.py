@@ -161,6 +161,11 @@ def assert_told(said: str, rule: str) -> None:
     assert re.search(rule, said), said
 
 
+def moved_out(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder.parent / "outside")
+    (folder / WEIGHTS).symlink_to("../outside")
+
+
 OTHERS: dict[str, tuple[str, Damage, str]] = {
     "a file cut short": ("classic", cut(FILE), f"{FILE}: is damaged, cut short, or of the format before .* again"),
     "no file": ("classic", without(FILE), "mp_rank_01_002/model_optim_rng.pt: is missing"),
@@ -176,6 +181,7 @@ OTHERS: dict[str, tuple[str, Damage, str]] = {
     "a link in place of a file": ("classic", linked(FILE, "/etc/hostname"), f"{FILE}: is a link to /etc/hostname"),
     "a file of weights cut short": ("dist", cut(WEIGHTS), rf"{WEIGHTS}: is damaged: it holds \d+ bytes, expected \d+"),
     "no file of weights": ("dist", without(WEIGHTS), rf"{WEIGHTS}: is missing, expected \d+ bytes"),
+    "weights linked out": ("dist", moved_out, f"{WEIGHTS}: is a link to /outside, out of /bad: refused"),
     "no index": ("dist", without(".metadata"), r".metadata: is missing, expected \d+ bytes"),
     "a checksum file of noise": ("copy", saying("conversion.json", "[]"), "conversion.json: is damaged or cut short"),
     "a file of weights that is gone": ("copy", without("model.safetensors"), "holds neither model.safetensors nor"),
