@@ -13,6 +13,7 @@ from ridgeline.core.model import (
     Mamba2,
     Mixer,
     ModelSpec,
+    is_gated,
 )
 
 ACTIVATION_OPS: Mapping[Activation, tuple[str, Mapping[str, Any]]] = MappingProxyType(
@@ -37,10 +38,14 @@ def model_ops(model: ModelSpec) -> tuple[str, ...]:
     return tuple(sorted(set(_ops(model))))
 
 
-def model_traits(model: ModelSpec, *, tp: int) -> Mapping[str, int]:
-    """Sizes of those calls on one of ``tp`` ranks: the largest where layers differ; a yes or a no is 1 or 0."""
+def model_traits(model: ModelSpec, *, tp: int, ep: int, etp: int) -> Mapping[str, int]:
+    """Sizes of those calls on a rank of a layout: the largest where layers differ; a yes or a no is 1 or 0."""
     traits = {"hidden": model.hidden, "heads": 1, "head_dim": 1, "softcap": 0, "sinks": 0}
     traits |= {"key_head_dim": 0, "value_head_dim": 0}
+    for moe in model.moes:
+        sizes = (model.hidden, moe.ffn_hidden // etp * (2 if is_gated(moe.activation) else 1))
+        own = {"in_features": max(sizes), "out_features": max(sizes), "local_experts": moe.experts // ep}
+        traits = traits | {name: max(size, traits.get(name, 0)) for name, size in own.items()}
     for run in model.blocks:
         match run.block.mixer:
             case Attention(heads=heads, head_dim=head_dim, softcap=softcap, sinks=sinks):
@@ -72,6 +77,8 @@ def _ops(model: ModelSpec) -> Iterator[str]:
             yield ACTIVATION_OPS[run.block.feed_forward.activation][0]
     if any(moe.score == "sparsemixer" for moe in model.moes):
         yield "sparsemixer"
+    if any(not moe.bias for moe in model.moes):
+        yield "grouped_matmul"
 
 
 def _mixer_ops(mixer: Mixer | None) -> Iterator[str]:

@@ -201,6 +201,7 @@ KERNELS: Mapping[str, tuple[Kernel, ...]] = MappingProxyType(
             "npu_grouped_matmul",
             Limit(trait="in_features", maximum=65535),
             Limit(trait="out_features", maximum=65535),
+            Limit(trait="local_experts", maximum=128),
         ),
         "layer_norm": _torch_everywhere("layer_norm"),
         "lightning_indexer": _both(

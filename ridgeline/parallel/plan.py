@@ -139,7 +139,7 @@ def kernels_of(job: Job) -> tuple[Choice, ...]:
     Raises:
         LoweringError: An op has no kernel there.
     """
-    traits = model_traits(job.model, tp=job.layout.tp)
+    traits = model_traits(job.model, tp=job.layout.tp, ep=job.layout.ep, etp=job.layout.etp)
     device, dtype = job.cluster.chip.device, DTYPES[job.precision.params]
     policy, deterministic = job.run.kernels, job.run.deterministic
     return tuple(

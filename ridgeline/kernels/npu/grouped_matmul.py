@@ -3,6 +3,7 @@
 Legend: ``m`` = rows of all groups, ``e`` = groups (experts), ``k`` = the summed dim, ``n`` = output columns.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from ridgeline.kernels.npu.refuse import refuse_dtypes, refuse_unless
 
 MAX_DIM = 65535
+MAX_GROUPS = 128
 _ONE_OUTPUT = 3
 _ROWS, _SUMMED = 0, 2
 """What is grouped: the rows of the product, or the dim that is summed over (for the weights' gradient)."""
@@ -18,45 +20,60 @@ _COUNTS = 1
 _ENDS = 0
 
 
-def grouped_matmul(x_mk: Tensor, weight_ekn: Tensor, counts_e: Tensor, *, grad_sum_ekn: Tensor | None = None) -> Tensor:
-    """As `ridgeline.kernels.reference.grouped_matmul.grouped_matmul`; k and n up to 65535."""
-    refuse_dtypes("grouped_matmul", x_mk=x_mk, weight_ekn=weight_ekn)
-    for dim, size in zip("kn", weight_ekn.shape[1:], strict=True):
-        refuse_unless(size <= MAX_DIM, "grouped_matmul", dim, size, f"must be <= {MAX_DIM}", "split it over etp")
+def grouped_matmul(
+    x_mk: Tensor, weights_nk: Sequence[Tensor], counts_e: Tensor, *, grad_sum_enk: Tensor | None = None
+) -> Tensor:
+    """As `ridgeline.kernels.reference.grouped_matmul.grouped_matmul`; k and n up to 65535, 2 to 128 groups.
+
+    Source:
+        The documentation inside the torch_npu 2.13.0 wheel, ``npu_grouped_matmul``: one tensor of rows and a list of
+        matrices.
+    """
+    op = "grouped_matmul"
+    groups = len(weights_nk)
     refuse_unless(
-        counts_e.dtype == torch.int64, "grouped_matmul", "counts_e.dtype", counts_e.dtype, "must be torch.int64"
+        2 <= groups <= MAX_GROUPS, op, "groups", groups, f"must be 2 .. {MAX_GROUPS}", "use the kernel 'torch'"
     )
-    return _GroupedMatmul.apply(x_mk, weight_ekn, counts_e.to(x_mk.device), grad_sum_ekn)
-
-
-def _multiply(left: Tensor, right: Tensor, counts_e: Tensor, *, grouped: int) -> Tensor:
-    return torch.ops.npu.npu_grouped_matmul(
-        [left], [right], group_list=counts_e, split_item=_ONE_OUTPUT, group_type=grouped, group_list_type=_COUNTS
-    )[0]
+    refuse_dtypes(op, x_mk=x_mk, weight_nk=weights_nk[0])
+    for dim, size in zip("nk", weights_nk[0].shape, strict=True):
+        refuse_unless(size <= MAX_DIM, op, dim, size, f"must be <= {MAX_DIM}", "split it over etp")
+    refuse_unless(counts_e.dtype == torch.int64, op, "counts_e.dtype", counts_e.dtype, "must be torch.int64")
+    return _GroupedMatmul.apply(x_mk, counts_e.to(x_mk.device), grad_sum_enk, *weights_nk)
 
 
 class _GroupedMatmul(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_mk: Tensor, weight_ekn: Tensor, counts_e: Tensor, grad_sum_ekn: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x_mk, weight_ekn, counts_e, grad_sum_ekn)
-        return _multiply(x_mk, weight_ekn, counts_e, grouped=_ROWS)
+    def forward(ctx: Any, x_mk: Tensor, counts_e: Tensor, grad_sum_enk: Tensor | None, *weights_nk: Tensor) -> Tensor:
+        ctx.save_for_backward(x_mk, counts_e, grad_sum_enk, *weights_nk)
+        # Transposed operands are views: the kernel reads them by their strides.
+        return _multiply(x_mk, _matrices([weight.t() for weight in weights_nk]), counts_e, grouped=_ROWS)
 
     @staticmethod
-    def backward(ctx: Any, dy_mn: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x_mk, weight_ekn, counts_e, grad_sum_ekn = ctx.saved_tensors
+    def backward(ctx: Any, dy_mn: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x_mk, counts_e, grad_sum_enk, *weights_nk = ctx.saved_tensors
         dy_mn = dy_mn.contiguous()
-        # Transposed operands are views: the kernel reads them by their strides.
-        dx_mk = _multiply(dy_mn, weight_ekn.transpose(1, 2), counts_e, grouped=_ROWS)
-        if grad_sum_ekn is None:
-            return dx_mk, _multiply(x_mk.t(), dy_mn, counts_e, grouped=_SUMMED), None, None
+        dx_mk = _multiply(dy_mn, _matrices(weights_nk), counts_e, grouped=_ROWS)
+        if grad_sum_enk is None:
+            return dx_mk, None, None, *_multiply(dy_mn.t(), [x_mk], counts_e, grouped=_SUMMED)
         torch.ops.npu.npu_grouped_matmul_add_(
-            grad_sum_ekn,
-            x_mk,
+            grad_sum_enk,
             dy_mn,
+            x_mk,
             counts_e.cumsum(0),
             transpose_x=True,
             transpose_weight=False,
             group_type=_SUMMED,
             group_list_type=_ENDS,
         )
-        return dx_mk, None, None, None
+        return dx_mk, None, None, *(None for _ in weights_nk)
+
+
+def _matrices(each: list[Tensor]) -> list[Tensor]:
+    """A list for half precision; in fp32 the kernel takes them as one tensor only."""
+    return [torch.stack(each)] if each[0].dtype == torch.float32 else each
+
+
+def _multiply(left: Tensor, right: list[Tensor], counts_e: Tensor, *, grouped: int) -> Tensor:
+    return torch.ops.npu.npu_grouped_matmul(
+        [left], right, group_list=counts_e, split_item=_ONE_OUTPUT, group_type=grouped, group_list_type=_COUNTS
+    )[0]

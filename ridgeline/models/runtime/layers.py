@@ -32,6 +32,7 @@ from ridgeline.models.runtime.all_heads_norm import AllHeadsNorm
 from ridgeline.models.runtime.attention import CoreAttention, RotaryAttention
 from ridgeline.models.runtime.delta_net import DeltaNet
 from ridgeline.models.runtime.experts import ExpertLayer, ShortcutLayer
+from ridgeline.models.runtime.grouped_experts import ColumnWeight, GroupedExperts, RowWeight
 from ridgeline.models.runtime.jitter import JitteredExpertLayer
 from ridgeline.models.runtime.kernels import Kernels
 from ridgeline.models.runtime.latent_attention import LatentSelfAttention, latent_scale
@@ -138,15 +139,17 @@ def _feed_forward(feed_forward: FeedForward, kernels: Kernels) -> ModuleSpec:
             ),
         )
     products = MLPSubmodules(linear_fc1=ColumnParallelLinear, activation_func=activation, linear_fc2=RowParallelLinear)
-    experts = (
-        products
-        if not feed_forward.bias
-        else MLPSubmodules(
+    if feed_forward.bias:
+        biased = MLPSubmodules(
             linear_fc1=BiasedColumnParallelLinear,
             activation_func=activation,
             linear_fc2=BiasedExpertRowParallelLinear,
         )
-    )
+        experts = ModuleSpec(module=SequentialMLP, submodules=biased)
+    else:
+        grouped = MLPSubmodules(linear_fc1=ColumnWeight, activation_func=activation, linear_fc2=RowWeight)
+        product = {"grouped_matmul": kernels["grouped_matmul"]}
+        experts = ModuleSpec(module=GroupedExperts, params=product, submodules=grouped)
     shared = ModuleSpec(module=SharedExpertMLP, submodules=products) if feed_forward.shared_ffn is not None else None
     module, params = ExpertLayer, {}
     if feed_forward.input_jitter:
@@ -156,7 +159,7 @@ def _feed_forward(feed_forward: FeedForward, kernels: Kernels) -> ModuleSpec:
         module=module,
         params=params,
         submodules=MoESubmodules(
-            experts=ModuleSpec(module=SequentialMLP, submodules=experts),
+            experts=experts,
             shared_experts=shared,  # pyright: ignore[reportArgumentType]  None where there are none
             router=partial(ExpertRouter, moe=feed_forward, sparsemixer=sparsemixer),
         ),

@@ -76,14 +76,18 @@ def _rotary(width: int, interleaved: bool) -> Case:
     return Case(op="rope", kernel="npu_rotary_mul", args=args, kwargs=lambda: {"interleaved": interleaved})
 
 
-def _grouped(accumulate: bool) -> Case:
+def _grouped(*, accumulate: bool = False, dtype: torch.dtype = torch.float32) -> Case:
     def args() -> tuple[Any, ...]:
-        return leaf(10, 6), leaf(4, 6, 5), torch.tensor([3, 0, 5, 2])
+        weights = [leaf(5, 6, dtype=dtype) for _ in range(4)]
+        return leaf(10, 6, dtype=dtype), weights, torch.tensor([3, 0, 5, 2])
 
     def kwargs() -> dict[str, Any]:
-        return {"grad_sum_ekn": fixed(4, 6, 5)} if accumulate else {}
+        return {"grad_sum_enk": fixed(4, 5, 6)} if accumulate else {}
 
-    return Case(op="grouped_matmul", kernel="npu_grouped_matmul", args=args, kwargs=kwargs)
+    tolerance = 2e-5 if dtype == torch.float32 else _HALF
+    return Case(
+        op="grouped_matmul", kernel="npu_grouped_matmul", args=args, kwargs=kwargs, rtol=tolerance, atol=tolerance
+    )
 
 
 def _places(experts_tk: Tensor) -> Tensor:
@@ -175,8 +179,10 @@ CASES: Mapping[str, Case] = MappingProxyType(
             args=lambda: (leaf(1, 2, 32, 64), torch.ones(32, 64, dtype=torch.bool).triu(33)),
             kwargs=lambda: {"scale": 0.5},
         ),
-        "grouped_matmul": _grouped(accumulate=False),
+        "grouped_matmul": _grouped(),
+        "grouped_matmul bf16": _grouped(dtype=torch.bfloat16),
         "grouped_matmul accumulating": _grouped(accumulate=True),
+        "grouped_matmul bf16 accumulating": _grouped(accumulate=True, dtype=torch.bfloat16),
         "matmul_add": Case(
             op="matmul_add", kernel="mm_add", args=lambda: (fixed(4, 6), fixed(5, 4), fixed(5, 6)), changed=(0,)
         ),

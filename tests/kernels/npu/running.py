@@ -40,9 +40,10 @@ def everything(case: Case, kernel: str, arguments: Arguments) -> list[Tensor]:
         if isinstance(output, Tensor)
     ]
     _backward([output for output in outputs if output.requires_grad])
-    sums = [kwargs[name] for name in ("grad_sum_ekn",) if name in kwargs]
+    sums = [kwargs[name] for name in ("grad_sum_enk",) if name in kwargs]
+    unmoved = args[1] if sums else ()
     leaves = [leaf for leaf in tree_flatten(arguments)[0] if isinstance(leaf, Tensor) and leaf.requires_grad]
-    gradients = [leaf.grad for leaf in leaves if not (sums and leaf is args[1])]
+    gradients = [leaf.grad for leaf in leaves if not any(leaf is weight for weight in unmoved)]
     assert all(gradient is not None for gradient in gradients), "a leaf got no gradient"
     return [*outputs, *(args[place] for place in case.changed), *sums, *gradients]  # pyright: ignore[reportReturnType]  none is None
 

@@ -60,10 +60,13 @@ REFUSED: dict[str, Callable[[], Any]] = {
         zeros(1, 1, 32, 48), zeros(1, dtype=torch.bool), scale=1.0
     ),
     "op='grouped_matmul': n=65536: must be <= 65535; split it over etp": lambda: grouped_matmul(
-        zeros(2, 1), zeros(2, 1, 65536), COUNTS
+        zeros(2, 1), [zeros(65536, 1)] * 2, COUNTS
     ),
     "op='grouped_matmul': counts_e.dtype=torch.int32: must be torch.int64": lambda: grouped_matmul(
-        zeros(2, 1), zeros(2, 1, 1), COUNTS.int()
+        zeros(2, 1), [zeros(1, 1)] * 2, COUNTS.int()
+    ),
+    "op='grouped_matmul': groups=129: must be 2 .. 128; use the kernel 'torch'": lambda: grouped_matmul(
+        zeros(2, 1), [zeros(1, 1)] * 129, COUNTS
     ),
     "op='matmul_add': x_mk.dtype=torch.bfloat16: must be that of dy_mn, torch.float32": lambda: matmul_add(
         zeros(2, 2), zeros(3, 2), half(3, 2)

@@ -170,13 +170,13 @@ def test_sparsemixer_is_phis(sample: bool, seed: int, experts: int, jitter: floa
 @given(COUNTS)
 def test_groups_are_multiplied_apart(counts: list[int]) -> None:
     """Row i meets the matrix of its group; gradients agree with differences, empty groups included."""
-    x, weight = wide(sum(counts), 3), wide(len(counts), 3, 2, seed=1)
+    x, weight = wide(sum(counts), 3), wide(len(counts), 2, 3, seed=1)
     group_of_row = np.repeat(np.arange(len(counts)), counts)
-    expected = np.einsum("mk,mkn->mn", x.detach().numpy(), weight.detach().numpy()[group_of_row])
-    out = grouped_matmul(x, weight, torch.tensor(counts))
+    expected = np.einsum("mk,mnk->mn", x.detach().numpy(), weight.detach().numpy()[group_of_row])
+    out = grouped_matmul(x, weight.unbind(), torch.tensor(counts))
     np.testing.assert_allclose(out.detach().numpy(), expected, rtol=1e-12, atol=1e-12)
     assert torch.autograd.gradcheck(
-        lambda a, b: grouped_matmul(a, b, torch.tensor(counts)), (x, weight), fast_mode=True
+        lambda a, b: grouped_matmul(a, b.unbind(), torch.tensor(counts)), (x, weight), fast_mode=True
     )
 
 
@@ -186,18 +186,18 @@ def test_groups_are_multiplied_apart(counts: list[int]) -> None:
 )
 def test_weight_gradients_add_up_in_fp32(counts: list[int], dtype: torch.dtype) -> None:
     """The sum grows by the gradient of the exact product, rounded once, over two calls; the weight gets none."""
-    weight, total = wide(len(counts), 3, 2, seed=1).detach().to(dtype).requires_grad_(), torch.zeros(len(counts), 3, 2)
+    weight, total = wide(len(counts), 2, 3, seed=1).detach().to(dtype).requires_grad_(), torch.zeros(len(counts), 2, 3)
     exact = np.zeros(total.shape)
     for seed in (0, 5):
         x, dy = (
             wide(sum(counts), 3, seed=seed).detach().to(dtype),
             wide(sum(counts), 2, seed=seed + 1).detach().to(dtype),
         )
-        grouped_matmul(x.requires_grad_(), weight, torch.tensor(counts), grad_sum_ekn=total).backward(dy)
+        grouped_matmul(x.requires_grad_(), weight.unbind(), torch.tensor(counts), grad_sum_enk=total).backward(dy)
         begin = 0
         for group, count in enumerate(counts):
             rows = slice(begin, begin + count)
-            exact[group] += x.detach().double().numpy()[rows].T @ dy.double().numpy()[rows]
+            exact[group] += dy.double().numpy()[rows].T @ x.detach().double().numpy()[rows]
             begin += count
         assert x.grad is not None
     assert weight.grad is None

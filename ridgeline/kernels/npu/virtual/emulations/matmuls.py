@@ -25,20 +25,30 @@ def grouped_matmul(
     group_list_type: int | None = 0,
     **unused: Any,
 ) -> list[Tensor]:
-    """One tensor a side and one output: rows grouped (type 0), or the summed dim (type 2)."""
+    """One tensor of rows and one output: rows grouped (type 0), or the summed dim (type 2).
+
+    Of matrices grouped rows take one tensor, or a list of up to 128 that is not in fp32; all turned or none.
+    """
     assert not any(value is not None for value in unused.values() if value not in (0, [])), unused
-    assert len(x) == len(weight) == 1
+    assert len(x) == 1
     assert split_item in (2, 3)
     assert group_list is not None
-    left, right = x[0].double(), weight[0].double()
-    counts = _counts(group_list, group_list_type)
+    left, counts = x[0].double(), _counts(group_list, group_list_type)
+    assert len(counts) > 1
     if group_type == 0:
         assert sum(counts) == left.shape[0]
-        assert len(counts) == right.shape[0]
+        if len(weight) > 1:
+            assert len(weight) <= 128
+            assert all(matrix.dim() == 2 and matrix.dtype != torch.float32 for matrix in weight)
+            assert len({matrix.is_contiguous() for matrix in weight}) == 1
+        right = [matrix.double() for matrix in (weight if len(weight) > 1 else weight[0])]
+        assert len(counts) == len(right)
         rows = left.split(counts)
         out = torch.cat([part @ matrix for part, matrix in zip(rows, right, strict=True)])
     else:
         assert group_type == 2
+        assert len(weight) == 1
+        right = weight[0].double()
         assert sum(counts) == left.shape[1] == right.shape[0]
         out = torch.stack([a @ b for a, b in zip(left.split(counts, 1), right.split(counts), strict=True)])
     return [out.to(x[0].dtype)]
