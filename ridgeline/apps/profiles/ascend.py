@@ -10,7 +10,9 @@ RESULTS = "ASCEND_PROFILER_OUTPUT"
 STEPS, KERNELS = "step_trace_time.csv", "kernel_details.csv"
 COMPUTE, EXPOSED, COMMUNICATION, FREE = "Computing", "Communication(Not Overlapped)", "Communication", "Free"
 """Columns of the table of steps, in microseconds, that together with the next two are all that is read."""
-TYPE, DURATION = "Type", "Duration(us)"
+NAME, TYPE, DURATION = "Name", "Type", "Duration(us)"
+UNKNOWN = "N/A"
+"""The type of every kernel below ``level1``, where CANN keeps no more than names."""
 
 
 def read(folder: Path, *, rank: int) -> RankProfile:
@@ -24,8 +26,8 @@ def read(folder: Path, *, rank: int) -> RankProfile:
     )
     if not steps:
         raise SpecError(Problem("profile", str(folder / STEPS), "holds no step", "profile a step that the run makes"))
-    kernels = _rows(folder / KERNELS, TYPE, DURATION)
-    ops = op_times((row[TYPE], float(row[DURATION])) for row in kernels)
+    kernels = _rows(folder / KERNELS, NAME, TYPE, DURATION)
+    ops = op_times((row[NAME] if row[TYPE] == UNKNOWN else row[TYPE], float(row[DURATION])) for row in kernels)
     return RankProfile(rank=rank, steps=steps, ops=ops)
 
 

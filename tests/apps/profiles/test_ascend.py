@@ -40,6 +40,39 @@ def test_tables_are_read(tmp_path: Path) -> None:
     assert [(op.name, op.calls, op.total_us) for op in profile.ops] == [("MatMulV2", 2, 650.0), ("RmsNorm", 1, 50.5)]
 
 
+def test_a_step_of_a_real_table(tmp_path: Path) -> None:
+    """Two ranks' rows of a published profile: the parts that are read make up the step that the profiler measured."""
+    # msprof-analyze's reference of its text mode, sample of cluster_step_trace_time.csv; there each row is a rank's.
+    header = (
+        "Device_id,Step,Computing,Communication(Not Overlapped),Overlapped,Communication,Free,Stage,Bubble,"
+        "Communication(Not Overlapped and Exclude Receive),Preparing"
+    )
+    rows = (
+        "4,1,239637.638,109905.202,14826.532,124731.734,297887.055,647429.75,0.0,109905.202,10671.0",
+        "7,1,240226.045,401927.422,238997.843,640925.265,3334.33,648737.25,0.0,401927.422,26926.5",
+    )
+    (profile,) = read_profiles(written(tmp_path, steps="\n".join((header, *rows))))
+    # "Stage" is the step without what only waits for other stages; here nothing does.
+    assert [step.total_us for step in profile.steps] == pytest.approx([647429.75, 648737.25], rel=0.006)
+    assert [step.communication_us - step.exposed_us for step in profile.steps] == pytest.approx([14826.532, 238997.843])
+
+
+def test_a_table_without_types(tmp_path: Path) -> None:
+    """Below level1 kernels have no type and are told apart by name; a run without steps has one, without a number."""
+    # The columns and the first two names as in the tests of public readers of torch_npu's tables.
+    kernels = """Device_id,Name,Type,Accelerator Core,Start Time(us),Duration(us),Wait Time(us),Block Num
+0,aclnnMatmul_MatMulCommon_MatMulV2,N/A,N/A,1774670741777000.0\t,420.50,0.02,8
+0,aclnnMul_MulAiCore_Mul,N/A,N/A,1774670741777420.5\t,18.32,64.742,0
+0,aclnnMatmul_MatMulCommon_MatMulV2,N/A,N/A,1774670741778000.0\t,420.50,0.02,8
+"""
+    (profile,) = read_profiles(written(tmp_path, steps=STEPS.replace("0,5,", "0,,"), kernels=kernels))
+    assert [(op.name, op.calls, op.total_us) for op in profile.ops] == [
+        ("aclnnMatmul_MatMulCommon_MatMulV2", 2, 841.0),
+        ("aclnnMul_MulAiCore_Mul", 1, 18.32),
+    ]
+    assert profile.steps[0].step == 0
+
+
 def test_damaged_tables(tmp_path: Path) -> None:
     """What is missing is named."""
     with pytest.raises(SpecError, match=r"has no column Communication\(Not Overlapped\)"):

@@ -39,4 +39,4 @@ def test_the_tables_columns_are_torch_npus() -> None:
     assert TraceStepTimeParser.STEP_TRACE == ascend.STEPS
     assert {ascend.COMPUTE, ascend.EXPOSED, ascend.COMMUNICATION, ascend.FREE} <= set(TraceStepTimeParser.title)
     assert KernelViewParser.KERNEL_VIEW == ascend.KERNELS
-    assert {ascend.TYPE, ascend.DURATION} <= set(CsvHeaders.OP_SUMMARY_KERNEL_BASE_HEADERS)
+    assert {ascend.NAME, ascend.TYPE, ascend.DURATION} <= set(CsvHeaders.OP_SUMMARY_KERNEL_BASE_HEADERS)
