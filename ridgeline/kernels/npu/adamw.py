@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ridgeline.kernels.npu.refuse import refuse_dtypes
+from ridgeline.kernels.npu.refuse import refuse_dtypes, refuse_shape
 
 
 def adamw(
@@ -21,6 +21,9 @@ def adamw(
 ) -> None:
     """As `ridgeline.kernels.reference.adamw.adamw`; the parameter in fp32."""
     refuse_dtypes("adamw", allowed=(torch.float32,), param=param)
+    refuse_dtypes("adamw", mean=mean, square=square)
+    for path, tensor in (("grad", grad), ("mean", mean), ("square", square)):
+        refuse_shape("adamw", path, tensor, tuple(param.shape))
     # The kernel would round averages in bf16 before it uses them.
     wide_mean, wide_square = mean.float(), square.float()
     torch.ops.npu.npu_apply_adam_w(

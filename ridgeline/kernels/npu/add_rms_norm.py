@@ -5,12 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ridgeline.kernels.npu.refuse import refuse_dtypes
+from ridgeline.kernels.npu.refuse import refuse_dtypes, refuse_shape
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight_h: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
     """As `ridgeline.kernels.reference.add_rms_norm.add_rms_norm`, with the sum rounded after the norm read it."""
     refuse_dtypes("add_rms_norm", x=x, residual=residual, weight_h=weight_h)
+    refuse_shape("add_rms_norm", "residual", residual, tuple(x.shape))
+    refuse_shape("add_rms_norm", "weight_h", weight_h, (x.shape[-1],))
     return _AddRmsNorm.apply(x, residual, weight_h, eps)
 
 

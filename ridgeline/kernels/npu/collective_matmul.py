@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
 
-from ridgeline.kernels.npu.refuse import refuse_dtypes, refuse_unless
+from ridgeline.kernels.npu.refuse import refuse_dtypes, refuse_shape, refuse_unless
 from ridgeline.kernels.reference.collective_matmul import gathered
 
 WORLD_SIZES = (2, 4, 8)
@@ -49,6 +49,7 @@ def communicator(group: ProcessGroup) -> str:
 
 def _check(op: str, x_mk: Tensor, weight_nk: Tensor, group: ProcessGroup, *, sums: tuple[int, ...]) -> None:
     refuse_dtypes(op, x_mk=x_mk, weight_nk=weight_nk)
+    refuse_shape(op, "weight_nk", weight_nk, (len(weight_nk), x_mk.shape[-1]))
     refuse_unless(group.size() in WORLD_SIZES, op, "group.size()", group.size(), "must be 2, 4 or 8")
     for size in sums:
         rule = f"each dim that a product sums over must be {SUMMED.start} .. {SUMMED.stop - 1}"

@@ -4,12 +4,15 @@ Legend: as in `ridgeline.kernels.reference.flash_attention`.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import get_args
 
 import attrs
 import torch
 from torch import Tensor
 
+from ridgeline.core.errors import one_of
 from ridgeline.kernels.masks import CAUSAL, FULL, Band, Prefix
 from ridgeline.kernels.npu.refuse import refuse_dtypes, refuse_unless
 from ridgeline.kernels.npu.template import template
@@ -18,6 +21,9 @@ from ridgeline.kernels.reference.flash_attention import Layout, Mask
 MAX_HEAD_DIM = 768
 MAX_HEADS = 256
 MAX_PREFIXES = 32
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+LENGTH_DIM: Mapping[Layout, int] = MappingProxyType({"SBH": 0, "BSH": 1, "BSND": 1, "BNSD": 2, "TND": 0})
+"""Along which dim the positions of a sequence stand."""
 UNBOUNDED = 2**31 - 1
 _SLOPES = 2
 """The kind of a bias that the kernel makes itself, from ALiBi's slopes."""
@@ -138,6 +144,10 @@ def _check(
     key: Tensor,
 ) -> None:
     op = "flash_attention"
+    refuse_unless(layout in LAYOUTS, op, "layout", layout, one_of(LAYOUTS))
+    dims = 4 if layout in ("BSND", "BNSD") else 3
+    for path, tensor in (("query", query), ("key", key), ("value", value)):
+        refuse_unless(tensor.dim() == dims, op, f"{path}.dim()", tensor.dim(), f"must be {dims} in layout {layout}")
     flat = layout in ("SBH", "BSH")
     head_dim = query.shape[-1] // heads if flat else query.shape[-1]
     value_dim = value.shape[-1] * head_dim // key.shape[-1] if flat else value.shape[-1]
@@ -150,6 +160,10 @@ def _check(
     refuse_unless(varlen == (q_lengths is not None), op, "layout", layout, "lengths belong to TND, and to TND alone")
     banded = isinstance(mask, Band)
     refuse_unless(banded or not varlen, op, "mask", mask, "TND takes bands only", "use another layout")
+    if isinstance(mask, Tensor):
+        refuse_dtypes(op, allowed=(torch.bool,), mask=mask)
+        sizes = tuple(tensor.shape[LENGTH_DIM[layout]] for tensor in (query, key))
+        refuse_unless(mask.shape[-2:] == sizes, op, "mask.shape", tuple(mask.shape), f"must end in {sizes}")
     if isinstance(mask, Prefix):
         count = len(mask.lengths)
         refuse_unless(count <= MAX_PREFIXES, op, "mask.lengths", count, f"must be <= {MAX_PREFIXES}", "lower mbs")
@@ -159,7 +173,7 @@ def _check_alibi(
     query: Tensor, key: Tensor, layout: Layout, q_lengths: Sequence[int] | None, kv_lengths: Sequence[int] | None
 ) -> None:
     """The kernel measures distances from the first query and the first key, we from the last."""
-    dim = {"SBH": 0, "BSH": 1, "BSND": 1, "BNSD": 2, "TND": 0}[layout]
+    dim = LENGTH_DIM[layout]
     equal = query.shape[dim] == key.shape[dim] and (q_lengths is None or list(q_lengths) == list(kv_lengths or ()))
     refuse_unless(
         equal, "flash_attention", "alibi_n", "given", "needs as many queries as keys", "use the kernel 'torch'"

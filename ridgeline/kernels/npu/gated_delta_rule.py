@@ -5,7 +5,7 @@ import importlib
 import torch
 from torch import Tensor
 
-from ridgeline.kernels.npu.refuse import refuse_dtypes, refuse_unless
+from ridgeline.kernels.npu.refuse import refuse_dtypes, refuse_shape, refuse_unless
 
 
 def gated_delta_rule(
@@ -34,6 +34,11 @@ def gated_delta_rule(
         refuse_unless(
             size <= 256 and size % 2 == 0, op, path, size, "must be even and <= 256", "use the kernel 'torch'"
         )
+    places = tuple(query_bsnk.shape[:3])
+    refuse_shape(op, "key_bsnk", key_bsnk, tuple(query_bsnk.shape))
+    refuse_shape(op, "value_bsnv", value_bsnv, (*places, value_bsnv.shape[-1]))
+    refuse_shape(op, "log_decay_bsn", log_decay_bsn, places)
+    refuse_shape(op, "beta_bsn", beta_bsn, places)
     chunk_gated_delta_rule = importlib.import_module("fla.ops.gated_delta_rule").chunk_gated_delta_rule
     return chunk_gated_delta_rule(
         q=query_bsnk,

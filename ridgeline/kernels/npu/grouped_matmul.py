@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ridgeline.kernels.npu.refuse import refuse_dtypes, refuse_unless
+from ridgeline.kernels.npu.refuse import refuse_dtypes, refuse_shape, refuse_unless
 
 MAX_DIM = 65535
 MAX_GROUPS = 128
@@ -37,7 +37,12 @@ def grouped_matmul(
     refuse_dtypes(op, x_mk=x_mk, weight_nk=weights_nk[0])
     for dim, size in zip("nk", weights_nk[0].shape, strict=True):
         refuse_unless(size <= MAX_DIM, op, dim, size, f"must be <= {MAX_DIM}", "split it over etp")
-    refuse_unless(counts_e.dtype == torch.int64, op, "counts_e.dtype", counts_e.dtype, "must be torch.int64")
+    refuse_dtypes(op, allowed=(torch.int64,), counts_e=counts_e)
+    refuse_shape(op, "counts_e", counts_e, (groups,))
+    refuse_shape(op, "x_mk", x_mk, (len(x_mk), weights_nk[0].shape[-1]))
+    if grad_sum_enk is not None:
+        refuse_dtypes(op, allowed=(torch.float32,), grad_sum_enk=grad_sum_enk)
+        refuse_shape(op, "grad_sum_enk", grad_sum_enk, (groups, *weights_nk[0].shape))
     return _GroupedMatmul.apply(x_mk, counts_e.to(x_mk.device), grad_sum_enk, *weights_nk)
 
 

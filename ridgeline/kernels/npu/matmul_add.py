@@ -5,7 +5,7 @@ Legend: ``m`` = tokens, ``n`` = output features, ``k`` = input features.
 
 from torch import Tensor
 
-from ridgeline.kernels.npu.refuse import refuse_dtypes
+from ridgeline.kernels.npu.refuse import refuse_dtypes, refuse_shape
 
 
 def matmul_add(grad_sum_nk: Tensor, dy_mn: Tensor, x_mk: Tensor) -> None:
@@ -14,6 +14,8 @@ def matmul_add(grad_sum_nk: Tensor, dy_mn: Tensor, x_mk: Tensor) -> None:
     torch_npu has no kernel that multiplies half precision into an fp32 sum on an Atlas A2 or A3.
     """
     refuse_dtypes("matmul_add", dy_mn=dy_mn, x_mk=x_mk)
+    refuse_shape("matmul_add", "x_mk", x_mk, (len(dy_mn), x_mk.shape[-1]))
+    refuse_shape("matmul_add", "grad_sum_nk", grad_sum_nk, (dy_mn.shape[-1], x_mk.shape[-1]))
     if dy_mn.dtype == grad_sum_nk.dtype:
         grad_sum_nk.addmm_(dy_mn.t(), x_mk)
     else:

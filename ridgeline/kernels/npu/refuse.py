@@ -34,3 +34,12 @@ def refuse_dtypes(op: str, *, allowed: Iterable[torch.dtype] = HALF_OR_SINGLE, *
         refuse_unless(tensor.dtype in allowed, op, f"{name}.dtype", tensor.dtype, "not taken", one_of(names))
         rule = f"must be that of {first}, {given[first].dtype}"
         refuse_unless(tensor.dtype == given[first].dtype, op, f"{name}.dtype", tensor.dtype, rule)
+
+
+def refuse_shape(op: str, path: str, tensor: Tensor, shape: tuple[int, ...], way_out: str = "") -> None:
+    """Refuse a tensor whose shape does not follow from the others'.
+
+    Raises:
+        LoweringError: Names the shape and the one it must have.
+    """
+    refuse_unless(tensor.shape == shape, op, f"{path}.shape", tuple(tensor.shape), f"must be {shape}", way_out)

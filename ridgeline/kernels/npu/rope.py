@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ridgeline.kernels.npu.refuse import refuse_dtypes, refuse_unless
+from ridgeline.kernels.npu.refuse import refuse_dtypes, refuse_shape, refuse_unless
 
 MAX_WIDTH = 894
 MAX_BATCH_HEADS = 999
@@ -35,6 +35,10 @@ def rope(x_sbnd: Tensor, cos_sb1d: Tensor, sin_sb1d: Tensor, *, interleaved: boo
     width, batch_heads = cos_sb1d.shape[-1], x_sbnd.shape[1] * x_sbnd.shape[2]
     fits = width % 2 == 0 and width <= MAX_WIDTH
     refuse_unless(fits, "rope", "cos_sb1d.shape[-1]", width, f"must be even and <= {MAX_WIDTH}")
+    refuse_unless(width <= x_sbnd.shape[-1], "rope", "cos_sb1d.shape[-1]", width, f"must be <= {x_sbnd.shape[-1]}")
+    samples = 1 if cos_sb1d.shape[1] == 1 else x_sbnd.shape[1]
+    for path, table in (("cos_sb1d", cos_sb1d), ("sin_sb1d", sin_sb1d)):
+        refuse_shape("rope", path, table, (x_sbnd.shape[0], samples, 1, width))
     fits = not interleaved or batch_heads <= MAX_BATCH_HEADS
     refuse_unless(
         fits, "rope", "b*n", batch_heads, f"must be <= {MAX_BATCH_HEADS} if interleaved", "use the half layout"

@@ -6,7 +6,7 @@ Legend: ``t`` = tokens, ``e`` = experts, ``k`` = experts a token gets.
 import torch
 from torch import Tensor
 
-from ridgeline.kernels.npu.refuse import refuse_dtypes, refuse_unless
+from ridgeline.kernels.npu.refuse import refuse_dtypes, refuse_shape, refuse_unless
 from ridgeline.kernels.reference.router_topk import Scoring
 
 MAX_EXPERTS = 2048
@@ -33,7 +33,10 @@ def router_topk(
     refuse_dtypes("router_topk", logits_te=logits_te, bias_e=bias_e)
     experts = logits_te.shape[1]
     refuse_unless(experts <= MAX_EXPERTS, "router_topk", "experts", experts, f"must be <= {MAX_EXPERTS}")
-    refuse_unless(topk <= MAX_TOPK, "router_topk", "topk", topk, f"must be <= {MAX_TOPK}")
+    most = min(MAX_TOPK, experts)
+    refuse_unless(topk <= most, "router_topk", "topk", topk, f"must be <= {most}")
+    if bias_e is not None:
+        refuse_shape("router_topk", "bias_e", bias_e, (experts,))
     if scoring == "softmax":
         plain = bias_e is None and groups == 1
         refuse_unless(plain, "router_topk", "scoring", scoring, "takes no bias and no groups here", "use sigmoid")

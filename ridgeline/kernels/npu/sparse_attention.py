@@ -6,7 +6,7 @@ Legend: as in `ridgeline.kernels.reference.sparse_attention`.
 import torch
 from torch import Tensor
 
-from ridgeline.kernels.npu.refuse import refuse_dtypes, refuse_unless
+from ridgeline.kernels.npu.refuse import refuse_dtypes, refuse_shape, refuse_unless
 
 LATENT, ROPE = 512, 64
 _CAUSAL_FROM_THE_END = 3
@@ -31,6 +31,13 @@ def sparse_attention(
     refuse_dtypes("sparse_attention", allowed=half, query_bsnl=query_bsnl, **tensors)
     sizes = (query_bsnl.shape[-1], query_rope_bsnr.shape[-1])
     refuse_unless(sizes == (LATENT, ROPE), "sparse_attention", "(l, r)", sizes, f"must be {(LATENT, ROPE)}")
+    samples, queries, heads, _ = query_bsnl.shape
+    keys = latent_btl.shape[1]
+    refuse_shape("sparse_attention", "latent_btl", latent_btl, (samples, keys, LATENT))
+    refuse_shape("sparse_attention", "query_rope_bsnr", query_rope_bsnr, (samples, queries, heads, ROPE))
+    refuse_shape("sparse_attention", "key_rope_btr", key_rope_btr, (samples, keys, ROPE))
+    refuse_shape("sparse_attention", "indices_bsk", indices_bsk, (samples, queries, indices_bsk.shape[-1]))
+    refuse_dtypes("sparse_attention", allowed=(torch.int32, torch.int64), indices_bsk=indices_bsk)
     latent = latent_btl.unsqueeze(2).contiguous()
     return torch.ops.npu.npu_sparse_flash_attention(
         query_bsnl.contiguous(),

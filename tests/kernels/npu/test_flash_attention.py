@@ -65,6 +65,10 @@ class Refused:
 
 
 REFUSED = [
+    Refused("layout='NBSD': use SBH, BSH, BSND, BNSD or TND", {"layout": "NBSD"}),
+    Refused("key.dim()=3: must be 4 in layout BNSD", shapes=((1, 2, 4, 8), (1, 4, 16), (1, 2, 4, 8))),
+    Refused("mask.dtype=torch.float32: not taken; use bool", {"mask": torch.zeros(4, 4)}),
+    Refused("mask.shape=(4, 5): must end in (4, 4)", {"mask": torch.zeros(4, 5, dtype=torch.bool)}),
     Refused("heads=512: must be <= 256; raise tp", {"heads": 512}),
     Refused("head_dim=776: must be <= 768", shapes=((1, 2, 4, 776),) * 3),
     Refused(
