@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-BENCHMARKS = ("plan_latency", "schedule_speed", "reshard_planning", "conversion", "training_speed")
+BENCHMARKS = ("plan_latency", "schedule_speed", "reshard_planning", "conversion", "layer_speed", "training_speed")
 
 
 def main() -> int:

@@ -45,6 +45,8 @@ def job_of(block: rl.Block, precision: Any) -> rl.Job:
 
 def our_layer(job: rl.Job) -> Callable[[Any], Any]:
     """The layer as `ridgeline train` builds it, without the wrapper that reduces gradients."""
+    import torch
+
     from ridgeline.kernels.runtime.load import kernels_here
     from ridgeline.models.runtime.model import build_chunk, build_config, initialize
     from ridgeline.models.runtime.sequences import Sequences, tables_of
@@ -53,14 +55,10 @@ def our_layer(job: rl.Job) -> Callable[[Any], Any]:
     config = build_config(program)
     chunk = build_chunk(program, 0, config, kernels_here(program.kernels, "cpu", policy="auto"))
     initialize(program, [chunk])
-    layer: Any = chunk.decoder.layers[0].to(config.params_dtype)
-    tables = tables_of(job.model, seq_len=job.batch.seq_len, device=chunk_device(layer), dtype=config.params_dtype)
+    layer: Any = chunk.decoder.layers[0]
+    layer = layer.to(config.params_dtype)
+    tables = tables_of(job.model, seq_len=job.batch.seq_len, device=torch.device("cpu"), dtype=config.params_dtype)
     return lambda x: layer(x, attention_mask=None, packed_seq_params=Sequences(tables=tables))[0]
-
-
-def chunk_device(layer: Any) -> Any:
-    """Where a layer's weights are."""
-    return next(layer.parameters()).device
 
 
 def their_layer(job: rl.Job) -> Callable[[Any], Any]:
@@ -123,7 +121,8 @@ def their_layer(job: rl.Job) -> Callable[[Any], Any]:
     )
     if latent:
         spec.submodules.self_attention.submodules.core_attention = latent_core()
-    layer: Any = build_module(spec, config=config, layer_number=1).to(dtype)
+    layer: Any = build_module(spec, config=config, layer_number=1)
+    layer = layer.to(dtype)
     mask = torch.triu(torch.ones(1, 1, seq_len, seq_len, dtype=torch.bool), 1)
     if latent:
         return lambda x: layer(x, attention_mask=mask)[0]
@@ -137,7 +136,7 @@ def latent_core() -> type:
     from megatron.core.transformer.dot_product_attention import DotProductAttention
 
     class LatentCore(DotProductAttention):
-        def __init__(self, *args: Any, k_channels: int, v_channels: int, **kwargs: Any) -> None:
+        def __init__(self, *args: Any, k_channels: int = 0, v_channels: int = 0, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.hidden_size_per_partition = v_channels * self.num_attention_heads_per_partition
 
