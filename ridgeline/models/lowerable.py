@@ -76,6 +76,8 @@ TRAITS: Mapping[type, Mapping[str, Any]] = MappingProxyType(
             "sinks": ANY,
             "gate": ("none", "element"),
             "qk_norm_over": ANY,
+            "qk_norm_after_rope": ANY,
+            "shares_kv": ANY,
         },
         Rope: {"share": ANY, "interleaved": ANY},
         Mamba2: {"step_min": ANY},
@@ -186,6 +188,24 @@ def _model_faults(model: ModelSpec) -> Iterator[str]:
         if rope is not None:
             yield from _trait_faults(rope, "model.blocks.mixer.rope")
     yield from _uniform_faults(model)
+    yield from _attention_faults(model)
+
+
+def _attention_faults(model: ModelSpec) -> Iterator[str]:
+    """Traits of attention that no module has beside one another."""
+    mixers = [block.mixer for block in model.layers() if isinstance(block.mixer, Attention)]
+    for mixer in dict.fromkeys(mixers):
+        if mixer.qk_norm and mixer.qk_norm_after_rope and (mixer.qk_norm_over == "layer" or model.norm == "layer"):
+            yield "model.blocks.mixer.qk_norm_after_rope=True: has a lowering for RMSNorms of heads only; use False"
+        if mixer.shares_kv and mixer.qk_norm and not mixer.qk_norm_after_rope:
+            yield "model.blocks.mixer.shares_kv=True: has no lowering beside norms before the turn; norm after it"
+        if mixer.shares_kv and mixer.gate != "none":
+            yield f"model.blocks.mixer.shares_kv=True: has no lowering beside gate={mixer.gate!r}; use 'none'"
+    if any(mixer.shares_kv for mixer in mixers):
+        if any(block.shortcut or block.norms != "pre" for block in model.layers()):
+            yield "model.blocks.mixer.shares_kv=True: has no lowering beside a shortcut or norms='sandwich'; use False"
+        if model.mtp and mixers[-1].shares_kv:
+            yield f"model.mtp={model.mtp}: its layer is like the last, which shares keys and values; use 0"
 
 
 def _trait_faults(spec: Any, path: str) -> Iterator[str]:

@@ -137,6 +137,7 @@ def _feed_forward_fields(job: Job) -> Fields:
         ("moe_router_topk", moe.topk),
         # The router is ours, see ridgeline.models.runtime.router; of it upstream reads no more than this.
         ("moe_router_dtype", "fp32"),
+        ("moe_router_pre_softmax", moe.topk == 1),  # it refuses one choice without
         ("moe_router_load_balancing_type", "none"),
         ("moe_token_dispatcher_type", "allgather" if job.comm.moe_dispatcher == "allgather" else "alltoall"),
         # Its dispatchers are ours too, see ridgeline.models.runtime.dispatch.

@@ -228,8 +228,42 @@ def bailing_moe(c: Config, w: Tensors, tokens: torch.Tensor) -> torch.Tensor:
     return rms(x, w["model.norm.weight"], eps) @ w["lm_head.weight"].T
 
 
+def hunyuan(c: Config, w: Tensors, tokens: torch.Tensor) -> torch.Tensor:
+    """Keys and values of each first layer serve those after it; every layer turns and norms the keys by itself."""
+    heads, eps, sharers = c["num_attention_heads"], c["rms_norm_eps"], c["cla_share_factor"]
+    d = c["hidden_size"] // heads
+    base = c["rope_theta"] * c["rope_scaling"]["alpha"] ** (d / (d - 2))
+
+    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
+        return functional.linear(x, w[name + ".weight"], w.get(name + ".bias"))
+
+    def mlp(x: torch.Tensor, at: str) -> torch.Tensor:
+        x = rms(x, w[at + "post_attention_layernorm.weight"], eps)
+        if c["num_experts"] == 1:
+            return swiglu(x, w, at + "mlp.")
+        scores = (x @ w[at + "mlp.gate.wg.weight"].T).softmax(-1)
+        best, chosen = scores.max(-1, keepdim=True)
+        every = torch.stack([swiglu(x, w, at + f"mlp.experts.{index}.") for index in range(c["num_experts"])], -2)
+        one = every.gather(-2, chosen[..., None].expand(*chosen.shape, x.shape[-1])).squeeze(-2)
+        return best * one + swiglu(x, w, at + "mlp.shared_mlp.")
+
+    x, kv = w["model.embed_tokens.weight"][tokens], ()
+    for layer in range(c["num_hidden_layers"]):
+        at = f"model.layers.{layer}."
+        normed, at_heads = rms(x, w[at + "input_layernorm.weight"], eps), at + "self_attn."
+        if layer % sharers == 0:
+            kv = tuple(linear(normed, at_heads + f"{name}_proj").unflatten(-1, (-1, d)) for name in "kv")
+        q, (k, v) = linear(normed, at_heads + "q_proj").unflatten(-1, (-1, d)), kv
+        q = rms(turned(q, base), w[at_heads + "query_layernorm.weight"], eps)
+        k = rms(turned(k, base), w[at_heads + "key_layernorm.weight"], eps)
+        x = x + linear(attended(q, k, v), at_heads + "o_proj")
+        x = x + mlp(x, at)
+    return rms(x, w["model.norm.weight"], eps) @ w["model.embed_tokens.weight"].T
+
+
 FORWARDS: dict[str, Callable[[Config, Tensors, torch.Tensor], torch.Tensor]] = {
     **dict.fromkeys(("aquila", "baichuan", "internlm", "minicpm"), llama),
+    "hunyuan": hunyuan,
     "internlm2": internlm2,
     "bailing_moe": bailing_moe,
     "chatglm": chatglm,

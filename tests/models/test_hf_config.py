@@ -30,6 +30,7 @@ def test_families_are_found_by_every_name_they_have():
 IN_TRANSFORMERS = [name for name in FAMILIES if name not in REMOTE]
 # What a transformers class reads besides the architecture.
 NEUTRAL = {"use_cache", "pad_token_id", "bos_token_id", "eos_token_id", "pretraining_tp", "output_router_logits"}
+NEUTRAL |= {"eod_token_id", "sep_token_id"}
 NEUTRAL |= {"rope_parameters"}  # read by hf_rope
 NEUTRAL |= {f"summary_{what}" for what in ("type", "use_proj", "activation", "proj_to_labels", "first_dropout")}
 

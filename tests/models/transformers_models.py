@@ -9,6 +9,7 @@ import attrs
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
+from ridgeline.core.model import ModelSpec
 from ridgeline.models.hf_config import family_of
 from ridgeline.models.zoo import model_names, preset_of
 
@@ -36,6 +37,12 @@ def size_of(name: str) -> str:
 def transformers_config(config: Mapping[str, Any]) -> PretrainedConfig:
     """A config as transformers reads it, under the model type it knows for the architecture."""
     return AutoConfig.for_model(**{**config, "model_type": family_of(config).name})
+
+
+def unused_params(spec: ModelSpec) -> int:
+    """What transformers allots and does not use: gate and up of experts that give the token back."""
+    beside = [block.shortcut for block in spec.layers() if block.shortcut is not None]
+    return sum(2 * moe.zero_experts * moe.ffn_hidden * spec.hidden for moe in beside)
 
 
 @cache

@@ -47,6 +47,8 @@ ROUTED = attrs.evolve(
 ZERO = attrs.evolve(MOE, zero_experts=3, topk=4, expert_bias=True, normalize_topk=False)
 SHARED = attrs.evolve(MOE, shared_ffn=44, shared_gate=True)
 BIASED = attrs.evolve(MOE, bias=True, router_bias=True, activation="shifted_swiglu", limit=0.9)
+OWN = Attention(heads=4, kv_heads=2, head_dim=10, qk_norm=True, qk_norm_after_rope=True)
+SHARING = attrs.evolve(OWN, shares_kv=True)
 DELTA = GatedDeltaNet(key_heads=2, value_heads=4, key_head_dim=6, value_head_dim=10)
 GATED = Attention(heads=4, kv_heads=2, head_dim=12, qk_norm=True, gate="element", rope=Rope(share=0.5))
 
@@ -74,6 +76,7 @@ MODELS = {
     "indexed": layers_of((INDEXED, MLP), *[(INDEXED, ROUTED)] * 3),
     "delta": layers_of(*[(DELTA, MOE), (GATED, MOE)] * 2, norm="zero_centred_rms"),
     "shortcut": layers_of(*[(LATENT, MLP)] * 4, beside=ZERO),
+    "shared kv": layers_of(*[(OWN, MLP), (SHARING, MOE)] * 2),
     "ahead": layers_of((LATENT, MLP), *[(LATENT, ROUTED)] * 3, mtp=2),
     "tied ahead": layers_of(*[(GATED, MLP)] * 4, mtp=1, tied_embeddings=True, embedding_scale=3.0),
     "mamba": one_part_layers(MAMBA, MLP, MAMBA, GATED, norm="zero_centred_rms"),

@@ -84,7 +84,7 @@ CASES = [
     for model in MODELS
     for layout in LAYOUTS
     if not (layout in EXPERTS_ONLY and model in DENSE)
-    if not (layout in SPLITS_PAIRS and model == "shortcut")
+    if not (layout in SPLITS_PAIRS and model in ("shortcut", "shared kv"))
     if not (layout in NEEDS_SP and model not in DENSE)
 ]
 

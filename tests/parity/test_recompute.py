@@ -71,11 +71,13 @@ def test_it_is_run_again(ranks, mode):
     assert kept["CoreAttention"] == kept["ActivationModule"] == kept["RotaryAttention"] == ONCE
 
 
-@pytest.mark.parametrize("mode", ["all parts", "uniform"])
-def test_gradients_stay_beside_layers(ranks, alone, mode):
-    """Where experts read what the feed-forward reads, and join a layer later."""
+@pytest.mark.parametrize(
+    ("model", "mode"), [("shortcut", "all parts"), ("shortcut", "uniform"), ("shared kv", "uniform")]
+)
+def test_gradients_stay_between_layers(ranks, alone, model, mode):
+    """Where experts read what the feed-forward reads and join a layer later, where keys and values go to the next."""
     fields = {"layout__tp": 2, "layout__sp": True, "layout__ep": 2}
-    results = ranks.run(train, 2, job_of(MODELS["shortcut"], world_size=2, memory__recompute=MODES[mode], **fields), 2)
-    truth = alone("shortcut")
+    results = ranks.run(train, 2, job_of(MODELS[model], world_size=2, memory__recompute=MODES[mode], **fields), 2)
+    truth = alone(model)
     assert results[0].losses == pytest.approx(truth.losses, rel=1e-5)
     assert different(whole_gradients(r.gradients for r in results), whole_gradients([truth.gradients])) == {}

@@ -15,13 +15,15 @@ class Attention:
 
     Attributes:
         window: Positions a token sees, itself included; None sees all before it.
-        qk_norm: An RMSNorm on queries and keys, each head apart or (``qk_norm_over="layer"``) all heads as one.
+        qk_norm: An RMSNorm on queries and keys, each head apart or (``qk_norm_over="layer"``) all heads as one, before
+            they turn or (``qk_norm_after_rope``) after.
         positions: What tells positions apart; ``rope`` says how where it is rotary.
         scale: Of the scores; None is ``head_dim ** -0.5``.
         softcap: Scores become ``softcap * tanh(scores / softcap)``.
         sinks: A learned score for each head that takes its share of the softmax and gives nothing.
         gate: A sigmoid gate on the output, made from the layer's input: one of each ``head``, or of each ``element``.
-        shares_kv: Keys and values are those of the nearest layer below that has its own.
+        shares_kv: Keys and values are those that the nearest layer below with its own projects; this one turns and
+            norms the keys by itself.
     """
 
     kind: ClassVar[str] = "attention"

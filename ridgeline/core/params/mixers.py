@@ -42,8 +42,7 @@ def _attention(mixer: Attention, hidden: int) -> Iterator[Param]:
         heads = mixer.qk_norm_over == "head"
         role = "head_norm" if heads else "per_head"
         yield Param(ATTENTION + "q_layernorm.weight", (mixer.head_dim if heads else q_width,), role)
-        if not mixer.shares_kv:
-            yield Param(ATTENTION + "k_layernorm.weight", (mixer.head_dim if heads else kv_width,), role)
+        yield Param(ATTENTION + "k_layernorm.weight", (mixer.head_dim if heads else kv_width,), role)
     if mixer.sinks:
         yield Param(ATTENTION + "core_attention.softmax_offset", (mixer.heads,), "per_head")
     yield Param(ATTENTION + "linear_proj.weight", (hidden, q_width), "out")

@@ -22,6 +22,9 @@ FIELDS = (
     Field("moe_topk", int),
     Field("routed_scaling_factor", float, minimum=0),
     Field("qk_head_dim", int | None, None),
+    *(Field(name, bool, True, only=(True,)) for name in ("mla_scale_q_lora", "mla_scale_kv_lora")),
+    Field("attention_method", str, "MLA", only=("MLA",)),
+    Field("zero_expert_type", str, "identity", only=("identity",)),
 )
 
 
@@ -55,6 +58,10 @@ def _config_of(spec: ModelSpec) -> dict[str, Any]:
         "zero_expert_num": experts.zero_experts,
         "moe_topk": experts.topk,
         "routed_scaling_factor": experts.topk_scale,
+        "mla_scale_q_lora": True,
+        "mla_scale_kv_lora": True,
+        "attention_method": "MLA",
+        "zero_expert_type": "identity",
     }
 
 

@@ -14,7 +14,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from ridgeline.core.model import Attention
 from ridgeline.models.runtime.kernels import Kernel
-from ridgeline.models.runtime.sequences import Sequences, turn_of
+from ridgeline.models.runtime.norms import LaterNorm
+from ridgeline.models.runtime.sequences import HandedKv, Sequences, turn_of
 
 
 class CoreAttention(MegatronModule):
@@ -54,16 +55,21 @@ class RotaryAttention(SelfAttention):
         self.turn = turn_of(mixer)
         self.interleaved = mixer.rope.interleaved
         self.gated = mixer.gate == "element"
+        self.norms_turned = mixer.qk_norm and mixer.qk_norm_after_rope
         self.rotate = rotate
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  fewer cases than upstream's 17 arguments
         self, hidden_states: torch.Tensor, attention_mask: None = None, *, packed_seq_params: Sequences, **unused: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        query, key, value, *gate = self.get_query_key_value_tensors(hidden_states, output_gate=self.gated)  # pyright: ignore[reportAssignmentType]  split
+        query, key, value, *gate = self.projected(hidden_states, packed_seq_params.handed)
         if self.turn is not None and self.rotate is not None:
             table = packed_seq_params.tables[self.turn]
             query = self.rotate(query, table.cos_sb1d, table.sin_sb1d, interleaved=self.interleaved)
             key = self.rotate(key, table.cos_sb1d, table.sin_sb1d, interleaved=self.interleaved)
+        if self.norms_turned:
+            assert isinstance(self.q_layernorm, LaterNorm)
+            assert isinstance(self.k_layernorm, LaterNorm)
+            query, key = self.q_layernorm.normed(query), self.k_layernorm.normed(key)
         if packed_seq_params.cache is not None:
             key, value = packed_seq_params.cache.extend(self.layer_number, key, value)  # pyright: ignore[reportArgumentType]
         context = attend(
@@ -74,6 +80,13 @@ class RotaryAttention(SelfAttention):
         if gate:
             context = context * torch.sigmoid(gate[0].reshape(context.shape))
         return self.linear_proj(context)
+
+    def projected(self, hidden_states: torch.Tensor, handed: HandedKv | None) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values, (s, b, heads, d) each, and the gate where there is one."""
+        query, key, value, *gate = self.get_query_key_value_tensors(hidden_states, output_gate=self.gated)  # pyright: ignore[reportAssignmentType]  split
+        if handed is not None:
+            handed.kv_sb2gd = torch.stack((key, value), dim=2)  # pyright: ignore[reportArgumentType]  split, as above
+        return query, key, value, *gate  # pyright: ignore[reportReturnType]
 
 
 def attend(core: Any, inputs: tuple[Any, ...], *, recompute: bool) -> torch.Tensor:

@@ -25,6 +25,7 @@ from ridgeline.core.model import (
     Mixer,
     Mlp,
     ModelSpec,
+    Norm,
 )
 from ridgeline.kernels.model_ops import has_modified_scores
 from ridgeline.models.runtime.activations import activation_spec
@@ -46,6 +47,7 @@ from ridgeline.models.runtime.modified_attention import ModifiedCoreAttention
 from ridgeline.models.runtime.norms import norm_spec
 from ridgeline.models.runtime.residual import SandwichLayer, scaled_add
 from ridgeline.models.runtime.router import ExpertRouter
+from ridgeline.models.runtime.shared_kv import HandingLayer, SharedKvAttention, no_projection
 from ridgeline.models.runtime.sparse_attention import SparseCoreAttention, SparseLatentAttention
 
 
@@ -69,7 +71,7 @@ def layer_spec(block: Block, model: ModelSpec, kernels: Kernels) -> ModuleSpec:
     if block.mixer is not None:
         parts |= {
             "input_layernorm": norm,
-            "self_attention": _mixer(block.mixer, norm, kernels),
+            "self_attention": _mixer(block.mixer, model.norm, kernels),
             "self_attn_bda": add,
         }
     if block.feed_forward is not None:
@@ -78,23 +80,26 @@ def layer_spec(block: Block, model: ModelSpec, kernels: Kernels) -> ModuleSpec:
     if any(other.shortcut for other in model.layers()):
         experts = None if block.shortcut is None else _feed_forward(block.shortcut, kernels)
         return ModuleSpec(module=ShortcutLayer, params={"experts": experts}, submodules=submodules)
+    if any(isinstance(other.mixer, Attention) and other.mixer.shares_kv for other in model.layers()):
+        return ModuleSpec(module=HandingLayer, submodules=submodules)
     if block.norms == "sandwich":
         params = {"norm": norm, "scale": model.residual_scale}
         return ModuleSpec(module=SandwichLayer, params=params, submodules=submodules)
     return ModuleSpec(module=TransformerLayer, submodules=submodules)
 
 
-def _mixer(mixer: Mixer, norm: ModuleSpec, kernels: Kernels) -> ModuleSpec:
+def _mixer(mixer: Mixer, norm: Norm, kernels: Kernels) -> ModuleSpec:
+    latent_norm = norm_spec(norm, kernels)
     match mixer:
         case Attention():
             return _attention(mixer, norm, kernels)
         case LatentAttention(indexer=Indexer()):
             core = partial(SparseCoreAttention, mixer=mixer, kernels=kernels)
-            params = {"mixer": mixer, "norm": norm, "core_attention": core, "rotate": kernels["rope"]}
+            params = {"mixer": mixer, "norm": latent_norm, "core_attention": core, "rotate": kernels["rope"]}
             return ModuleSpec(module=SparseLatentAttention, params=params)
         case LatentAttention():
             core = partial(CoreAttention, scale=latent_scale(mixer), window=None, attention=kernels["attention"])
-            params = {"mixer": mixer, "norm": norm, "core_attention": core, "rotate": kernels["rope"]}
+            params = {"mixer": mixer, "norm": latent_norm, "core_attention": core, "rotate": kernels["rope"]}
             return ModuleSpec(module=LatentSelfAttention, params=params)
         case GatedDeltaNet():
             return ModuleSpec(module=DeltaNet, params={"mixer": mixer, "kernels": kernels})
@@ -102,8 +107,9 @@ def _mixer(mixer: Mixer, norm: ModuleSpec, kernels: Kernels) -> ModuleSpec:
             raise AssertionError(mixer)  # lowering refuses all others
 
 
-def _attention(mixer: Attention, norm: ModuleSpec, kernels: Kernels) -> ModuleSpec:
-    qk_norm = {"q_layernorm": norm, "k_layernorm": norm} if mixer.qk_norm else {}
+def _attention(mixer: Attention, norm: Norm, kernels: Kernels) -> ModuleSpec:
+    of_head = norm_spec(norm, kernels, later=mixer.qk_norm_after_rope)
+    qk_norm = {"q_layernorm": of_head, "k_layernorm": of_head} if mixer.qk_norm else {}
     if mixer.qk_norm and mixer.qk_norm_over == "layer":
         qk_norm = {
             "q_layernorm": ModuleSpec(module=AllHeadsNorm, params={"heads": mixer.heads}),
@@ -115,10 +121,10 @@ def _attention(mixer: Attention, norm: ModuleSpec, kernels: Kernels) -> ModuleSp
     else:
         core = partial(CoreAttention, scale=scale, window=mixer.window, attention=kernels["attention"])
     return ModuleSpec(
-        module=RotaryAttention,
+        module=SharedKvAttention if mixer.shares_kv else RotaryAttention,
         params={"mixer": mixer, "rotate": kernels.get("rope")},
         submodules=SelfAttentionSubmodules(
-            linear_qkv=ColumnParallelLinear,
+            linear_qkv=no_projection if mixer.shares_kv else ColumnParallelLinear,  # pyright: ignore[reportArgumentType]
             core_attention=core,  # pyright: ignore[reportArgumentType]  upstream's protocol has no __call__
             linear_proj=BiasedRowParallelLinear if mixer.out_bias else RowParallelLinear,
             **qk_norm,

@@ -8,13 +8,12 @@ from ridgeline.core.model import Norm
 from ridgeline.models.runtime.kernels import Kernel, Kernels
 
 
-def norm_spec(norm: Norm, kernels: Kernels) -> ModuleSpec:
-    """A norm as Megatron-core builds it, with ``config``, ``hidden_size`` and ``eps``."""
+def norm_spec(norm: Norm, kernels: Kernels, *, later: bool = False) -> ModuleSpec:
+    """A norm as Megatron-core builds it, with ``config``, ``hidden_size`` and ``eps``; ``later``, a `LaterNorm`."""
     if norm == "layer":
         return ModuleSpec(module=LayerNorm, params={"layer_norm": kernels["layer_norm"]})
-    return ModuleSpec(
-        module=RmsNorm, params={"rms_norm": kernels["rms_norm"], "zero_centred": norm == "zero_centred_rms"}
-    )
+    params = {"rms_norm": kernels["rms_norm"], "zero_centred": norm == "zero_centred_rms"}
+    return ModuleSpec(module=LaterNorm if later else RmsNorm, params=params)
 
 
 class RmsNorm(torch.nn.Module):
@@ -31,6 +30,17 @@ class RmsNorm(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.rms_norm(x, self.weight, eps=self.eps, zero_centred=self.zero_centred)
+
+
+class LaterNorm(RmsNorm):
+    """A norm of heads that Megatron-core, which would take it before they turn, passes over."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def normed(self, x: torch.Tensor) -> torch.Tensor:
+        """The norm, for when they have turned."""
+        return super().forward(x)
 
 
 class LayerNorm(torch.nn.Module):

@@ -73,6 +73,8 @@ def _linear(scaling: LinearRope, base: float, head_dim: int, length: int) -> tup
 
 
 def _dynamic(scaling: DynamicRope, base: float, head_dim: int, length: int) -> tuple[torch.Tensor, float]:
+    if scaling.alpha is not None:
+        return 1.0 / _wavelengths(base * scaling.alpha ** (head_dim / (head_dim - 2)), head_dim), 1.0
     stretch = scaling.factor * max(length, scaling.original_max_position) / scaling.original_max_position
     grown = base * (stretch - (scaling.factor - 1)) ** (head_dim / (head_dim - 2))
     return 1.0 / _wavelengths(grown, head_dim), 1.0

@@ -30,6 +30,13 @@ class KvCache(Protocol):
         ...
 
 
+@attrs.define(eq=False)
+class HandedKv:
+    """Keys and values, (s, b, 2, g, d), as one layer projects them and others share them; None before the first."""
+
+    kv_sb2gd: torch.Tensor | None
+
+
 @attrs.frozen(kw_only=True, eq=False)
 class Sequences:
     """What the attention of every layer reads of a microbatch besides its hidden states.
@@ -39,11 +46,13 @@ class Sequences:
         cu_seqlens: Where documents begin and the last one ends, counted over b*s tokens, sample after sample: int32, on
             the host; None when each sample is one document.
         cache: Earlier keys and values; None when training.
+        handed: Where a layer leaves the keys and values that others share, and finds them; None where no layer does.
     """
 
     tables: Mapping[Turn, RotaryTable]
     cu_seqlens: torch.Tensor | None = None
     cache: KvCache | None = None
+    handed: HandedKv | None = None
 
 
 class Microbatch(Protocol):

@@ -34,7 +34,9 @@ def attention_ops(mixer: Attention, sizes: Sizes) -> Iterator[Op]:
     v = fused if sizes.recomputes_attention and not mixer.qk_norm else kv
     spread = Spread(q=q, k=kv, v=kv, kv_heads=mixer.kv_heads)
     exchange, more = context_work(spread, sizes), kv_kept(spread, sizes) - 2 * kv
-    keys = () if mixer.shares_kv else (Saved("k", kv), Saved("v", v), *((Saved("repeated_kv", more),) if more else ()))
+    keys = (Saved("k", kv), Saved("v", v), *((Saved("repeated_kv", more),) if more else ()))
+    if mixer.shares_kv:  # each layer turns its own keys; values are a view of what was handed on
+        keys = (Saved("k", kv), Saved("handed_kv", 2 * kv))
     queries: tuple[Saved, ...] = (Saved("q", q),)
     if "attention" in sizes.plain and mixer.positions != "rope" and not mixer.qk_norm:
         queries, keys = (), (Saved("v", fused),)  # nothing turned them: all are views of the fused tensor

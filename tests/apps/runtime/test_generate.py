@@ -1,11 +1,13 @@
 """Generation, judged by transformers on the same weights."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from ridgeline.apps.runtime.engine import Cache, continued, new_cache, next_logits, open_engine
@@ -16,7 +18,9 @@ from ridgeline.checkpoint.io.convert import import_hf
 from ridgeline.checkpoint.io.hf import hf_weights
 from ridgeline.core.errors import DataError, RidgelineError
 from ridgeline.models.hf_config import model_from_hf, read_hf_config
+from ridgeline.models.hf_names import hf_shapes
 from tests.checkpoint.hf_models import CONFIGS, random_model
+from tests.models.examples import EXAMPLES
 from tests.pool import Pool
 
 PROMPT = [5, 99, 3, 77, 5, 42]
@@ -90,6 +94,19 @@ def test_greedy_equals_transformers(ranks: Pool, tmp_path: Path, family: str) ->
     assert drawn[0] == drawn[1]
     assert drawn[0] != tokens[:12]
     assert stopped == tokens[: tokens.index(tokens[4])]
+
+
+def test_shared_keys_and_values_are_remembered(ranks: Pool, tmp_path: Path) -> None:
+    """A layer that takes those of another still has the ones of earlier tokens, turned and normed its own way."""
+    config = {**EXAMPLES["hunyuan"], "vocab_size": 100}
+    generator = torch.Generator().manual_seed(2)
+    shapes = hf_shapes(model_from_hf(config))
+    tensors = {name: torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    ((tokens, differences, *_),) = ranks.run(continue_in_rank, 1, str(tmp_path), PROMPT, 20)
+    assert len(set(tokens)) > 3
+    assert max(differences) < 1e-5
 
 
 def limits_in_rank(folder: str) -> list[str]:

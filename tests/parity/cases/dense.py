@@ -22,6 +22,7 @@ CASES = {
     "gemma2": Case({"sliding_window": 7, "query_pre_attn_scalar": 9, "num_hidden_layers": 4}),
     "glm": Case({"partial_rotary_factor": 0.5, "attention_bias": True, "pad_token_id": 0}),
     "glm4": Case({"partial_rotary_factor": 0.5, "attention_bias": True, "pad_token_id": 0}),
+    "hunyuan_v1_dense": Case({"pad_token_id": 0, **rope("dynamic", factor=1.0, alpha=50.0)}),
     "internlm3": Case({"attention_bias": True, "mlp_bias": True, **rope("dynamic", factor=2.0)}, every_day=("pp2",)),
     "phi3": Case(
         {

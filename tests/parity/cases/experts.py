@@ -32,6 +32,9 @@ CASES = {
         },
         every_day=("alone", "tp2 etp2"),
     ),
+    "hunyuan_v1_moe": Case(
+        {"num_experts": 6, "moe_topk": 2, "attention_bias": True, "pad_token_id": 0}, every_day=("tp2 ep2",)
+    ),
     "minimax_m2": Case({**TOP2, "num_local_experts": 6, "rotary_dim": 6}, every_day=("alone", "tp2 etp2")),
     "phimoe": Case(
         {

@@ -67,7 +67,8 @@ def attention(theirs: dict[str, torch.Tensor], config: Any) -> dict[str, torch.T
         ours["self_attention.linear_proj.bias"] = theirs["self_attn.o_proj.bias"]
     if "self_attn.sinks" in theirs:
         ours["self_attention.core_attention.softmax_offset"] = theirs["self_attn.sinks"]
-    for x in "qk":
-        if f"self_attn.{x}_norm.weight" in theirs:
-            ours[f"self_attention.{x}_layernorm.weight"] = theirs[f"self_attn.{x}_norm.weight"]
+    for x, whole in (("q", "query"), ("k", "key")):
+        for name in (f"self_attn.{x}_norm.weight", f"self_attn.{whole}_layernorm.weight"):
+            if name in theirs:
+                ours[f"self_attention.{x}_layernorm.weight"] = theirs[name]
     return ours

@@ -29,7 +29,8 @@ def feed_forward(theirs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         ours["mlp.linear_fc2.weight"] = theirs["mlp.down_proj.weight"]
     if "mlp.experts.gate_up_proj_bias" in theirs:
         ours |= _stacked_experts(theirs)
-    router = next((theirs[name] for name in ("mlp.gate.weight", "mlp.router.weight") if name in theirs), None)
+    names = ("mlp.gate.weight", "mlp.router.weight", "mlp.gate.wg.weight")
+    router = next((theirs[name] for name in names if name in theirs), None)
     if router is not None and "mlp.experts.gate_up_proj_bias" not in theirs:
         ours["mlp.router.weight"] = router
         for expert, (gate_up, down) in enumerate(
@@ -43,7 +44,8 @@ def feed_forward(theirs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         for expert, down in enumerate(downs):  # those behind give the token back
             ours[f"shortcut.experts.local_experts.{expert}.linear_fc1.weight"] = gates[expert]
             ours[f"shortcut.experts.local_experts.{expert}.linear_fc2.weight"] = down
-    shared = below(theirs, "mlp.shared_experts.") or below(theirs, "mlp.shared_expert.")
+    names = ("shared_experts", "shared_expert", "shared_mlp")
+    shared = next((found for name in names if (found := below(theirs, f"mlp.{name}."))), None)
     if shared:
         fused = torch.cat([shared["gate_proj.weight"], shared["up_proj.weight"]])
         ours["mlp.shared_experts.linear_fc1.weight"] = fused
