@@ -82,7 +82,7 @@ def select(
         why = "not deterministic" if deterministic and not kernel.deterministic else ""
         why = why or _obstacle(kernel, device, dtype, traits, policy, software)
         if not why:
-            reason = f"the first that runs on {device} in {dtype}"
+            reason = (device == "npu" and kernel.why_on_npu) or f"the first that runs on {device} in {dtype}"
             return Choice(op=op, kernel=kernel.name, reason=reason, passed_over=tuple(passed))
         passed.append(Passed(kernel=kernel.name, why=why))
     raise LoweringError(

@@ -26,6 +26,13 @@ class Limit:
     multiple_of: int | None = None
     among: tuple[int, ...] | None = None
 
+    def __str__(self) -> str:
+        bounds = (("", ">=", self.minimum), ("", "<=", self.maximum), ("a multiple of", "", self.multiple_of))
+        words = [" ".join(filter(None, (before, sign, str(size)))) for before, sign, size in bounds if size is not None]
+        if self.among is not None:
+            words.append(("= " if len(self.among) == 1 else "among ") + ", ".join(map(str, self.among)))
+        return f"{self.trait} {', '.join(words)}"
+
     def rule(self, value: int) -> str:
         """The rule that a value breaks, or nothing.
 
@@ -57,6 +64,10 @@ class Need:
     field: str
     at_least: str | None = None
     prefix: str | None = None
+
+    def __str__(self) -> str:
+        wanted = f">= {self.at_least}" if self.at_least is not None else f"{self.prefix}*"
+        return f"{self.field} {wanted}"
 
     def rule(self, software: Software) -> str:
         """The rule that the software breaks, or nothing.
@@ -98,6 +109,7 @@ class Kernel:
         needs: On the software of the machine.
         deterministic: Equal inputs give equal bits, at least where CANN is told that they must.
         fallback_on: Devices for which it was not written; policy "strict" passes it over there.
+        why_on_npu: Of an op that has no kernel for an npu, why not.
     """
 
     op: str
@@ -109,9 +121,12 @@ class Kernel:
     needs: tuple[Need, ...] = ()
     deterministic: bool = True
     fallback_on: tuple[DeviceName, ...] = ()
+    why_on_npu: str = ""
 
 
-def _reference(op: str, *, module: str | None = None, fallback_on: tuple[DeviceName, ...] = ("npu",)) -> Kernel:
+def _reference(
+    op: str, *, module: str | None = None, fallback_on: tuple[DeviceName, ...] = ("npu",), why_on_npu: str = ""
+) -> Kernel:
     return Kernel(
         op=op,
         name="torch",
@@ -119,6 +134,7 @@ def _reference(op: str, *, module: str | None = None, fallback_on: tuple[DeviceN
         devices=DEVICE_NAMES,
         dtypes=("float32", "bfloat16", "float16", "float64"),
         fallback_on=fallback_on,
+        why_on_npu=why_on_npu,
     )
 
 
@@ -155,7 +171,12 @@ def _both(op: str, name: str, *limits: Limit, module: str | None = None, **row: 
 
 def _torch_everywhere(op: str) -> tuple[Kernel, ...]:
     """An op whose torch calls are kernels on an npu too."""
-    return (_reference(op, fallback_on=()),)
+    return (_reference(op, fallback_on=(), why_on_npu="torch's own op is a kernel there"),)
+
+
+def _torch_alone(op: str, why_on_npu: str, *, module: str | None = None) -> tuple[Kernel, ...]:
+    """An op that torch_npu has no kernel for."""
+    return (_reference(op, module=module, why_on_npu=why_on_npu),)
 
 
 _HEADS = (Limit(trait="head_dim", maximum=768), Limit(trait="heads", maximum=256))
@@ -212,8 +233,10 @@ KERNELS: Mapping[str, tuple[Kernel, ...]] = MappingProxyType(
             dtypes=_HALF,
             deterministic=False,  # its gradient; cann/ops-transformer 29b7f908, docs/zh/op_api_list.md
         ),
-        "linear_cross_entropy": (_reference("linear_cross_entropy", module="cross_entropy"),),
-        "mamba2_scan": (_reference("mamba2_scan"),),
+        "linear_cross_entropy": _torch_alone(
+            "linear_cross_entropy", "torch_npu's takes logits, which this never holds whole", module="cross_entropy"
+        ),
+        "mamba2_scan": _torch_alone("mamba2_scan", "torch_npu has no scan of states"),
         "masked_softmax": _both(
             "masked_softmax",
             "npu_scaled_masked_softmax",
@@ -231,7 +254,7 @@ KERNELS: Mapping[str, tuple[Kernel, ...]] = MappingProxyType(
             module="collective_matmul",
             needs=_ATLAS_A2,
         ),
-        "nf4_matmul": (_reference("nf4_matmul", module="nf4"),),
+        "nf4_matmul": _torch_alone("nf4_matmul", "torch_npu's four-bit weights are integers", module="nf4"),
         "permute": _both("permute", "npu_moe_token_permute", *_ROWS),
         "permute_by_map": _both("permute_by_map", "npu_moe_token_permute_with_routing_map", *_ROWS, module="permute"),
         "rms_norm": _both("rms_norm", "npu_rms_norm"),
@@ -250,13 +273,17 @@ KERNELS: Mapping[str, tuple[Kernel, ...]] = MappingProxyType(
             dtypes=_HALF,
             deterministic=False,  # its gradient; cann/ops-transformer 29b7f908, docs/zh/op_api_list.md
         ),
-        "sparsemixer": (_reference("sparsemixer"),),
+        "sparsemixer": _torch_alone("sparsemixer", "torch_npu's routers know softmax and sigmoid"),
         "squared_relu": _torch_everywhere("squared_relu"),
         "swiglu": _both("swiglu", "npu_swiglu"),
         "unpermute": _both("unpermute", "npu_moe_token_unpermute", *_ROWS, module="permute"),
         "unpermute_by_map": _both(
             "unpermute_by_map", "npu_moe_token_unpermute_with_routing_map", *_ROWS, module="permute"
         ),
-        "vocab_parallel_cross_entropy": (_reference("vocab_parallel_cross_entropy", module="cross_entropy"),),
+        "vocab_parallel_cross_entropy": _torch_alone(
+            "vocab_parallel_cross_entropy",
+            "torch_npu's leaves no place for the collectives between maximum, sum and loss",
+            module="cross_entropy",
+        ),
     }
 )
