@@ -27,7 +27,7 @@ class Preset:
 
     Attributes:
         name: Ours: the repository's name in lower case, without ``Meta-`` and ``-hf``.
-        source: The Hugging Face repository and file.
+        source: The Hugging Face repository and file; of a model that has none, its paper.
         retrieved: When the copies were read, ISO date.
         copies: The public copies they were read from.
         config: The fields of the file that define the architecture, and its token ids.

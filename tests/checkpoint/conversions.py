@@ -24,6 +24,7 @@ CLASSIC = {
     "GPT2": Wanted(format="classic", layout=Layout(tp=2)),
     "Qwen3": Wanted(format="classic", layout=Layout(pp=2, vpp=2, noop_layers=(3,))),
     "GptOss": Wanted(format="classic", layout=Layout(tp=2, etp=2, ep=5)),
+    "Phimoe": Wanted(format="classic", layout=Layout(tp=2, ep=5, pp=3, vocab_multiple=8)),
     "Mixtral": Wanted(format="classic", layout=Layout(tp=2, ep=5), form=ClassicForm(experts="grouped")),
     "DeepseekV3": Wanted(
         format="classic", layout=Layout(tp=2, ep=5, pp=2, noop_layers=(3,)), form=ClassicForm(experts="grouped")

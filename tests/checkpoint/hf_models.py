@@ -38,6 +38,15 @@ CONFIGS["GptOss"] = {
     "pad_token_id": 0,
     **_MOE,
 }
+CONFIGS["Phimoe"] = {
+    "num_key_value_heads": 2,
+    "num_local_experts": 5,
+    "attention_bias": True,
+    "lm_head_bias": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "pad_token_id": 0,
+    **_MOE,
+}
 CONFIGS |= {"Bloom": {"tie_word_embeddings": False}, "GPT2": {"n_inner": 56}}
 ALL_CONFIGS: dict[str, dict[str, Any]] = {
     **CONFIGS,

@@ -34,11 +34,15 @@ def turned(x_bsnd: torch.Tensor, base: float, *, pairs: bool = False) -> torch.T
     return torch.stack(parts, -1).flatten(-2) if pairs else torch.cat(parts, -1)
 
 
-def attended(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor | None = None) -> torch.Tensor:
+def attended(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor | None = None, cap: float = math.inf
+) -> torch.Tensor:
     """Causal attention of (b, s, n, d), keys and values shared by runs of heads; (b, s, n*d)."""
     s, repeat = q.shape[1], q.shape[2] // k.shape[2]
     k, v = (x.repeat_interleave(repeat, dim=2) for x in (k, v))
     scores = torch.einsum("bqnd,bknd->bnqk", q, k) / math.sqrt(q.shape[-1])
+    if cap < math.inf:
+        scores = cap * torch.tanh(scores / cap)
     if slopes is not None:
         scores = scores + slopes[:, None, None] * torch.arange(s)
     hidden = torch.ones(s, s, dtype=torch.bool).triu(1)
@@ -49,6 +53,12 @@ def swiglu(x: torch.Tensor, w: Tensors, at: str) -> torch.Tensor:
     """A gated MLP under the names of Llama's."""
     gate, up, down = (w[at + f"{name}_proj.weight"].T for name in ("gate", "up", "down"))
     return (functional.silu(x @ gate) * (x @ up)) @ down
+
+
+def of_the_best(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Each token's ``count`` highest scores where they are, all others 0."""
+    worst = scores.sort(dim=-1, descending=True).values[..., count - 1, None]
+    return torch.where(scores >= worst, scores, 0.0)
 
 
 def decoder(x: torch.Tensor, parts: list[Part], scale: float = 1.0) -> torch.Tensor:
@@ -79,9 +89,16 @@ def llama(c: Config, w: Tensors, tokens: torch.Tensor) -> torch.Tensor:
 
     def mlp(x: torch.Tensor, at: str) -> torch.Tensor:
         x = rms(x, w[at + "post_attention_layernorm.weight"], eps)
+        if c.get("num_experts"):  # MiniCPM
+            weights = of_the_best(linear(x, at + "mlp.gate").softmax(-1), c["num_experts_per_tok"])
+            experts = [expert(x, at + f"mlp.experts.{index}.w") for index in range(c["num_experts"])]
+            return (torch.stack(experts, -1) * (weights / weights.sum(-1, keepdim=True))[..., None, :]).sum(-1)
         return linear(
             functional.silu(linear(x, at + "mlp.gate_proj")) * linear(x, at + "mlp.up_proj"), at + "mlp.down_proj"
         )
+
+    def expert(x: torch.Tensor, at: str) -> torch.Tensor:
+        return linear(functional.silu(linear(x, at + "1")) * linear(x, at + "3"), at + "2")
 
     layers = [f"model.layers.{layer}." for layer in range(c["num_hidden_layers"])]
     parts: list[Part] = [lambda x, at=at, part=part: part(x, at) for at in layers for part in (attention, mlp)]
@@ -261,12 +278,41 @@ def hunyuan(c: Config, w: Tensors, tokens: torch.Tensor) -> torch.Tensor:
     return rms(x, w["model.norm.weight"], eps) @ w["model.embed_tokens.weight"].T
 
 
+def grok(c: Config, w: Tensors, tokens: torch.Tensor) -> torch.Tensor:
+    """Norms around each part; scores scaled, then capped; the two best of all experts' probabilities, as they are."""
+    eps, d = c.get("rms_norm_eps", 1e-5), c["hidden_size"] // c["num_attention_heads"]
+
+    def attention(x: torch.Tensor, at: str) -> torch.Tensor:
+        x = rms(x, w[at + "pre_attn_norm.scale"], eps)
+        q, k, v = ((x @ w[at + f"attn.{name}_proj.weight"].T).unflatten(-1, (-1, d)) for name in "qkv")
+        q, k = (turned(x, 10000.0) for x in (q * c["attn_output_multiplier"] * math.sqrt(d), k))
+        x = attended(q, k, v, cap=c["max_attn_value"]) @ w[at + "attn.o_proj.weight"].T
+        return rms(x, w[at + "post_attn_norm.scale"], eps)
+
+    def expert(x: torch.Tensor, at: str) -> torch.Tensor:
+        gate, up = x @ w[at + "linear.weight"].T, x @ w[at + "linear_v.weight"].T
+        return (gate * (1 + torch.erf(gate / math.sqrt(2))) / 2 * up) @ w[at + "linear_1.weight"].T
+
+    def experts(x: torch.Tensor, at: str) -> torch.Tensor:
+        x = rms(x, w[at + "pre_moe_norm.scale"], eps)
+        weights = of_the_best((x @ w[at + "moe_block.gate.weight"].T).softmax(-1), c["num_experts_per_tok"])
+        outputs = [expert(x, at + f"moe_block.experts.{index}.") for index in range(c["num_experts"])]
+        return rms((torch.stack(outputs, -1) * weights[..., None, :]).sum(-1), w[at + "post_moe_norm.scale"], eps)
+
+    layers = [f"model.layers.{layer}." for layer in range(c["num_hidden_layers"])]
+    parts: list[Part] = [lambda x, at=at, part=part: part(x, at) for at in layers for part in (attention, experts)]
+    embedding = w["model.embed_tokens.weight"]
+    x = decoder(embedding[tokens] * c["embedding_multiplier_scale"], parts)
+    return rms(x, w["model.norm.scale"], eps) @ embedding.T * c["output_multiplier_scale"]
+
+
 FORWARDS: dict[str, Callable[[Config, Tensors, torch.Tensor], torch.Tensor]] = {
     **dict.fromkeys(("aquila", "baichuan", "internlm", "minicpm"), llama),
     "hunyuan": hunyuan,
     "internlm2": internlm2,
     "bailing_moe": bailing_moe,
     "chatglm": chatglm,
+    "grok-1": grok,
     "plm": plm,
     "qwen": qwen,
 }

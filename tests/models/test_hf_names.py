@@ -133,11 +133,12 @@ def test_names_and_shapes_of_every_size(name: str):
     assert len(used) == len(set(used))
     assert {name for name, _ in used} == shapes.keys()
     state = {key: shape for key, shape in built(name).shapes.items() if key not in hf_derived(spec)}
-    parts = (".mlp.experts.", ".mlp.gate.weight", ".mlp.e_score_correction_bias")  # block_sparse_moe in some files
+    # block_sparse_moe in some files, and the router a gate
+    parts = (".mlp.experts.", ".mlp.gate.weight", ".mlp.router.weight", ".mlp.e_score_correction_bias")
     experts = [key for key in state if any(part in key for part in parts)]
     further = tuple(f"model.layers.{spec.num_layers + index}." for index in range(spec.mtp))  # transformers has none
     shapes = {key: shape for key, shape in shapes.items() if not key.startswith(further or ("-",))}
-    elsewhere = (".experts.", ".gate.weight", "block_sparse_moe.e_score_correction_bias")
+    elsewhere = (".experts.", ".gate.weight", ".mlp.router.weight", "block_sparse_moe.e_score_correction_bias")
     ours = {key: shape for key, shape in shapes.items() if not any(part in key for part in elsewhere)}
     assert ours == {key: shape for key, shape in state.items() if key not in experts}
     moe_elements = sum(int(np.prod(shape)) for key, shape in shapes.items() if key not in ours)

@@ -27,7 +27,7 @@ CASES = {
 WITH_EXPERTS = {name for name, config in CASES.items() if config.get("num_experts", 1) > 1}
 EVERY_DAY = {
     *((name, "tp2") for name in CASES if name not in ("aquila", "baichuan, first 13B", *WITH_EXPERTS)),
-    *((name, "tp2 ep2") for name in ("bailing_moe", "hunyuan")),
+    *((name, "tp2 ep2") for name in WITH_EXPERTS),
     *((name, "pp2") for name in ("baichuan", "hunyuan")),
 }
 
@@ -38,7 +38,7 @@ def published(config) -> dict[str, torch.Tensor]:
     tensors = {}
     for name, shape in hf_shapes(model_from_hf(config)).items():
         noise = torch.randn(shape, generator=generator)
-        norm = len(shape) == 1 and name.endswith("weight")
+        norm = len(shape) == 1 and name.endswith(("weight", "scale"))
         tensors[name] = noise * 0.2 + 1 if norm else noise * 0.2
     return tensors
 

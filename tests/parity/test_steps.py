@@ -1,5 +1,6 @@
 """What a step means: how losses are weighed, documents kept apart, precision kept, and when nothing is updated."""
 
+import attrs
 import numpy as np
 import pytest
 
@@ -34,6 +35,24 @@ def test_loss_per_token_in_every_layout(ranks, model, fields):
     assert results[0].losses == pytest.approx(alone.losses, rel=1e-5)
     assert results[0].grad_norms == pytest.approx(alone.grad_norms, rel=1e-5)
     assert different(whole_gradients(r.gradients for r in results), whole_gradients([alone.gradients])) == {}
+
+
+def test_experts_are_drawn_and_tokens_jittered_in_training_only(ranks):
+    """An evaluation neither draws experts nor puts noise on tokens; a training step does both, the same every time."""
+    still = attrs.evolve(MOE, score="sparsemixer", normalize_topk=False, nearness=0.4, sampled=False)
+    others = {"drawn": attrs.evolve(still, sampled=True), "jittered": attrs.evolve(still, input_jitter=0.3)}
+
+    def evaluated(moe):
+        model = attrs.evolve(model_of(moe, moe), init_std=0.5)  # wide enough for experts to matter
+        return ranks.run(on_ranks.evaluated, 1, job_of(model))[0]
+
+    plain = evaluated(still)
+    assert plain["eval"] == pytest.approx(plain["train"], rel=1e-6)
+    for moe in others.values():
+        once, again = evaluated(moe), evaluated(moe)
+        assert once["eval"] == pytest.approx(plain["eval"], rel=1e-6)
+        assert once["train"] != pytest.approx(plain["train"], rel=1e-5)
+        assert once["train"] == again["train"]
 
 
 def test_microbatches_add_up(ranks):

@@ -17,7 +17,8 @@ POSITIONS = MappingProxyType({"rope": "rope", "alibi": "alibi", "none": "none", 
 """Megatron's and MindSpeed's names of what tells positions apart, to the mixer's."""
 
 
-BALANCINGS = ("aux_loss", "seq_aux_loss", "group_limited_greedy", "none", "softmax_topk")
+MIXED = "sparsemixer_topk"
+BALANCINGS = ("aux_loss", "seq_aux_loss", "group_limited_greedy", "none", "softmax_topk", MIXED)
 """Ways of balancing experts that a job has words for."""
 
 
@@ -224,8 +225,9 @@ def _feed_forward(reader: Reader, hidden: int, *, moe: bool) -> Plain:
         "experts": reader.integer("num-experts"),
         "topk": reader.integer("moe-router-topk", 2),
         "ffn_hidden": reader.integer("moe-ffn-hidden-size", own),
-        "normalize_topk": reader.has("norm-topk-prob") or not reader.has("moe-router-pre-softmax"),
-        "aux_loss": reader.real("moe-aux-loss-coeff", 0.0) if balancing not in ("none", "softmax_topk") else 0.0,
+        "normalize_topk": balancing != MIXED
+        and (reader.has("norm-topk-prob") or not reader.has("moe-router-pre-softmax")),
+        "aux_loss": reader.real("moe-aux-loss-coeff", 0.0) if balancing not in ("none", "softmax_topk", MIXED) else 0.0,
         "z_loss": reader.real("moe-z-loss-coeff", 0.0),
         "activation": activation,
         **_expert_traits(reader),
@@ -255,7 +257,8 @@ def _expert_traits(reader: Reader) -> Plain:
         "aux_per_sequence": reader.has("seq-aux") or balancing == "seq_aux_loss",
         "device_aux_loss": reader.real("moe-device-level-aux-loss-coeff", 0.0),
         "comm_aux_loss": reader.real("moe-comm-aux-loss-coeff", 0.0),
-        "score": score if score != "softmax" else None,
+        "score": "sparsemixer" if balancing == MIXED else score if score != "softmax" else None,
+        "nearness": 0.01 if balancing == MIXED else None,  # MindSpeed-LLM's, which no flag changes
         "groups": reader.integer("moe-router-num-groups"),
         "group_topk": reader.integer("moe-router-group-topk"),
         "group_score": "max" if balancing == "group_limited_greedy" else None,

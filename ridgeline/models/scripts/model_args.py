@@ -125,6 +125,8 @@ def _feed_forward_flags(job: Job) -> Iterator[tuple[object, ...]]:
     yield "moe-router-topk", moe.topk
     yield "moe-ffn-hidden-size", moe.ffn_hidden
     balancing = "group_limited_greedy" if moe.group_score == "max" else "aux_loss" if moe.aux_loss else "none"
+    if moe.score == "sparsemixer":
+        balancing = "sparsemixer_topk"
     yield "moe-router-load-balancing-type", balancing
     yield "moe-aux-loss-coeff", moe.aux_loss
     yield from _expert_flags(moe)
@@ -142,7 +144,7 @@ def _feed_forward_flags(job: Job) -> Iterator[tuple[object, ...]]:
 def _expert_flags(moe: Moe) -> Iterator[tuple[object, ...]]:
     """What few routed layers have."""
     for flag, value, usual in (
-        ("moe-router-score-function", moe.score, "softmax"),
+        ("moe-router-score-function", "softmax" if moe.score == "sparsemixer" else moe.score, "softmax"),
         ("moe-router-topk-scaling-factor", moe.topk_scale, 1.0),
         ("moe-router-num-groups", moe.groups, 1),
         ("moe-router-group-topk", moe.group_topk, 1),

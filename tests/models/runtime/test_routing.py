@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ridgeline.core.model import Moe
-from ridgeline.models.runtime.routing import capacity_of, route, within_capacity
+from ridgeline.kernels.reference.sparsemixer import sparsemixer
+from ridgeline.models.runtime.routing import capacity_of, mix, route, within_capacity
 
 
 def by_hand(logits: np.ndarray, moe: Moe, bias: np.ndarray | None) -> np.ndarray:
@@ -79,6 +80,22 @@ def test_an_expert_takes_no_more_than_its_capacity(tokens, experts, capacity, pa
             assert len(taken) == min(capacity, tokens)
         else:
             assert taken == kept
+
+
+@pytest.mark.parametrize("sample", [False, True])
+def test_sparsemixer_chooses_two(sample):
+    """Two experts a token: in evaluation the two best, in training often others."""
+    moe = Moe(experts=6, topk=2, ffn_hidden=8, score="sparsemixer", normalize_topk=False, nearness=0.2)
+    logits = torch.randn(300, 6, generator=torch.Generator().manual_seed(2))
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        routed = mix(logits, moe, sparsemixer=sparsemixer, sample=sample)
+    assert (routed.chosen_ne.sum(-1) == 2).all()
+    assert (routed.weights_ne[~routed.chosen_ne] == 0).all()
+    assert (routed.weights_ne[routed.chosen_ne] > 0).all()
+    best = torch.zeros_like(logits, dtype=torch.bool).scatter(1, logits.topk(2).indices, True)
+    same = (routed.chosen_ne == best).all(-1)
+    assert same.all() if not sample else 0.2 < same.float().mean() < 0.95
 
 
 def test_capacity_is_a_share_rounded_up():

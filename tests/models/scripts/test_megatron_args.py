@@ -29,8 +29,8 @@ from tests.models.scripts.reading import EXPERTS, USUAL, back, imported_of
 
 NO_FLAGS = frozenset(
     (
-        *("baichuan", "gemma", "gemma2", "glm_moe_dsa", "gpt2", "gpt_oss", "internlm3", "minicpm3"),
-        *("minimax_m2", "phi3", "plm", "qwen3_next", "internlm2.5-7b", "minicpm-2b-128k"),
+        *("baichuan", "bloom", "gemma", "gemma2", "glm_moe_dsa", "gpt2", "gpt_oss", "grok-1", "internlm3", "minicpm3"),
+        *("minimax_m2", "phi3", "phimoe", "plm", "qwen3_next", "internlm2.5-7b", "minicpm-2b-128k"),
     )
 )
 """Families and models with something that no flag of Megatron-LM or MindSpeed-LLM says, or none for all layers."""
@@ -190,6 +190,16 @@ def test_nothing_is_lost_in_silence(change, told):
     model = attrs.evolve(job.model, blocks=(attrs.evolve(run, block=block),))
     with pytest.raises(LoweringError, match=told):
         megatron_args(attrs.evolve(job, model=model))
+
+
+def test_sparsemixer_comes_back():
+    """MindSpeed-LLM's word for it; it weighs by itself, whatever the flags say of weights and losses."""
+    text = QWEN3_MOE.replace("load-balancing-type aux_loss", "load-balancing-type sparsemixer_topk")
+    text = text.replace("--moe-router-topk 8", "--moe-router-topk 2")
+    job = job_of({"name": "x", **imported_of(text).plain})
+    (moe,) = job.model.moes
+    assert (moe.score, moe.topk, moe.normalize_topk, moe.nearness, moe.aux_loss) == ("sparsemixer", 2, False, 0.01, 0.0)
+    assert back(job).model.moes == (moe,)
 
 
 def test_what_is_dropped_and_how_biases_move_comes_back():
