@@ -38,7 +38,7 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("mapped", "layout.schedule", "schedules-method= dualpipev-dw-detach enable-seq1f1b"),
     ("mapped", "layout.slices", "seq1f1b-splits="),
     ("approximated", "layout.slices are as long as each other", "seq1f1b-balance-method="),
-    ("mapped", "comm.moe_fb_overlap", "moe-fb-overlap"),
+    ("mapped", "comm.moe_fb_overlap", "moe-fb-overlap overlap-moe-expert-parallel-comm"),
     ("mapped", "memory.recompute_when", "recompute-in-advance recompute-in-bubble"),
     ("mapped", "layout.microbatch_group_size", "microbatch-group-size-per-virtual-pipeline-stage="),
     ("mapped", "layout.vocab_multiple", "make-vocab-size-divisible-by="),
@@ -123,12 +123,15 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("mapped", "memory.recompute", """
         recompute-granularity= recompute-method= recompute-num-layers= recompute-modules* recompute-activations
         recompute-activation-function recompute-activation-function-num-layers= recompute-norm
-        recompute-norm-num-layers= enable-recompute-layers-per-pp-rank moe-zero-memory=
+        recompute-norm-num-layers= enable-recompute-layers-per-pp-rank moe-zero-memory= moe-layer-recompute
     """),
     ("mapped", "memory.distributed_optimizer", "use-distributed-optimizer"),
     ("mapped", "comm.overlap_grad_reduce", "overlap-grad-reduce"),
     ("mapped", "comm.overlap_param_gather", "overlap-param-gather"),
     ("mapped", "comm.moe_dispatcher", "moe-token-dispatcher-type="),
+    ("mapped", "comm.moe_overlap", """
+        moe-shared-expert-overlap moe-alltoall-overlap-comm moe-allgather-overlap-comm moe-permutation-async-comm
+    """),
     ("mapped", "comm.p2p", "no-overlap-p2p-communication"),
     ("mapped", "comm.tp_overlap", "use-ascend-mc2 use-ascend-coc"),
     ("mapped", "optimizer", "lr= min-lr= weight-decay= adam-beta1= adam-beta2= adam-eps= clip-grad="),
@@ -159,8 +162,10 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
         moe-grouped-gemm moe-permute-fusion no-bias-dropout-fusion no-bias-gelu-fusion no-bias-swiglu-fusion
         attention-backend= use-fused-moe-token-permute-and-unpermute use-triton-gdn use-fused-ring-attention-update
         use-triton-mhc use-fused-mhc use-triton-swiglu-limit shape-order= sparse-mode= attention-mask-type=
-        cp-attention-mask-type= moe-router-dtype= attention-softmax-in-fp32 router-gating-in-fp32
-        topk-softmax-in-fp32 distributed-backend=
+        cp-attention-mask-type= attention-softmax-in-fp32 distributed-backend= moe-use-legacy-grouped-gemm
+    """),
+    ("no effect", "the router works in fp32", """
+        router-gating-in-fp32 topk-softmax-in-fp32 moe-router-fusion
     """),
     ("no effect", "Ridgeline has one model code", """
         use-mcore-models use-legacy-models spec* model-type-hf= ai-framework=
@@ -178,7 +183,7 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
         log-throughput tensorboard-dir* manual-gc manual-gc-interval* profile-export-type= profile-data-simplification
         use-pytorch-profiler distributed-timeout-minutes= disable-gloo-group* no-check-for-nan-in-loss-and-grad
         local-rank= enable-high-availability enable-hbmfault-repair hccl-op-mode= log-params-norm
-        log-num-zeros-in-grad tensorboard-log-interval= timing-log-level=
+        log-num-zeros-in-grad tensorboard-log-interval= timing-log-level= moe-per-layer-logging
     """),
     ("no effect", "it scales the loss of fp16", """
         initial-loss-scale= loss-scale= min-loss-scale= loss-scale-window= hysteresis=
@@ -196,13 +201,34 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
         params-dtype= main-grads-dtype= exp-avg-dtype= exp-avg-sq-dtype=
     """),
     ("not expressible", "recomputing parts of a layer", "recompute-mla-up-proj"),
-    ("not expressible", "how experts order their tokens", "moe-unperm2-mem-optim"),
+    ("not expressible", "a router that does not work in fp32", "moe-router-dtype="),
+    ("not expressible", "how experts order their tokens", """
+        moe-unperm2-mem-optim moe-unperm2-mem-optim-swap moe-apply-probs-on-input
+    """),
+    ("not expressible", "products and exchanges of experts as one kernel", """
+        moe-alltoall-mc2 moe-bmm-mc2 moe-enable-deepep moe-deepep-num-sms= moe-flex-dispatcher-backend=
+        moe-experts-pipeline-degree= use-pipe-experts pipe-experts-multi-data= pipe-experts-multi-stream
+        moe-hierarchical-alltoallv delay-wgrad-compute
+    """),
+    ("not expressible", "experts that move between ranks, or are on several", """
+        enable-expert-placement expert-placement-freq= enable-fine-grained-expert-placement
+        fine-grained-expert-placement-thre= balanced-moe-experts balanced-moe-hot-expert-num=
+        trans-hot-expert-group-num=
+    """),
+    ("not expressible", "experts made of a dense model, or of latents", """
+        moe-use-upcycling moe-upcycling-granularity= moe-latent-size=
+    """),
+    ("not expressible", "padding that only products in fp8 want", """
+        moe-router-padding-for-fp8 moe-router-padding-for-quantization
+    """),
     ("not expressible", "overlapped and fused communication", """
-        coc-fused-kernel coc-parallel-num= tp-2d tp-x= tp-y= moe-alltoall-overlap-comm
-        moe-allgather-overlap-comm moe-permutation-async-comm moe-shared-expert-overlap use-cp-send-recv-overlap
+        coc-fused-kernel coc-parallel-num= tp-2d tp-x= tp-y= use-cp-send-recv-overlap
         mla-up-proj-tp-overlap tp-comm-overlap cp-window-size=
     """),
-    ("not expressible", "memory of experts", "moe-zero-memory-num-layers= moe-zerc"),
+    ("not expressible", "recomputing experts layer by layer", """
+        moe-zero-memory-num-layers= moe-zerc moe-adaptive-recompute-activation moe-adaptive-recompute-activation-scale=
+    """),
+    ("not expressible", "a gate for each element of shared experts", "shared-expert-gate-output-dimension="),
     ("not expressible", "chunked logits", "output-layer-slice-num= mtp-mem-efficient-logits*"),
     ("not expressible", "MTP's module", "mtp-spec*"),
     ("not expressible", "how latent attention is computed", "mla-fa-without-pad mla-mm-split enable-mla-absorb"),
@@ -211,7 +237,7 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     """),
     ("not expressible", "this router", """
         moe-input-jitter-eps= moe-revert-type-after-topk fix-router input-jitter
-        n-hash-layers=
+        n-hash-layers= moe-router-force-load-balancing moe-router-force-biased= moe-router-topk-limited-devices=
     """),
     ("not expressible", "sparse attention", """
         index-topk-freq= index-share-for-mtp-iteration index-skip-topk-offset= indexer-loss-coeff=
@@ -258,7 +284,9 @@ def _rows() -> Iterator[tuple[str, Flag]]:
 FLAGS: Mapping[str, Flag] = MappingProxyType(dict(_rows()))
 """Known flags by name, without their dashes."""
 
-NEUTRAL: Mapping[str, str] = MappingProxyType({"cp-window-size": "1", "optimizer": "adam"})
+NEUTRAL: Mapping[str, str] = MappingProxyType(
+    {"cp-window-size": "1", "optimizer": "adam", "shared-expert-gate-output-dimension": "1", "moe-router-dtype": "fp32"}
+)
 """Flags without a word in a job, each with the value by which it changes nothing."""
 
 

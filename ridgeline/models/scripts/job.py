@@ -9,6 +9,7 @@ from ridgeline.core.codec import Plain
 from ridgeline.core.errors import Problem
 from ridgeline.core.frozen import frozen
 from ridgeline.models.scripts.arguments import Entry, Reader, read_given, without_none
+from ridgeline.models.scripts.comm import comm_of
 from ridgeline.models.scripts.flags import is_neutral
 from ridgeline.models.scripts.memory import memory_of, precision_of
 from ridgeline.models.scripts.model import model_of
@@ -71,7 +72,7 @@ def import_command(command: Command) -> Imported:
         "batch": batch,
         "precision": precision_of(reader),
         "memory": memory_of(reader),
-        "comm": _comm(reader),
+        "comm": comm_of(reader),
         "optimizer": optimizer_of(reader),
         "objective": objective_of(reader),
         **without_none({"adapter": adapter_of(reader)}),
@@ -232,30 +233,6 @@ def _check_world(reader: Reader, cluster: Plain, layout: Plain, batch: Plain) ->
     samples = batch["mbs"] * (world // ranks)
     if batch.setdefault("gbs", samples) % samples:
         reader.fault("global-batch-size", f"must be a multiple of mbs*dp={samples}")
-
-
-def _comm(reader: Reader) -> Plain:
-    dispatcher = reader.text("moe-token-dispatcher-type", "allgather")
-    if dispatcher == "alltoall_seq":
-        reader.lost("moe-token-dispatcher-type", "comm.moe_dispatcher: taken as alltoall", "approximated")
-        dispatcher = "alltoall"
-    elif dispatcher not in ("alltoall", "allgather"):
-        reader.lost("moe-token-dispatcher-type", f"{dispatcher} has no word in a job; alltoall stands in its place")
-        dispatcher = "alltoall"
-    return {
-        "overlap_grad_reduce": reader.has("overlap-grad-reduce"),
-        "overlap_param_gather": reader.has("overlap-param-gather"),
-        "moe_dispatcher": dispatcher,
-        "p2p": "batched" if reader.has("no-overlap-p2p-communication") else "overlapped",
-        "tp_overlap": _tp_overlap(reader),
-        "moe_fb_overlap": reader.has("moe-fb-overlap"),
-    }
-
-
-def _tp_overlap(reader: Reader) -> str:
-    asked = "mc2" if reader.has("use-ascend-mc2") else "coc" if reader.has("use-ascend-coc") else "none"
-    tp = reader.integer("tensor-model-parallel-size", 1) or 1
-    return asked if reader.has("sequence-parallel") and tp > 1 else "none"
 
 
 def _data(reader: Reader) -> Plain:

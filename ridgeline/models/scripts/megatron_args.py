@@ -92,8 +92,9 @@ def _faults(job: Job) -> Iterator[str]:
         yield f"layout.schedule={job.layout.schedule!r}: with vpp={job.layout.vpp} Megatron-LM runs {usual}"
     if job.memory.recompute_when != "backward":
         yield f"memory.recompute_when={job.memory.recompute_when!r}: Megatron-LM has no such flag; use 'backward'"
-    if job.comm.moe_fb_overlap:
-        yield "comm.moe_fb_overlap=True: Megatron-LM has no such flag; set it to false"
+    if job.comm.moe_dispatcher == "allgather" and {*job.comm.moe_overlap} - {"permutation"} == {"shared_experts"}:
+        rule = "shared experts alone run beside tokens that are exchanged, not gathered"
+        yield f"comm.moe_overlap={job.comm.moe_overlap}: {rule}; add 'weight_gradients', or leave 'shared_experts' out"
     layers = job.model.num_layers + len(job.layout.noop_layers)
     if job.layout.stages is None and layers % (job.layout.pp * job.layout.vpp):
         yield f"layout.vpp={job.layout.vpp}: pp*vpp must divide the {layers} layers, or set layout.stages"

@@ -56,7 +56,7 @@ def _recompute(reader: Reader) -> Plain | None:
     granularity = reader.text("recompute-granularity")
     if granularity and granularity not in ("full", "selective"):
         reader.fault("recompute-granularity", "unknown", "use full or selective")
-    parts = {"recompute-activation-function": "activation", "recompute-norm": "layernorm"}
+    parts = {"recompute-activation-function": "activation", "recompute-norm": "layernorm", "moe-layer-recompute": "moe"}
     modules = [part for flag, part in parts.items() if reader.has(flag)]
     level = reader.text("moe-zero-memory", "disable")
     modules += {"level0": ["activation"], "level1": ["activation", "dispatch"]}.get(level, [])

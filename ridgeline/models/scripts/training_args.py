@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ridgeline.core.job import Dpo, FullRecompute, Job, Pretraining, Profile, SelectiveRecompute, Sft, WsdLr
+from ridgeline.core.job import Comm, Dpo, FullRecompute, Job, Pretraining, Profile, SelectiveRecompute, Sft, WsdLr
 
 
 def memory_and_comm_flags(job: Job) -> Iterator[tuple[object, ...]]:
@@ -27,6 +27,7 @@ def memory_and_comm_flags(job: Job) -> Iterator[tuple[object, ...]]:
         ("swap-attention", job.memory.swap_attention),
         ("overlap-grad-reduce", job.comm.overlap_grad_reduce),
         ("overlap-param-gather", job.comm.overlap_param_gather),
+        *_ways_to_experts(job.comm),
         ("no-overlap-p2p-communication", job.comm.p2p == "batched"),
         ("use-ascend-mc2", job.comm.tp_overlap == "mc2"),
         ("use-ascend-coc", job.comm.tp_overlap == "coc"),
@@ -34,6 +35,16 @@ def memory_and_comm_flags(job: Job) -> Iterator[tuple[object, ...]]:
     ):
         if wanted:
             yield (flag,)
+
+
+def _ways_to_experts(comm: Comm) -> Iterator[tuple[str, bool]]:
+    """What runs while tokens are on their way to experts; MindSpeed's overlap has the shared experts in it."""
+    exchange = "allgather" if comm.moe_dispatcher == "allgather" else "alltoall"
+    products = "weight_gradients" in comm.moe_overlap
+    yield "moe-permutation-async-comm", "permutation" in comm.moe_overlap
+    yield "moe-shared-expert-overlap", "shared_experts" in comm.moe_overlap and not products
+    yield f"moe-{exchange}-overlap-comm", products
+    yield "overlap-moe-expert-parallel-comm", comm.moe_fb_overlap
 
 
 def tuning_flags(job: Job) -> Iterator[tuple[object, ...]]:

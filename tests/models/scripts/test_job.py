@@ -46,7 +46,7 @@ def test_scripts_give_the_published_models():
     fates = {entry.flag: entry.fate for entry in moe.entries}
     assert fates["--brand-new-flag"] == "not understood"
     assert fates["--swap-optimizer"] == "mapped"
-    assert fates["--moe-token-dispatcher-type"] == "approximated"
+    assert jobs[1].comm.moe_dispatcher == "alltoall_seq"
     asked = {word for word in training_command(QWEN3_MOE, source="s").arguments if word.startswith("--")}
     assert asked <= fates.keys()
 
@@ -192,6 +192,41 @@ def test_mindspeeds_schedules_are_named(words, schedule, slices, overlap):
     layout = imported.plain["layout"]
     assert (layout.get("schedule"), layout.get("slices", 1)) == (schedule, slices)
     assert imported.plain["comm"]["moe_fb_overlap"] == overlap
+
+
+SHARED = "--moe-shared-expert-intermediate-size 512"
+
+
+@pytest.mark.parametrize(
+    ("words", "overlap"),
+    [
+        (f"{SHARED} --moe-shared-expert-overlap", ["shared_experts"]),
+        (f"{SHARED} --moe-alltoall-overlap-comm", ["shared_experts", "weight_gradients"]),
+        ("--moe-alltoall-overlap-comm --moe-permutation-async-comm", ["weight_gradients"]),
+        ("--moe-permutation-async-comm --moe-token-dispatcher-type allgather", ["permutation"]),
+        (
+            f"{SHARED} --moe-permutation-async-comm --moe-allgather-overlap-comm --moe-token-dispatcher-type allgather",
+            ["permutation", "shared_experts", "weight_gradients"],
+        ),
+    ],
+)
+def test_what_runs_beside_tokens_ways_is_named(words, overlap):
+    imported = imported_of(f"{QWEN3_MOE.rstrip()} {words}")
+    assert not imported.problems
+    assert imported.plain["comm"]["moe_overlap"] == overlap
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--moe-allgather-overlap-comm",
+        "--moe-alltoall-overlap-comm --moe-token-dispatcher-type allgather",
+        "--moe-shared-expert-overlap --moe-token-dispatcher-type allgather",
+    ],
+)
+def test_an_overlap_goes_with_its_dispatcher(words):
+    (problem,) = imported_of(f"{QWEN3_MOE.rstrip()} {words}").problems
+    assert str(problem).startswith(f"{words.split()[0]}=True: goes with another dispatcher; use --moe-token-dispatcher")
 
 
 @pytest.mark.parametrize("pair", CONTRADICTIONS, ids=" ".join)

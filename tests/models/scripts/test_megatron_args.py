@@ -212,3 +212,18 @@ def test_what_is_dropped_and_how_biases_move_comes_back():
     (moe,) = job.model.moes
     assert (moe.capacity_factor, moe.drop, moe.expert_bias_rate) == (1.5, "position", 0.01)
     assert back(job).model.moes == (moe,)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--moe-permutation-async-comm --moe-allgather-overlap-comm --moe-token-dispatcher-type allgather",
+        "--moe-shared-expert-intermediate-size 512 --moe-shared-expert-overlap",
+        "--moe-shared-expert-intermediate-size 512 --moe-alltoall-overlap-comm --moe-token-dispatcher-type alltoall",
+        "--moe-fb-overlap --moe-token-dispatcher-type alltoall",
+    ],
+)
+def test_how_tokens_reach_their_experts_comes_back(words):
+    job = job_of({"name": "x", **imported_of(f"{QWEN3_MOE.rstrip()} {words}").plain})
+    assert job.comm.moe_overlap or job.comm.moe_fb_overlap
+    assert back(job).comm == job.comm
