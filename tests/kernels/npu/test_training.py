@@ -38,5 +38,6 @@ def test_steps_equal_a_cpus(name: str, ranks: Pool, virtual_ranks: list[VirtualP
         assert ours.losses == pytest.approx(truth.losses, rel=1e-5)  # fp32, in another order of sums
         assert ours.grad_norms == pytest.approx(truth.grad_norms, rel=1e-5)
         assert executed >= ATTENTION
+        assert ("npu::npu_grouped_matmul" in executed) == (name != "dense")
     gradients = whole_gradients(ours.gradients for ours, _ in results)
     assert different(gradients, whole_gradients([truth.gradients])) == {}
