@@ -55,6 +55,8 @@ class Family:
         config_of: The inverse, for a spec of this family's kinds of layer.
         weights: Where each parameter is found in the published files, by its name within the model; None while the way
             is not known, so that the family can be planned and not converted.
+        mtp_weights: Likewise of multi-token prediction, by names within its layer and beside it, ``{layer}`` its depth;
+            None where files have it as further layers.
         base: What every name but the head's begins with, and begins without in files of the model without its head.
     """
 
@@ -69,6 +71,7 @@ class Family:
     spec_of: Callable[[Values, Rope], ModelSpec]
     config_of: Callable[[ModelSpec], dict[str, Any]]
     weights: Mapping[str, Template] | None = None
+    mtp_weights: Mapping[str, Template] | None = None
     base: str = ""
 
 

@@ -1,12 +1,14 @@
 """Where every parameter of a model lies in its published Hugging Face files."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from types import MappingProxyType
 
+import attrs
+
 from ridgeline.core.errors import Problem, SpecError
 from ridgeline.core.model import ModelSpec
-from ridgeline.core.params import fqn_of, model_params
+from ridgeline.core.params import Param, fqn_of, model_params, mtp_params
 from ridgeline.models.families.table import FAMILIES
 from ridgeline.models.hf_config import hf_config_of
 from ridgeline.models.hf_source import Shape, Source, bind, published_shapes
@@ -55,9 +57,27 @@ def hf_derived(spec: ModelSpec) -> frozenset[str]:
         for zero in range(moe.zero_experts)
         for name in ("gate", "up")
     )
-    return frozenset(
-        (*frequencies, *masks, *again, *unused, of_all, *(("lm_head.weight",) if spec.tied_embeddings else ()))
-    )
+    head = ("lm_head.weight",) if spec.tied_embeddings else ()
+    return frozenset((*frequencies, *masks, *again, *unused, of_all, *head, *_beyond(spec)))
+
+
+def hf_mtp_name(spec: ModelSpec) -> str:
+    """A tensor that files have where they hold multi-token prediction."""
+    table = FAMILIES[spec.family].mtp_weights
+    if table is None:
+        return f"model.layers.{spec.num_layers}.eh_proj.weight"
+    return table["mtp.eh_proj.weight"].names[0].format(layer=0)
+
+
+def _beyond(spec: ModelSpec) -> Iterator[str]:
+    """Multi-token prediction under names of its own, where the model has none; and its embedding, held again."""
+    if FAMILIES[spec.family].mtp_weights is None:
+        return
+    yield "model.mtp.embed_tokens.weight"
+    if not spec.mtp:
+        ahead = attrs.evolve(spec, mtp=1)
+        for _, source, shape in _bound(ahead, [(None, param) for param in mtp_params(ahead)]):
+            yield from published_shapes(source, shape)
 
 
 def hf_full_names(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
@@ -69,18 +89,24 @@ def hf_full_names(spec: ModelSpec, names: Iterable[str]) -> dict[str, str]:
 
 def _entries(spec: ModelSpec) -> list[tuple[str, Source, Shape]]:
     hf_config_of(spec)  # refuses what the family's files have no names for
-    weights, blocks = FAMILIES[spec.family].weights, spec.layers()
-    if weights is None:
+    if FAMILIES[spec.family].weights is None:
         rule = "can be planned, but how its weights are published is not modelled yet"
         raise SpecError(Problem("family", spec.family, rule))
-    entries = []
-    for layer, param in model_params(spec):
+    return list(_bound(spec, model_params(spec)))
+
+
+def _bound(spec: ModelSpec, params: Iterable[tuple[int | None, Param]]) -> Iterator[tuple[str, Source, Shape]]:
+    family, blocks = FAMILIES[spec.family], spec.layers()
+    assert family.weights is not None
+    for layer, param in params:
         name, place = (param.name, layer) if layer is not None else _published_place(param.name, spec.num_layers)
         block = None if place is None else blocks[min(place, spec.num_layers - 1)]
+        weights = family.weights
+        if place is not None and place >= spec.num_layers and family.mtp_weights is not None:
+            weights, place = family.mtp_weights, place - spec.num_layers
         for expert in range(param.experts) if param.experts else (None,):
             source = bind(weights[name], layer=place, expert=expert, block=block)
-            entries.append((fqn_of(layer, param, expert=expert), source, param.shape))
-    return entries
+            yield fqn_of(layer, param, expert=expert), source, param.shape
 
 
 def _published_place(name: str, num_layers: int) -> tuple[str, int | None]:

@@ -52,7 +52,8 @@ def published_files(config: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def unused_rows(config: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Gate and up of zero experts, which transformers allots, so that files it reads need them."""
-    names = [name for name in hf_derived(model_from_hf(config)) if ".mlp.experts." in name]
+    derived = hf_derived(model_from_hf(config))
+    names = [name for name in derived if name.startswith("model.layers.") and ".mlp.experts." in name]
     return {name: torch.zeros(config["expert_ffn_hidden_size"], config["hidden_size"]) for name in names}
 
 
@@ -209,6 +210,34 @@ def test_names_read_as_they_are_published():
         expert + "w1.weight", expert + "w3.weight"
     )
     assert sources["decoder.layers.2.mlp.router.weight"] == Direct(layer + "block_sparse_moe.gate.weight")
+
+
+AHEAD = {  # as the published files of both spell them, by which vLLM and SGLang read them
+    "qwen3_next": ("mtp.fc", "mtp.pre_fc_norm_hidden", "mtp.norm", "mtp.layers.0.mlp.experts.3.down_proj"),
+    "longcat_flash": ("eh_proj", "hnorm.m", "norm", "transformer_layer.mlp.down_proj"),
+}
+
+
+@pytest.mark.parametrize("family", AHEAD)
+def test_multi_token_prediction_under_names_of_its_own(family: str):
+    """Every tensor of it is beyond those of the model without, where it says nothing but is known."""
+    without = model_from_hf(EXAMPLES[family])
+    ahead = model_from_hf({**EXAMPLES[family], "num_nextn_predict_layers": 1})
+    assert ahead == attrs.evolve(without, mtp=1)
+    assert model_from_hf(hf_config_of(ahead)) == ahead
+    beyond = hf_shapes(ahead).keys() - hf_shapes(without).keys()
+    assert all(name.startswith("model.mtp." if family == "longcat_flash" else "mtp.") for name in beyond)
+    part = "mlp.experts.local_experts.3.linear_fc2" if family == "qwen3_next" else "mlp.linear_fc2"
+    ours = ("eh_proj", "hnorm", "final_layernorm", f"transformer_layer.{part}")
+    sources = [hf_sources(ahead)[f"mtp.layers.0.{name}.weight"] for name in ours]
+    prefix = {"eh_proj": "model.mtp.layers.0.", "norm": "model.mtp."}
+    published = [prefix.get(name, "model.mtp.layers.0.") + name for name in AHEAD[family]]
+    expected = published if family == "longcat_flash" else AHEAD[family]
+    assert sources == [Direct(f"{name}.weight") for name in expected]
+    assert beyond <= hf_derived(without)
+    assert not beyond & hf_derived(ahead)
+    with pytest.raises(SpecError, match="num_nextn_predict_layers=2: must be 0 or 1"):
+        model_from_hf({**EXAMPLES[family], "num_nextn_predict_layers": 2})
 
 
 def test_a_tied_head_is_derived():

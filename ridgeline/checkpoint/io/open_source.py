@@ -14,6 +14,7 @@ from ridgeline.checkpoint.io.torch_dist.index import INDEX
 from ridgeline.core.errors import CheckpointError
 from ridgeline.core.model import ModelSpec
 from ridgeline.models.hf_config import model_from_hf, read_hf_config, without_quantisation
+from ridgeline.models.hf_names import hf_mtp_name
 
 
 def open_source(source: str | Path, *, model: ModelSpec | None = None, masters: bool = False) -> Opened:
@@ -53,14 +54,12 @@ def hf_model(folder: Path) -> ModelSpec:
     """The model of a Hugging Face folder, its weights dequantised.
 
     Where a config counts layers of multi-token prediction and the folder holds none, as transformers saves it, the
-    model is one without.
+    model is one without; where it counts none and the folder holds one, as Qwen3-Next's and LongCat's, one with it.
 
     Raises:
         CheckpointError: No weights are there, or a file of them is damaged.
         SpecError: The config is none that is known.
     """
     model = model_from_hf(without_quantisation(read_hf_config(folder)), name=folder.resolve().name)
-    first = f"model.layers.{model.num_layers}."
-    if model.mtp and not any(name.startswith(first) for name in hf_tensors(folder)):
-        return attrs.evolve(model, mtp=0)
-    return model
+    holds = hf_mtp_name(model) in hf_tensors(folder)
+    return attrs.evolve(model, mtp=(model.mtp or 1) if holds else 0)

@@ -192,6 +192,18 @@ def shell_config(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
+def mtp_of(hf: Values) -> int:
+    """Layers of multi-token prediction, in families whose files name but one."""
+    layers = hf["num_nextn_predict_layers"]
+    require(layers <= 1, "num_nextn_predict_layers", layers, "must be 0 or 1: files have names for one layer")
+    return layers
+
+
+def mtp_config(spec: ModelSpec) -> dict[str, Any]:
+    """The field that ``mtp_of`` reads."""
+    return {"num_nextn_predict_layers": spec.mtp} if spec.mtp else {}
+
+
 def router_losses(experts: Moe) -> dict[str, Any]:
     """The coefficients of the router's losses; transformers has no z-loss and keeps a field it does not know."""
     z_loss = {"router_z_loss_coef": experts.z_loss} if experts.z_loss else {}

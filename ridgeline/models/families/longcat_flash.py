@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 
 from ridgeline.core.model import Block, LatentAttention, Mlp, ModelSpec, Moe, Rope
-from ridgeline.models.families.decoder import DECODER_WEIGHTS, decoder_of, first_feed_forward
+from ridgeline.models.families.decoder import DECODER_WEIGHTS, decoder_of, first_feed_forward, mtp_config, mtp_of
 from ridgeline.models.families.latent import LATENT_FIELDS, LATENT_WEIGHTS, latent_config, latent_of
 from ridgeline.models.family import Family, Field, Values, require
 from ridgeline.models.hf_template import Template, direct, gate_up
@@ -22,6 +22,7 @@ FIELDS = (
     Field("moe_topk", int),
     Field("routed_scaling_factor", float, minimum=0),
     Field("qk_head_dim", int | None, None),
+    Field("num_nextn_predict_layers", int, 0, minimum=0),  # the first files leave out that they hold one
     *(Field(name, bool, True, only=(True,)) for name in ("mla_scale_q_lora", "mla_scale_kv_lora")),
     Field("attention_method", str, "MLA", only=("MLA",)),
     Field("zero_expert_type", str, "identity", only=("identity",)),
@@ -43,7 +44,7 @@ def _spec_of(hf: Values, rope: Rope) -> ModelSpec:
     )
     second = Block(mixer=latent_of(hf, rope, latent_scale=True), feed_forward=Mlp(ffn_hidden=hf["ffn_hidden_size"]))
     first = attrs.evolve(second, shortcut=experts)
-    return decoder_of(hf, (first, second) * hf["num_layers"])
+    return decoder_of(hf, (first, second) * hf["num_layers"], mtp=mtp_of(hf))
 
 
 def _config_of(spec: ModelSpec) -> dict[str, Any]:
@@ -62,6 +63,7 @@ def _config_of(spec: ModelSpec) -> dict[str, Any]:
         "mla_scale_kv_lora": True,
         "attention_method": "MLA",
         "zero_expert_type": "identity",
+        **mtp_config(spec),
     }
 
 
@@ -88,6 +90,27 @@ WEIGHTS: Mapping[str, Template] = MappingProxyType(
     }
 )
 
+_AHEAD = "model.mtp.layers.{layer}."
+MTP_WEIGHTS: Mapping[str, Template] = MappingProxyType(
+    {
+        "mtp.enorm.weight": direct(_AHEAD + "enorm.m.weight"),
+        "mtp.hnorm.weight": direct(_AHEAD + "hnorm.m.weight"),
+        "mtp.eh_proj.weight": direct(_AHEAD + "eh_proj.weight"),
+        "mtp.final_layernorm.weight": direct("model.mtp.norm.weight"),
+        **{
+            name: direct(template.names[0].replace("model.layers.{layer}.", _AHEAD))
+            for name, template in LATENT_WEIGHTS.items()
+            if name.startswith("self_attention.") and template.transform == "direct"
+        },
+        "input_layernorm.weight": direct(_AHEAD + "input_layernorm.weight"),
+        "pre_mlp_layernorm.weight": direct(_AHEAD + "post_attention_layernorm.weight"),
+        "mlp.linear_fc1.weight": gate_up(
+            *(_AHEAD + f"transformer_layer.mlp.{name}_proj.weight" for name in ("gate", "up"))
+        ),
+        "mlp.linear_fc2.weight": direct(_AHEAD + "transformer_layer.mlp.down_proj.weight"),
+    }
+)
+
 LONGCAT_FLASH = Family(
     name="longcat_flash",
     architectures=("LongcatFlashForCausalLM",),
@@ -99,4 +122,5 @@ LONGCAT_FLASH = Family(
     spec_of=_spec_of,
     config_of=_config_of,
     weights=WEIGHTS,
+    mtp_weights=MTP_WEIGHTS,
 )

@@ -14,11 +14,13 @@ from ridgeline.models.families.decoder import (
     first_attention,
     first_feed_forward,
     first_mixer,
+    mtp_config,
+    mtp_of,
 )
 from ridgeline.models.families.qwen2_moe import SHARED_WEIGHTS
 from ridgeline.models.families.sparse_steps import SPARSE_FIELDS, feed_forwards_config, feed_forwards_of
 from ridgeline.models.family import Family, Field, Values, require
-from ridgeline.models.hf_template import delta_inputs, direct, gated_qkv
+from ridgeline.models.hf_template import Template, delta_inputs, direct, gated_qkv
 
 FIELDS = (
     *DECODER_FIELDS,
@@ -36,6 +38,7 @@ FIELDS = (
     Field("linear_value_head_dim", int),
     Field("linear_num_key_heads", int),
     Field("linear_num_value_heads", int),
+    Field("num_nextn_predict_layers", int, 0, minimum=0),  # the first files leave out that they hold one
 )
 _PUBLISHED, _ATTENTION = "model.layers.{layer}.", "self_attention."
 _LINEAR = _PUBLISHED + "linear_attn."
@@ -64,7 +67,7 @@ def _spec_of(hf: Values, rope: Rope) -> ModelSpec:
     }
     parts = feed_forwards_of(hf, shared_ffn=hf["shared_expert_intermediate_size"], shared_gate=True)
     blocks = (Block(mixer=mixers[kind], feed_forward=part) for kind, part in zip(_layer_types(hf), parts, strict=True))
-    return decoder_of(hf, tuple(blocks), norm="zero_centred_rms")
+    return decoder_of(hf, tuple(blocks), norm="zero_centred_rms", mtp=mtp_of(hf))
 
 
 def _config_of(spec: ModelSpec) -> dict[str, Any]:
@@ -84,8 +87,38 @@ def _config_of(spec: ModelSpec) -> dict[str, Any]:
         "linear_value_head_dim": linear.value_head_dim,
         "linear_num_key_heads": linear.key_heads,
         "linear_num_value_heads": linear.value_heads,
+        **mtp_config(spec),
     }
 
+
+WEIGHTS = MappingProxyType(
+    {
+        **SPARSE_WEIGHTS,
+        **SHARED_WEIGHTS,
+        _ATTENTION + "linear_qkv.weight": gated_qkv(*(_PUBLISHED + f"self_attn.{x}_proj.weight" for x in "qkv")),
+        _ATTENTION + "linear_qkv.bias": gated_qkv(*(_PUBLISHED + f"self_attn.{x}_proj.bias" for x in "qkv")),
+        _ATTENTION + "in_proj.weight": delta_inputs(*(f"{_LINEAR}in_proj_{x}.weight" for x in ("qkvz", "ba"))),
+        _ATTENTION + "conv1d.weight": direct(_LINEAR + "conv1d.weight"),
+        _ATTENTION + "dt_bias": direct(_LINEAR + "dt_bias"),
+        _ATTENTION + "A_log": direct(_LINEAR + "A_log"),
+        _ATTENTION + "out_norm.weight": direct(_LINEAR + "norm.weight"),
+        _ATTENTION + "out_proj.weight": direct(_LINEAR + "out_proj.weight"),
+    }
+)
+MTP_WEIGHTS = MappingProxyType(
+    {
+        **{
+            name: Template(
+                form.transform, tuple(each.replace(_PUBLISHED, "mtp.layers.{layer}.") for each in form.names)
+            )
+            for name, form in WEIGHTS.items()
+        },
+        "mtp.enorm.weight": direct("mtp.pre_fc_norm_embedding.weight"),
+        "mtp.hnorm.weight": direct("mtp.pre_fc_norm_hidden.weight"),
+        "mtp.eh_proj.weight": direct("mtp.fc.weight"),
+        "mtp.final_layernorm.weight": direct("mtp.norm.weight"),
+    }
+)
 
 QWEN3_NEXT = Family(
     name="qwen3_next",
@@ -96,18 +129,6 @@ QWEN3_NEXT = Family(
     feed_forwards=(Moe, Mlp),
     spec_of=_spec_of,
     config_of=_config_of,
-    weights=MappingProxyType(
-        {
-            **SPARSE_WEIGHTS,
-            **SHARED_WEIGHTS,
-            _ATTENTION + "linear_qkv.weight": gated_qkv(*(_PUBLISHED + f"self_attn.{x}_proj.weight" for x in "qkv")),
-            _ATTENTION + "linear_qkv.bias": gated_qkv(*(_PUBLISHED + f"self_attn.{x}_proj.bias" for x in "qkv")),
-            _ATTENTION + "in_proj.weight": delta_inputs(*(f"{_LINEAR}in_proj_{x}.weight" for x in ("qkvz", "ba"))),
-            _ATTENTION + "conv1d.weight": direct(_LINEAR + "conv1d.weight"),
-            _ATTENTION + "dt_bias": direct(_LINEAR + "dt_bias"),
-            _ATTENTION + "A_log": direct(_LINEAR + "A_log"),
-            _ATTENTION + "out_norm.weight": direct(_LINEAR + "norm.weight"),
-            _ATTENTION + "out_proj.weight": direct(_LINEAR + "out_proj.weight"),
-        }
-    ),
+    weights=WEIGHTS,
+    mtp_weights=MTP_WEIGHTS,
 )
