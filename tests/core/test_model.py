@@ -1,11 +1,13 @@
 """The model graph as a run-length list."""
 
 import attrs
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ridgeline.core.codec import digest
-from ridgeline.core.model import ModelSpec, Repeat
+from ridgeline.core.errors import SpecError
+from ridgeline.core.model import ModelSpec, Moe, Repeat
 from tests.strategies import attention_models
 
 
@@ -31,3 +33,16 @@ def test_layers_spell_the_runs_out(model):
     assert attrs.evolve(model, blocks=tuple(Repeat(block=block, count=1) for block in layers)) == model
     assert all(left.block != right.block for left, right in zip(model.blocks, model.blocks[1:], strict=False))
     assert isinstance(model, ModelSpec)
+
+
+def test_what_sparsemixer_does_by_itself_is_said_so():
+    """It takes two experts, weighs and ranks them alone, and needs to be told how near the best counts."""
+    with pytest.raises(SpecError) as caught:
+        Moe(experts=8, topk=3, ffn_hidden=4, score="sparsemixer", expert_bias=True, groups=2)
+    assert str(caught.value).splitlines() == [
+        "topk=3: must be 2 with score='sparsemixer'",
+        "normalize_topk=True: must be False with score='sparsemixer'",
+        "groups=2: must be 1 with score='sparsemixer'",
+        "expert_bias=True: must be False with score='sparsemixer'",
+        "nearness=0.0: must be > 0 with score='sparsemixer'; Phi-3.5-MoE has 0.01",
+    ]
