@@ -46,6 +46,10 @@ LAYOUTS = {
             "comm__moe_overlap": ("permutation", "shared_experts"),
         },
     ),
+    "tp2 sp ep2 allgather": (
+        2,
+        {"layout__tp": 2, "layout__sp": True, "layout__ep": 2, "comm__moe_dispatcher": "allgather"},
+    ),
     "tp2 sp etp2 allgather": (2, {**EXPERTS_OVER_TP, "comm__moe_dispatcher": "allgather"}),
     "tp2 sp etp2 columns": (2, {**EXPERTS_OVER_TP, "comm__moe_dispatcher": "alltoall_seq"}),
     "tp2 sp ep2 etp2 columns, shared beside": (

@@ -19,6 +19,8 @@ NEUTRAL = {
     **dict.fromkeys(("sp", "swap_attention", "swap_optimizer"), False),
     **dict.fromkeys(("recompute", "stages")),
     "masters": "fp32",
+    "moe_dispatcher": "alltoall",
+    "moe_overlap": (),
 }
 """Values that go without saying."""
 
@@ -76,6 +78,10 @@ def value_text(value: Any) -> str:
             return f"full, block of {layers}"
         case bool():
             return "yes" if value else "no"
+        case ():
+            return "none"
+        case (str(), *_):
+            return "+".join(value)
         case tuple():
             runs = [(count, len(tuple(run))) for count, run in groupby(value)]
             return ",".join(

@@ -61,6 +61,10 @@ def search(
     return 0 if result.best else 1
 
 
+LISTS = ("stages", "moe_overlap")
+"""Axes whose values are lists."""
+
+
 def _axes_given(tokens: Sequence[str]) -> dict[str, list[str]]:
     """The texts of each axis that is given; under ``""`` the options that are the job's.
 
@@ -76,7 +80,7 @@ def _axes_given(tokens: Sequence[str]) -> dict[str, list[str]]:
     for override in parse_overrides(tokens):
         path, text = ".".join(override.path), "true" if override.text is True else str(override.text)
         if path in axes:
-            given[axes[path]] = text.split(";" if axes[path] == "stages" else ",")
+            given[axes[path]] = text.split(";" if axes[path] in LISTS else ",")
         else:
             given[""].append(f"--{path}={text}")
     return given

@@ -40,6 +40,8 @@ class Shape(NamedTuple):
     etp: int
     mbs: int
     ulysses: int = 1
+    moe_dispatcher: str = "alltoall"
+    moe_overlap: tuple[str, ...] = ()
 
 
 Recompute: TypeAlias = SelectiveRecompute | FullRecompute | None
@@ -76,6 +78,7 @@ PATHS: Mapping[str, str] = MappingProxyType(
     {
         **{name: f"layout.{name}" for name in ("tp", "cp", "cp_algorithm", "ulysses", "sp", "ep", "etp")},
         "mbs": "batch.mbs",
+        **{name: f"comm.{name}" for name in ("moe_dispatcher", "moe_overlap")},
         "pp": "layout.pp",
         **{
             name: f"memory.{name}"
@@ -89,7 +92,13 @@ PATHS: Mapping[str, str] = MappingProxyType(
 
 
 ASKED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
-    {"swap_attention": (False, True), "swap_optimizer": (False, True), "masters": ("fp32", "low_bits")}
+    {
+        "moe_dispatcher": ("alltoall", "alltoall_seq", "allgather"),
+        "moe_overlap": ((), ("shared_experts",)),
+        "swap_attention": (False, True),
+        "swap_optimizer": (False, True),
+        "masters": ("fp32", "low_bits"),
+    }
 )
 """Axes that a grid holds to the job's own value unless they are given, and all their values."""
 
@@ -122,6 +131,8 @@ class Grid:
     ep: tuple[int, ...]
     etp: tuple[int, ...]
     mbs: tuple[int, ...]
+    moe_dispatcher: tuple[str, ...]
+    moe_overlap: tuple[tuple[str, ...], ...]
     pp: tuple[int, ...]
     recompute: tuple[Recompute, ...]
     swap_attention: tuple[bool, ...]
@@ -152,15 +163,17 @@ def grid_of(job: Job, **given: Sequence[Any]) -> Grid:
     if problems:
         raise SpecError(problems)
     values = {**_derived(job), **{name: tuple(values) for name, values in given.items()}}
-    return Grid(**values, given=tuple(given), left_out=tuple(_unasked(values, given)))
+    return Grid(**values, given=tuple(given), left_out=tuple(_unasked(job, values, given)))
 
 
-def _unasked(values: Mapping[str, tuple[Any, ...]], given: Mapping[str, Sequence[Any]]) -> Iterator[LeftOut]:
-    """Axes that hold what the job says, since each would double a search: the values that wait to be given."""
+def _unasked(job: Job, values: Mapping[str, tuple[Any, ...]], given: Mapping[str, Sequence[Any]]) -> Iterator[LeftOut]:
+    """Axes that hold what the job says, since each would multiply a search: the values that wait to be given."""
+    idle = set() if any(moe.shared_ffn for moe in job.model.moes) else {"moe_overlap"}
+    idle |= set() if job.model.moes else {"moe_dispatcher"}
     for axis, every in ASKED.items():
-        if axis not in given:
+        if axis not in given and axis not in idle:
             others = tuple(value for value in every if value not in values[axis])
-            yield LeftOut(axis, others, "is searched where it is given; each such axis doubles the grid")
+            yield LeftOut(axis, others, "is searched where it is given; each such axis multiplies the grid")
 
 
 def _derived(job: Job) -> dict[str, tuple[Any, ...]]:
@@ -184,6 +197,8 @@ def _derived(job: Job) -> dict[str, tuple[Any, ...]]:
         "ep": tuple(ep for ep in divisors(world) if all(moe.experts % ep == 0 for moe in moes)) if moes else (1,),
         "etp": tuple(etp for etp in divisors(node) if all(moe.ffn_hidden % etp == 0 for moe in moes)) if moes else (1,),
         "mbs": tuple(mbs for mbs in _doublings(LARGEST_MBS) if job.batch.gbs % mbs == 0),
+        "moe_dispatcher": (job.comm.moe_dispatcher,),
+        "moe_overlap": (job.comm.moe_overlap,),
         "pp": tuple(pp for pp in divisors(world) if pp <= job.model.num_layers),
         "recompute": (
             None,
@@ -245,14 +260,16 @@ def shapes(job: Job, grid: Grid) -> Iterator[Shape]:
     """What the layers of a rank may be, over all numbers of stages."""
     for tp, cp, etp in product(grid.tp, grid.cp, grid.etp):
         ranks = job.cluster.world_size
-        for (cp_algorithm, ulysses), sp, ep, mbs in product(
+        for (cp_algorithm, ulysses), sp, ep, mbs, dispatcher, overlap in product(
             context_algorithms(grid, cp),
             (False,) if tp == 1 else grid.sp,
             [ep for ep in grid.ep if ranks % (ep * etp) == 0],
             grid.mbs,
+            grid.moe_dispatcher,
+            grid.moe_overlap,
         ):
             if ranks % (tp * cp) == 0:
-                yield Shape(tp, cp, cp_algorithm, sp, ep, etp, mbs, ulysses)
+                yield Shape(tp, cp, cp_algorithm, sp, ep, etp, mbs, ulysses, dispatcher, overlap)
 
 
 def context_algorithms(grid: Grid, cp: int) -> tuple[tuple[str, int], ...]:

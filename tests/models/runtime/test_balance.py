@@ -159,14 +159,25 @@ def dropped(job) -> dict:
         return {"loss": mean.loss, "norm": result.grad_norm, "load": result.load, "kept": kept, "chosen": chosen}
 
 
-@pytest.mark.parametrize("drop", ["probs", "position"])
-def test_padding_and_dispatchers_do_not_change_what_is_dropped(ranks, drop):
-    """Padded or not, all to all or gathered: one loss, one gradient, one share of choices dropped."""
+TP = {"layout__tp": 2, "layout__sp": True, "layout__etp": 2}
+
+
+@pytest.mark.parametrize(
+    ("drop", "layout", "dispatchers"),
+    [
+        ("probs", {"layout__ep": 2}, (("alltoall", False), ("allgather", False), ("alltoall", True))),
+        ("position", {"layout__ep": 2}, (("alltoall", False), ("allgather", False), ("alltoall", True))),
+        ("probs", TP, (("alltoall", False), ("alltoall_seq", False), ("alltoall_seq", True))),
+    ],
+    ids=["ep2 probs", "ep2 position", "tp2 etp2 probs"],
+)
+def test_padding_and_dispatchers_do_not_change_what_is_dropped(ranks, drop, layout, dispatchers):
+    """Padded or not, however tokens reach their experts: one loss, one gradient, one share of choices dropped."""
     moe = attrs.evolve(BASE, capacity_factor=0.75, drop=drop)
     seen = []
-    for dispatcher, pad in (("alltoall", False), ("allgather", False), ("alltoall", True)):
+    for dispatcher, pad in dispatchers:
         spec = attrs.evolve(moe, pad_to_capacity=pad)
-        fields = {"layout__ep": 2, "comm__moe_dispatcher": dispatcher}
+        fields = {**layout, "comm__moe_dispatcher": dispatcher}
         results = ranks.run(dropped, 2, job_of(model_of(spec, spec), world_size=2, **fields))
         share = 1 - sum(r["kept"] for r in results) / sum(r["chosen"] for r in results)
         assert results[0]["load"].dropped == pytest.approx(share, abs=1e-6)

@@ -29,6 +29,7 @@ STORES = (
     {"swap_attention": (False, True)},
     {"swap_optimizer": (False, True)},
     {"masters": ("fp32", "low_bits")},
+    {"moe_dispatcher": ("alltoall", "allgather"), "moe_overlap": ((), ("weight_gradients",))},
 )
 
 
@@ -60,7 +61,7 @@ def small_search(seed: int) -> tuple[Job, Grid]:
         schedule=("1f1b", *random.sample(whole.schedule[1:], 1)),
         stages=uneven(random, layers),
     )
-    for axis in ("recompute", "mbs", "tp", "swap_attention", "ep"):
+    for axis in ("recompute", "mbs", "tp", "swap_attention", "moe_overlap", "ep"):
         if len(list(points(job, grid))) > MOST:
             grid = attrs.evolve(grid, **{axis: getattr(grid, axis)[:1]})
     return job, grid

@@ -12,7 +12,7 @@ from ridgeline.core.transforms import on_nodes
 from ridgeline.models.jobs import preset
 from ridgeline.parallel.search import grid_of, points, search
 from ridgeline.parallel.search.grid import PATHS, job_at
-from tests.parallel.examples import dense_model, job_of
+from tests.parallel.examples import dense_model, job_of, moe_model
 from tests.parallel.search.small import plans, small_search
 
 
@@ -92,3 +92,6 @@ def test_a_grid_names_what_it_would_search_if_it_were_given():
     job = job_of(dense_model(layers=4), memory__swap_optimizer=True)
     left = {one.axis: one.values for one in grid_of(job, swap_attention=(True, False)).left_out}
     assert left == {"swap_optimizer": (False,), "masters": ("low_bits",)}
+    experts = {one.axis: one.values for one in grid_of(job_of(moe_model(moe={"shared_ffn": 32}))).left_out}
+    assert experts["moe_dispatcher"] == ("alltoall_seq", "allgather")
+    assert experts["moe_overlap"] == (("shared_experts",),)
