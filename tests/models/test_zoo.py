@@ -79,6 +79,8 @@ def test_a_preset_says_where_it_comes_from(name: str):
 
 
 SIZES = """
+baichuan-13b                 13,264,901,120  13,264,901,120
+baichuan-7b                   7,000,559,616   7,000,559,616
 baichuan2-13b                13,896,668,160  13,896,668,160
 baichuan2-7b                  7,505,973,248   7,505,973,248
 bloom                       176,247,271,424 176,247,271,424
