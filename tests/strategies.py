@@ -22,6 +22,7 @@ from ridgeline.core.model import (
     Attention,
     Block,
     GatedDeltaNet,
+    Indexer,
     LatentAttention,
     LongRope,
     Mamba2,
@@ -133,7 +134,8 @@ def _experts() -> dict[str, Any]:
 RULES: Mapping[type[Any], Callable[[], dict[str, Any]]] = MappingProxyType(
     {
         Attention: _heads,
-        LatentAttention: lambda: {"q_lora_rank": st.integers(1, BIG_INT)},
+        LatentAttention: lambda: {"q_lora_rank": st.integers(1, BIG_INT), "rope_head_dim": st.sampled_from((2, 8))},
+        Indexer: lambda: {"head_dim": st.integers(8, BIG_INT)},
         GatedDeltaNet: lambda: {"key_heads": st.integers(1, 4), "value_heads": st.sampled_from((12, 24))},
         Mamba2: lambda: {"heads": st.sampled_from((12, 24)), "groups": st.integers(1, 4)},
         Moe: _experts,
