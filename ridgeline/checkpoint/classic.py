@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 import attrs
 
 from ridgeline.checkpoint.boxes import Box, whole
+from ridgeline.checkpoint.module_order import MEGATRON_LATENT, in_module_order
 from ridgeline.checkpoint.names import stored
 from ridgeline.checkpoint.pieces import Buffer, Holder, Piece, piece_of, row_major
 from ridgeline.checkpoint.ranks import rank_buffers
@@ -88,7 +89,7 @@ def lay_out(model: ModelSpec, layout: Layout) -> LaidOut:
 def classic_holders(
     laid: LaidOut, form: ClassicForm, *, numbers: Mapping[tuple[int, int], Sequence[int]] | None = None
 ) -> tuple[Holder, ...]:
-    """Every file of a checkpoint, and the buffers in it, named ``model/KEY`` or ``model0/KEY``.
+    """Every file of a checkpoint, and the buffers in it, named ``model/KEY`` or ``model0/KEY``, in its modules' order.
 
     Args:
         laid: The model on its mesh.
@@ -162,7 +163,8 @@ def _file_buffers(
     laid: LaidOut, rank: int, form: ClassicForm, numbers: Mapping[tuple[int, int], Sequence[int]]
 ) -> Iterator[Buffer]:
     pp_rank = rank_coords(rank, laid.mesh).pp_rank
-    for chunk, run in groupby(rank_params(laid, rank), key=lambda param: param.chunk):
+    for chunk, in_chunk in groupby(rank_params(laid, rank), key=lambda param: param.chunk):
+        run = in_module_order(in_chunk, latent=MEGATRON_LATENT, grouped=form.experts == "grouped")
         top = f"model{chunk}" if laid.stages.vpp > 1 else "model"
         for is_expert, params in groupby(run, key=lambda param: param.expert is not None):
             buffers_of = _expert_buffers if is_expert else _dense_buffers

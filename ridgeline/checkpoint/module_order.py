@@ -28,18 +28,21 @@ FEED_FORWARD = ("mlp.router.", "mlp.experts.", "mlp.shared_experts.gate_weight",
 AFTER = ("shortcut.", "post_self_attn_layernorm.", "post_mlp_layernorm.")
 
 
-def in_module_order(params: Iterable[LocalParam], *, latent: Sequence[str] = LATENT) -> list[LocalParam]:
-    """A chunk's parameters, given in model order, as its modules register them; of experts each with all its own.
+def in_module_order(
+    params: Iterable[LocalParam], *, latent: Sequence[str] = LATENT, grouped: bool = False
+) -> list[LocalParam]:
+    """A chunk's parameters, given in model order, as its modules register them.
 
     Args:
         params: Of one chunk.
         latent: The order within latent attention, which is ``MEGATRON_LATENT`` in files of Megatron-core's own.
+        grouped: Experts stand tensor by tensor, and not each with all its own.
     """
     ordered: list[LocalParam] = []
     for _, run in groupby(params, key=_layer_of):
         layer = list(run)
         parts = _parts(layer, latent)
-        ordered += sorted(layer, key=lambda param: (_place(param.name, parts), param.expert or 0))
+        ordered += sorted(layer, key=lambda param: (_place(param.name, parts), 0 if grouped else param.expert or 0))
     return ordered
 
 

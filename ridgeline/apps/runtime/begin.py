@@ -40,8 +40,8 @@ def begin(built: Built) -> Start:
         load_initial(built)
         return Start(notes=(f"a new run, with {job.init.hf or job.init.checkpoint or 'random'} weights",))
     record = load(found, built)
-    assert record.job is not None  # else it could not have been resumed
-    notes = (f"resumed from {found} at step {record.step} of {job.run.steps}", *_changes(record.job, job))
+    changes = _changes(record.job, job) if record.job else ("converted from another trainer's checkpoint",)
+    notes = (f"resumed from {found} at step {record.step} of {job.run.steps}", *changes)
     return Start(step=record.step, consumed_samples=record.consumed_samples, notes=notes)
 
 

@@ -40,6 +40,7 @@ def convert(
     impl: Literal["local", "te"] = "local",
     tp_extend_ep: Annotated[bool, Parameter(negative="")] = False,
     dialect: Literal["mindspeed", "megatron"] = "mindspeed",
+    optimizer: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     verify: Annotated[bool, Parameter(negative="")] = False,
     check: Path | None = None,
@@ -63,6 +64,8 @@ def convert(
         impl: Of a classic checkpoint: names of the layers as --transformer-impl has them.
         tp_extend_ep: Of a classic checkpoint: experts are spread over tp too, layout.ep counts all of them.
         dialect: Of a classic checkpoint: whose way with latent attention and shared experts, where the two differ.
+        optimizer: Take the optimizer's state along, of a run or of a classic checkpoint saved without the distributed
+            optimizer, so that training goes on from there.
         dry_run: Print the plan, and write nothing.
         verify: Read the folder again and compare checksums; without an output, those of the source.
         check: A Hugging Face folder: run it under transformers and compare its logits with the source's. Exit code 1:
@@ -82,6 +85,7 @@ def convert(
             dtype=dtype,
             tokenizer=None if tokenizer is None else str(tokenizer),
             adapter=None if adapter is None else str(adapter),
+            optimizer=optimizer,
         )
         planned = edge("ridgeline.checkpoint.io.convert:plan_conversion")(source, wanted, model=read_model(model))
         if dry_run:

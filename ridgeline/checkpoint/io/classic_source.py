@@ -5,7 +5,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from ridgeline.checkpoint.classic import FILE, POINTER, ClassicForm, LaidOut, classic_holders, lay_out
+from ridgeline.checkpoint.classic_optimizer import MASTER
+from ridgeline.checkpoint.io.classic_training import WITHOUT, read_optimizer, read_training
 from ridgeline.checkpoint.io.mapped import FileTensor
 from ridgeline.checkpoint.io.recorded import record_in
 from ridgeline.checkpoint.io.sources import Opened, dtype_faults, unlike
@@ -47,12 +51,13 @@ def step_folder(folder: Path) -> Path:
     return found
 
 
-def open_classic(folder: Path, *, model: ModelSpec | None = None) -> Opened:
+def open_classic(folder: Path, *, model: ModelSpec | None = None, optimizer: bool = False) -> Opened:
     """The weights of a step.
 
     Args:
         folder: Of a run, or of one step.
         model: Whose weights they are; by default what a record beside them says.
+        optimizer: Open the state of training too.
 
     Raises:
         CheckpointError: No model is named, a file is missing or damaged, or tensors fit the model in no layout.
@@ -69,13 +74,32 @@ def open_classic(folder: Path, *, model: ModelSpec | None = None) -> Opened:
     contents = {path: read_torch_file(path, step) for path in paths}
     files = {f"{path.parent.name}/{FILE}": _tensors_of(path, content) for path, content in contents.items()}
     holders, unused, layout = _fitting(step, model, files)
-    unused += tuple(_of_training(step, contents))
     tensors = {
         (holder.name, buffer.name): files[holder.name][buffer.name] for holder in holders for buffer in holder.buffers
     }
-    return Opened(
-        "classic", folder, model, holders, tensors, dropped=unused, record=record, files=tuple(paths), layout=layout
-    )
+    opened = Opened("classic", folder, model, holders, tensors, unused, record, tuple(paths), layout)
+    if optimizer:
+        return _with_optimizer(
+            opened, {f"{path.parent.name}/{FILE}": (path, content) for path, content in contents.items()}
+        )
+    return attrs.evolve(opened, dropped=(*unused, *_of_training(step, contents)))
+
+
+def _with_optimizer(opened: Opened, contents: Mapping[str, tuple[Path, Mapping[str, Any]]]) -> Opened:
+    """A checkpoint with what the optimizer in each of its files keeps."""
+    assert opened.layout is not None
+    holders, tensors = [], dict(opened.tensors)
+    try:
+        for holder in opened.holders:
+            kept = read_optimizer(*contents[holder.name], holder.buffers, ep=opened.layout.ep)
+            tensors |= {(holder.name, buffer.name): tensor for buffer, tensor in kept}
+            holders.append(holder._replace(buffers=(*holder.buffers, *(buffer for buffer, _ in kept))))
+        training = read_training(*next(iter(contents.values())))
+    except (KeyError, TypeError, AttributeError) as error:  # plain data of whatever shape
+        rule = f"holds an optimizer's state in a form that is not known: {type(error).__name__}: {error}"
+        raise CheckpointError(f"checkpoint={opened.folder}: {rule}; {WITHOUT}") from error
+    mixed = any(name.startswith(f"{MASTER}/") for _, name in tensors)
+    return attrs.evolve(opened, holders=tuple(holders), tensors=tensors, training=attrs.evolve(training, mixed=mixed))
 
 
 def _tensors_of(path: Path, content: Any) -> dict[str, FileTensor]:

@@ -64,6 +64,7 @@ class Wanted:
         tokenizer: Folder whose tokenizer is put beside Hugging Face weights, or its ``tokenizer.json``.
         max_file_bytes: Size of a file of weights, where ranks do not decide it; by default ``usual_file_bytes``.
         adapter: Folder of a LoRA adapter in PEFT's format, merged into a Hugging Face source.
+        optimizer: Take the optimizer's state along, and where the run stands.
     """
 
     format: Format
@@ -73,6 +74,7 @@ class Wanted:
     tokenizer: str | None = None
     max_file_bytes: int | None = None
     adapter: str | None = None
+    optimizer: bool = False
 
 
 @attrs.frozen(eq=False)
@@ -123,7 +125,9 @@ def plan_conversion(source: str | Path, wanted: Wanted, *, model: ModelSpec | No
         SpecError: The model's family has no Hugging Face class.
     """
     check_wanted(wanted)
-    opened = open_source(source, model=model, masters=wanted.dtype == "fp32")
+    if wanted.optimizer:
+        _check_optimizer(wanted)
+    opened = open_source(source, model=model, masters=wanted.dtype == "fp32", optimizer=wanted.optimizer)
     if wanted.adapter is not None:
         opened = merged(opened, read_adapter(wanted.adapter))
     match wanted.format:
@@ -257,6 +261,15 @@ def export_hf(
     chosen = None if tokenizer is None else str(tokenizer)
     wanted = Wanted(format="hf", dtype=dtype, tokenizer=chosen, max_file_bytes=max_file_bytes)
     convert(plan_conversion(checkpoint, wanted), out, progress=progress)
+
+
+def _check_optimizer(wanted: Wanted) -> None:
+    """Raise where the optimizer's state cannot go along."""
+    if wanted.format == "hf":
+        raise CheckpointError("optimizer=True: format='hf' holds weights alone; use --format torch_dist or classic")
+    if wanted.dtype is not None or wanted.adapter is not None:
+        changed = f"dtype={wanted.dtype!r}" if wanted.dtype is not None else f"adapter={wanted.adapter!r}"
+        raise CheckpointError(f"{changed}: changes weights under their optimizer's state; leave out one of the two")
 
 
 def _own_tokenizer(opened: Opened) -> str | Path | None:

@@ -13,6 +13,8 @@ import torch
 
 from ridgeline.checkpoint.boxes import Box, cut, whole
 from ridgeline.checkpoint.classic import POINTER, VERSION, ClassicForm, classic_arguments, classic_holders, lay_out
+from ridgeline.checkpoint.classic_optimizer import MASTER, MOMENTS, check_ordered, optimizers_of, state_buffer
+from ridgeline.checkpoint.io.classic_training import training_frame
 from ridgeline.checkpoint.io.execute import OutFile
 from ridgeline.checkpoint.io.folders import flush, write_file
 from ridgeline.checkpoint.io.hf import SAFETENSORS
@@ -26,14 +28,13 @@ from ridgeline.checkpoint.io.torch_dist.index import NOTHINGS
 from ridgeline.checkpoint.io.torch_dist.writer import Written, write_frame, write_index, write_nothings
 from ridgeline.checkpoint.io.torch_file import stored as stand_ins
 from ridgeline.checkpoint.io.torch_file import stream_torch_file
-from ridgeline.checkpoint.names import extra_state_keys, params_of, stored
+from ridgeline.checkpoint.names import extra_state_keys, optimizer_key, params_of, stored
 from ridgeline.checkpoint.pieces import Buffer, Holder, Piece, row_major
 from ridgeline.checkpoint.published import plan_files, published_buffers
 from ridgeline.checkpoint.record import RECORD, Record, record_text
 from ridgeline.checkpoint.reshard import Fill, reshard
 from ridgeline.core.errors import CheckpointError
 from ridgeline.core.layout import Layout
-from ridgeline.core.model import ModelSpec
 from ridgeline.models.hf_config import hf_config_of
 
 Dtype: TypeAlias = Literal["bf16", "fp16", "fp32"]
@@ -124,7 +125,7 @@ def dist_destination(opened: Opened, *, dtype: Dtype | None, max_file_bytes: int
     Raises:
         CheckpointError: The source lacks a part.
     """
-    boxes = {f"{key}{box}": (key, shape, box) for key, shape, box in _dist_boxes(opened.model)}
+    boxes = {f"{key}{box}": (key, shape, box) for key, shape, box in _dist_boxes(opened)}
     buffers = (
         Buffer(name, box.shape, (Piece(key, box, 0, row_major(box.shape)),)) for name, (key, _, box) in boxes.items()
     )
@@ -145,8 +146,9 @@ def dist_destination(opened: Opened, *, dtype: Dtype | None, max_file_bytes: int
             if t.span
         ]
         write_index(folder, (*parts, *write_nothings(folder / NOTHINGS, extra_state_keys(opened.model))))
-        write_frame(folder, {"iteration": 0})
-        write_record(folder, Record(step=0, model=opened.model), without=(JOURNAL,))
+        record = record_of(opened)
+        write_frame(folder, {"iteration": record.step, "optimizer_step": record.optimizer_step})
+        write_record(folder, record, without=(JOURNAL,))
 
     return Destination(files, finish)
 
@@ -158,29 +160,55 @@ def classic_destination(opened: Opened, *, layout: Layout, form: ClassicForm, dt
         PlanError: The layout does not fit the model.
         CheckpointError: The source lacks a part.
     """
-    laid = lay_out(opened.model, layout)
-    holders = classic_holders(laid, form)
+    laid, training = lay_out(opened.model, layout), opened.training
+    weights = classic_holders(laid, form)
+    step = training.step if training else 1
+    arguments = {**classic_arguments(opened.model, laid), "iteration": step}
+    if training:
+        check_ordered(opened.model, form)
+        arguments["consumed_train_samples"] = training.consumed_samples
+    holders = [_with_state(opened, holder) for holder in weights] if training else weights
     planned = _planned(opened, holders, dtype)
-    arguments = classic_arguments(opened.model, laid)
 
-    def write(stream: BinaryIO, entries: Sequence[Entry], chunks: Iterator[Iterator[memoryview]]) -> list[Stored]:
-        frame: dict[str, Any] = {
-            "args": argparse.Namespace(**arguments),
-            "checkpoint_version": VERSION,
-            "iteration": 1,
-        }
-        for stand_in, entry in zip(stand_ins(entries), entries, strict=True):
-            chunk, _, name = entry.name.partition("/")
-            frame.setdefault(chunk, {})[name] = stand_in
-        return stream_torch_file(stream, frame, entries, chunks)
+    def file_of(holder: Holder) -> OutFile:
+        buffers = holder.buffers
 
-    files = tuple(_out(f"iter_0000001/{holder.name}", planned[holder.name], write) for holder in holders)
+        def write(stream: BinaryIO, entries: Sequence[Entry], chunks: Iterator[Iterator[memoryview]]) -> list[Stored]:
+            frame: dict[str, Any] = {
+                "args": argparse.Namespace(**arguments),
+                "checkpoint_version": VERSION,
+                "iteration": step,
+            }
+            tensors = dict(zip((entry.name for entry in entries), stand_ins(entries), strict=True))
+            for buffer in buffers:
+                chunk, _, name = buffer.name.partition("/")
+                frame.setdefault(chunk, {})[name] = tensors[buffer.name]
+            if training:
+                frame |= training_frame(optimizers_of(opened.model, buffers, ep=layout.ep), tensors, training)
+            return stream_torch_file(stream, frame, entries, chunks)
+
+        return _out(f"iter_{step:07d}/{holder.name}", planned[holder.name], write)
+
+    files = tuple(map(file_of, weights))
 
     def finish(folder: Path, written: Sequence[WrittenFile]) -> None:
-        write_file(folder / RECORD, record_text(Record(step=0, model=opened.model)).encode())
-        write_file(folder / POINTER, b"1")
+        write_file(folder / RECORD, record_text(record_of(opened)).encode())
+        write_file(folder / POINTER, str(step).encode())
 
     return Destination(files, finish)
+
+
+def record_of(opened: Opened) -> Record:
+    """What a folder made of another one says of itself."""
+    training = opened.training
+    if training is None:
+        return Record(step=0, model=opened.model)
+    return Record(
+        step=training.step,
+        optimizer_step=training.updates,
+        consumed_samples=training.consumed_samples,
+        model=opened.model,
+    )
 
 
 def usual_file_bytes(total: int) -> int:
@@ -246,6 +274,17 @@ def _planned(opened: Opened, holders: Iterable[Holder], dtype: Dtype | None) -> 
     return planned
 
 
+def _with_state(opened: Opened, holder: Holder) -> Holder:
+    """A file with what the optimizer keeps of each of its parameters, as far as the source has it."""
+    kept = [
+        state
+        for buffer in holder.buffers
+        for part in (MASTER, *MOMENTS)
+        if (state := state_buffer(part, buffer)).pieces[0].key in opened.sources
+    ]
+    return holder._replace(buffers=(*holder.buffers, *kept))
+
+
 def _out(name: str, planned: Sequence[tuple[Entry, Fill]], write: Any) -> OutFile:
     return OutFile(name, tuple(entry for entry, _ in planned), tuple(fill for _, fill in planned), write)
 
@@ -263,13 +302,15 @@ def _write_dist(stream: BinaryIO, entries: Sequence[Entry], chunks: Iterator[Ite
     return written
 
 
-def _dist_boxes(model: ModelSpec) -> Iterator[tuple[str, tuple[int, ...], Box]]:
+def _dist_boxes(opened: Opened) -> Iterator[tuple[str, tuple[int, ...], Box]]:
     """The boxes in which each stored tensor is written: an expert's tensor, and pieces of whole rows of all others."""
-    for fqn, param in params_of(model).items():
+    for fqn, param in params_of(opened.model).items():
         place = stored(fqn, param)
+        state = (optimizer_key(part, place.key) for part in (MASTER, *MOMENTS))
         rows, row = param.shape[0], 4 * whole(param.shape[1:]).elements
-        for box in cut(whole(param.shape), max(1, min(rows, PIECE_BYTES // row)) * row // 4):
-            yield place.key, place.shape, box if place.expert is None else _in_stack(box, place.expert)
+        for key in (place.key, *(key for key in state if opened.training and key in opened.sources)):
+            for box in cut(whole(param.shape), max(1, min(rows, PIECE_BYTES // row)) * row // 4):
+                yield key, place.shape, box if place.expert is None else _in_stack(box, place.expert)
 
 
 def _in_stack(box: Box, expert: int) -> Box:

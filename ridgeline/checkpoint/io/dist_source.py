@@ -12,16 +12,18 @@ from pathlib import Path
 import torch
 
 from ridgeline.checkpoint.boxes import Box, meeting, whole, within
+from ridgeline.checkpoint.classic_optimizer import MASTER, MOMENTS
+from ridgeline.checkpoint.io.classic_training import settings_of
 from ridgeline.checkpoint.io.mapped import FileTensor
 from ridgeline.checkpoint.io.recorded import open_record
-from ridgeline.checkpoint.io.sources import Opened, dtype_faults, unlike, weights_in
+from ridgeline.checkpoint.io.sources import Opened, Training, dtype_faults, unlike, weights_in
 from ridgeline.checkpoint.io.torch_dist.index import Chunk
 from ridgeline.checkpoint.io.torch_dist.reader import Reader, chunk_data, open_checkpoint
 from ridgeline.checkpoint.io.weights import Weights
 from ridgeline.checkpoint.names import optimizer_key, params_of, stored
 from ridgeline.checkpoint.pieces import Buffer, Holder, Piece, row_major
 from ridgeline.checkpoint.published import names_fault
-from ridgeline.checkpoint.record import RECORD, model_of
+from ridgeline.checkpoint.record import RECORD, Record, model_of
 from ridgeline.core.errors import CheckpointError
 from ridgeline.core.model import ModelSpec
 
@@ -31,13 +33,16 @@ TE_NAMES = (
 )
 
 
-def open_dist(folder: Path, *, model: ModelSpec | None = None, masters: bool = False) -> Opened:
+def open_dist(
+    folder: Path, *, model: ModelSpec | None = None, masters: bool = False, optimizer: bool = False
+) -> Opened:
     """The weights of a saved step.
 
     Args:
         folder: Of one step.
         model: Whose weights they are; by default what the step's record says.
         masters: Read the optimizer's fp32 copies where there are any.
+        optimizer: Open the optimizer's state too, and where its run stands.
 
     Raises:
         CheckpointError: It is none, says of no model, is damaged, or lacks tensors; all are named.
@@ -48,6 +53,8 @@ def open_dist(folder: Path, *, model: ModelSpec | None = None, masters: bool = F
         raise CheckpointError(f"checkpoint={folder}: does not say whose weights it holds; name the model: --model")
     reader = open_checkpoint(folder)
     shapes = {place.key: place.shape for place in (stored(fqn, param) for fqn, param in params_of(model).items())}
+    if optimizer:
+        shapes |= dict(_optimizer_shapes(reader, model))
     found: dict[str, list[tuple[str, Chunk, int | None]]] = {}
     for key in shapes:
         for chosen, layer in _candidates(key, masters=masters):
@@ -69,7 +76,8 @@ def open_dist(folder: Path, *, model: ModelSpec | None = None, masters: bool = F
     holders = tuple(Holder(file, tuple(b for b, _ in held.values())) for file, held in buffers.items())
     tensors = {(file, name): tensor for file, held in buffers.items() for name, (_, tensor) in held.items()}
     files = tuple(folder / file for file in buffers)
-    return Opened("torch_dist", folder, model, holders, tensors, record=record, files=files)
+    training = _training(folder, record, mixed=any(_is_master(key) for key in shapes)) if optimizer else None
+    return Opened("torch_dist", folder, model, holders, tensors, record=record, files=files, training=training)
 
 
 def checkpoint_weights(folder: str | Path, model: ModelSpec) -> Weights:
@@ -84,6 +92,35 @@ def checkpoint_weights(folder: str | Path, model: ModelSpec) -> Weights:
         (precise if out.dtype == torch.float32 else plain)(fqn, box, out)
 
     return read
+
+
+def _optimizer_shapes(reader: Reader, model: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """What the optimizer keeps of each trained parameter: moments, and a master where the checkpoint has one."""
+    for fqn, param in params_of(model).items():
+        place = stored(fqn, param)
+        for part in (MASTER, *MOMENTS) if param.trains else ():
+            key = optimizer_key(part, place.key)
+            if part != MASTER or key in reader.index.tensors:
+                yield key, place.shape
+
+
+def _is_master(key: str) -> bool:
+    return key.startswith(optimizer_key(MASTER, ""))
+
+
+def _training(folder: Path, record: Record | None, *, mixed: bool) -> Training:
+    if record is None or record.job is None:
+        rule = "does not say how it was trained, which its optimizer's state needs beside it"
+        raise CheckpointError(f"checkpoint={folder}: {rule}; convert its weights alone")
+    settings, scheduler = settings_of(record.job)
+    return Training(
+        step=record.step,
+        updates=record.optimizer_step,
+        consumed_samples=record.consumed_samples,
+        mixed=mixed,
+        settings=settings,
+        scheduler={**scheduler, "num_steps": record.consumed_samples},
+    )
 
 
 def _candidates(key: str, *, masters: bool) -> Iterator[tuple[str, int | None]]:

@@ -17,30 +17,37 @@ from ridgeline.models.hf_config import model_from_hf, read_hf_config, without_qu
 from ridgeline.models.hf_names import hf_mtp_name
 
 
-def open_source(source: str | Path, *, model: ModelSpec | None = None, masters: bool = False) -> Opened:
+def open_source(
+    source: str | Path, *, model: ModelSpec | None = None, masters: bool = False, optimizer: bool = False
+) -> Opened:
     """Open a folder of weights, whatever its format.
 
     Args:
         source: A Hugging Face folder, a run of Ridgeline or one step of it, or a checkpoint of Megatron-LM.
         model: Whose weights they are, where the folder does not say so.
         masters: Read the optimizer's fp32 copies where there are any.
+        optimizer: Open the optimizer's state too.
 
     Raises:
-        CheckpointError: It is none of these, is damaged, or does not hold the weights of its model.
+        CheckpointError: It is none of these, has no such state, is damaged, or does not hold the weights of its model.
     """
     folder = Path(source)
     if not folder.is_dir():
         way_out = f"; name the folder that it lies in: {folder.parent}" if folder.is_file() else ""
         raise CheckpointError(f"source={source}: is no folder{way_out}")
     if is_hf(folder):
+        if optimizer:
+            raise CheckpointError(f"source={source}: holds weights and no optimizer's state; leave out --optimizer")
         return open_hf(folder, model or hf_model(folder))
     if is_classic(folder):
         step = step_folder(folder)
-        return open_dist(step, model=model) if (step / INDEX).is_file() else open_classic(folder, model=model)
+        if (step / INDEX).is_file():
+            return open_dist(step, model=model, optimizer=optimizer)
+        return open_classic(folder, model=model, optimizer=optimizer)
     if steps := sorted(path.name for path in folder.glob("iter_*") if path.is_dir()):
         raise CheckpointError(f"file={folder / POINTER}: is missing; write it, or name one step: {', '.join(steps)}")
     step = folder if (folder / INDEX).is_file() else find_checkpoint(folder)
-    return open_dist(step, model=model, masters=masters)
+    return open_dist(step, model=model, masters=masters, optimizer=optimizer)
 
 
 def is_hf(folder: Path) -> bool:

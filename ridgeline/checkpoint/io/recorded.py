@@ -6,7 +6,7 @@ from pathlib import Path
 import attrs
 
 from ridgeline.checkpoint.io.folders import latest, saved_steps, write_file
-from ridgeline.checkpoint.record import RECORD, Record, StoredFile, model_changes, read_record, record_text
+from ridgeline.checkpoint.record import RECORD, Record, StoredFile, model_changes, model_of, read_record, record_text
 from ridgeline.core.errors import CheckpointError
 from ridgeline.core.model import ModelSpec
 
@@ -72,10 +72,10 @@ def write_record(folder: Path, record: Record, *, without: Collection[str] = ())
 
 def check_resumable(record: Record, model: ModelSpec, folder: Path) -> None:
     """Raise unless a checkpoint holds the state of training this model."""
-    if record.job is None:
+    if record.job is None and not record.optimizer_step:
         rule = "holds weights and no state of a training run"
         raise CheckpointError(f"checkpoint={folder}: {rule}; start from it with init.checkpoint")
-    if changes := model_changes(record.job.model, model):
+    if changes := model_changes(model_of(record), model):
         told = "\n".join(f"  model.{change}" for change in changes)
         raise CheckpointError(
             f"checkpoint={folder}: is of another model; saved -> asked for:\n{told}\n"

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import attrs
 import torch
@@ -23,6 +23,27 @@ from ridgeline.core.model import ModelSpec
 Format: TypeAlias = Literal["hf", "torch_dist", "classic"]
 
 
+@attrs.frozen(kw_only=True, eq=False)
+class Training:
+    """Where a run of training stands.
+
+    Attributes:
+        step: Updates made.
+        updates: Updates that changed the weights.
+        consumed_samples: Samples that it has read.
+        mixed: The optimizer keeps fp32 copies of weights.
+        settings: Of Adam, as a group of parameters has them in torch's words.
+        scheduler: Of the learning rate, in Megatron-LM's words.
+    """
+
+    step: int
+    updates: int
+    consumed_samples: int
+    mixed: bool = False
+    settings: Mapping[str, Any] = attrs.field(factory=dict)
+    scheduler: Mapping[str, Any] = attrs.field(factory=dict)
+
+
 @attrs.frozen(eq=False)
 class Opened:
     """A folder of weights, none of which is read yet.
@@ -37,6 +58,7 @@ class Opened:
         record: What the folder says of itself, where Ridgeline wrote it.
         files: All that was opened: if any of them changes, so may what is read.
         layout: Of the ranks that the files are of, where each has its own.
+        training: Where the run stands; the holders then hold the optimizer's state too. None where it is left out.
     """
 
     format: Format
@@ -48,6 +70,7 @@ class Opened:
     record: Record | None = None
     files: tuple[Path, ...] = ()
     layout: Layout | None = None
+    training: Training | None = None
 
     @cached_property
     def sources(self) -> Mapping[str, Source]:

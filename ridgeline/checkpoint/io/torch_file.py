@@ -135,6 +135,10 @@ class _Unpickler(pickle.Unpickler):
             return _tensor
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return _parameter
+        if (module, name) == ("torch._tensor", "_rebuild_from_type_v2"):
+            return _marked
+        if (module, name) in (("torch", "Tensor"), ("torch.nn.parameter", "Parameter")):
+            return FileTensor
         if module == "torch" and name.endswith("Storage"):
             return _storage_dtype(name)
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
@@ -185,3 +189,10 @@ def _tensor(storage: _Storage, offset: int, shape: Sequence[int], strides: Seque
 
 def _parameter(data: FileTensor, *_: Any) -> FileTensor:
     return data
+
+
+def _marked(rebuild: Any, kind: Any, arguments: tuple[Any, ...], marks: Any) -> FileTensor:
+    """A tensor with attributes, as Megatron-core's masters are, without them."""
+    if rebuild not in (_tensor, _parameter):
+        raise CheckpointError(f"asks for a tensor made by {rebuild}: refused")
+    return rebuild(*arguments)
