@@ -196,6 +196,7 @@ LATENT = {
     "v_head_dim": 8,
     "first_k_dense_replace": 1,
     "n_routed_experts": 8,
+    "routed_scaling_factor": 2.5,
     "n_shared_experts": 1,
     "num_experts_per_tok": 2,
     "n_group": 2,
