@@ -55,12 +55,11 @@ def model_traits(model: ModelSpec, *, tp: int, ep: int, etp: int) -> Mapping[str
                     "softcap": int(softcap is not None),
                     "sinks": int(sinks),
                 }
-            case LatentAttention(
-                indexer=Indexer(head_dim=head_dim, topk=topk), kv_lora_rank=latent, rope_head_dim=turned
-            ):
-                own = {"latent": latent, "rope_head_dim": turned, "index_head_dim": head_dim, "index_topk": topk}
-            case LatentAttention(heads=heads, qk_head_dim=head_dim):
+            case LatentAttention(heads=heads, qk_head_dim=head_dim, indexer=indexer) as mixer:
                 own = {"heads": heads // tp, "head_dim": head_dim}
+                if indexer is not None:
+                    own |= {"latent": mixer.kv_lora_rank, "rope_head_dim": mixer.rope_head_dim}
+                    own |= {"index_head_dim": indexer.head_dim, "index_topk": indexer.topk}
             case GatedDeltaNet(key_head_dim=key_head_dim, value_head_dim=value_head_dim):
                 own = {"key_head_dim": key_head_dim, "value_head_dim": value_head_dim}
             case _:

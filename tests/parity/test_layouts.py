@@ -77,6 +77,7 @@ EVERY_DAY = {
     *(("biased experts", name) for name in ("tp2 sp etp2", "tp2 sp ep2")),
     ("mixed", "pp2 vpp2"),
     *(("latent", name) for name in ("tp2 sp", "pp2", "ep2 alltoall")),
+    *(("indexed", name) for name in ("tp2 sp", "pp2")),
     *(("shortcut", name) for name in ("ep2 alltoall", "ep2 allgather")),
     ("delta", "tp2 sp"),
     *(("ahead", name) for name in ("tp2 sp", "pp2 vpp2")),

@@ -17,8 +17,8 @@ class StepMetrics:
 
     Attributes:
         step: Updates made, this one included.
-        loss, grad_norm, lr, tokens, skipped, mtp_losses: As ``train_step`` reports them; what is infinite is null in
-            the file.
+        loss, grad_norm, lr, tokens, skipped, mtp_losses, indexer_loss: As ``train_step`` reports them; what is infinite
+            is null in the file.
         consumed_samples: Samples read from the beginning of the run.
         seconds: Of the step, reading its data included.
         tokens_per_s: Of all ranks.
@@ -44,6 +44,7 @@ class StepMetrics:
     memory_bytes: int
     valid_loss: float | None = None
     mtp_losses: tuple[float, ...] = ()
+    indexer_loss: float | None = None
     expert_tokens: tuple[int, int] | None = None
     expert_imbalance: float | None = None
     expert_dropped: float | None = None

@@ -56,6 +56,7 @@ def step_line(metrics: StepMetrics, *, steps: int, planned_mfu: float | None = N
         f"step {metrics.step}/{steps}",
         f"loss {metrics.loss:.4f}",
         *(f"mtp {loss:.4f}" for loss in metrics.mtp_losses),
+        *([f"indexer {metrics.indexer_loss:.4f}"] if metrics.indexer_loss is not None else []),
         *([f"valid loss {metrics.valid_loss:.4f}"] if metrics.valid_loss is not None else []),
         f"grad norm {metrics.grad_norm:.3f}",
         f"lr {metrics.lr:.2e}",

@@ -144,6 +144,7 @@ def run_steps(
                 tokens=done.tokens,
                 skipped=done.skipped,
                 mtp_losses=done.mtp_losses,
+                indexer_loss=done.indexer_loss,
                 consumed_samples=consumed,
                 seconds=seconds,
                 tokens_per_s=speed.tokens_per_s,

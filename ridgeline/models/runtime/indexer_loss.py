@@ -23,7 +23,7 @@ def indexer_loss(scores_bsk: torch.Tensor, attended_bsk: torch.Tensor) -> torch.
     """
     log_share_bsk = scores_bsk.float().log_softmax(-1).masked_fill(scores_bsk == float("-inf"), 0.0)
     target_bsk = attended_bsk / attended_bsk.sum(-1, keepdim=True)
-    return torch.nn.functional.kl_div(log_share_bsk, target_bsk, reduction="sum")
+    return (torch.xlogy(target_bsk, target_bsk) - target_bsk * log_share_bsk).sum()
 
 
 @torch.no_grad()

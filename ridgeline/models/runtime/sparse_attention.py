@@ -60,7 +60,7 @@ class SparseCoreAttention(MegatronModule):
     """The choice of positions, and attention to them.
 
     Attributes:
-        lost: The sum of this rank's losses of a step so far.
+        lost: The sum over microbatches of a step so far of the indexer's mean loss, unweighted.
     """
 
     def __init__(
@@ -112,9 +112,10 @@ class SparseCoreAttention(MegatronModule):
         if not learns:
             return context
         target = attended(*inputs, **turned, scale=self.scale, tp_group=self.tp_group)
-        loss = self.coefficient * indexer_loss(scores, target)
+        loss = indexer_loss(scores, target)
         with torch.no_grad():
             self.lost += loss / tokens
+        loss = self.coefficient * loss
         # Megatron-core divides all gradients by the step's tokens in the end, or this loss by its microbatches.
         loss = loss if self.config.calculate_per_token_loss else loss / tokens
         return MoEAuxLossAutoScaler.apply(context, loss)  # pyright: ignore[reportReturnType]

@@ -10,6 +10,7 @@ from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
 from ridgeline.models.runtime.build import Built
 from ridgeline.models.runtime.expert_load import ExpertLoad, forget_load, load_of_step, move_expert_biases
+from ridgeline.models.runtime.indexer_report import forget_indexer_loss, indexer_loss_of_step
 from ridgeline.models.runtime.sequences import Microbatch, Sequences, sequences_of
 from ridgeline.parallel.lr import lr_at
 from ridgeline.parallel.runtime.execute import run_schedule, share_sums
@@ -28,6 +29,7 @@ class StepResult:
         skipped: The gradients were not finite, and the weights stayed as they were.
         mtp_losses: Of each depth of multi-token prediction, unweighted, over as many tokens as ``loss``.
         load: Of the experts; None of a model without.
+        indexer_loss: Of indexers that learn, unweighted, the mean over layers; None of a model without.
     """
 
     loss: float
@@ -37,6 +39,7 @@ class StepResult:
     skipped: bool
     mtp_losses: tuple[float, ...] = ()
     load: ExpertLoad | None = None
+    indexer_loss: float | None = None
 
 
 @attrs.frozen
@@ -74,6 +77,7 @@ def train_step(built: Built, microbatches: Iterable[Microbatch], *, step: int) -
         skipped=done.skipped,
         mtp_losses=mean.mtp_losses,
         load=load,
+        indexer_loss=indexer_loss_of_step(built),
     )
 
 
@@ -89,6 +93,7 @@ def accumulate(built: Built, microbatches: Iterable[Microbatch], *, whole: bool 
         chunk.zero_grad_buffer()
     built.optimizer.zero_grad()
     forget_load(built)
+    forget_indexer_loss(built)
     return _run(built, microbatches, whole=whole)
 
 

@@ -73,6 +73,7 @@ def model_flags(job: Job) -> Iterator[tuple[object, ...]]:
             yield "index-n-heads", mixer.indexer.heads
             yield "index-head-dim", mixer.indexer.head_dim
             yield "index-topk", mixer.indexer.topk
+            yield "indexer-loss-coeff", job.objective.indexer_loss
     yield from _scale_flags(model, layers=model.num_layers + len(job.layout.noop_layers))
     yield from _feed_forward_flags(job)
 

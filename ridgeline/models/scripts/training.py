@@ -54,7 +54,8 @@ def objective_of(reader: Reader) -> Plain:
         return {"kind": "dpo", "loss": loss, "padded": padded, **without_none(numbers)}
     if stage and stage != "sft":
         reader.lost("stage", f"{stage} has no word in a job; it is taken as sft")
-    weighed = {"per_token": per_token, "mtp_loss": reader.real("mtp-loss-scaling-factor", 0.1)}
+    weights = {"mtp_loss": ("mtp-loss-scaling-factor", 0.1), "indexer_loss": ("indexer-loss-coeff", 1.0)}
+    weighed = {"per_token": per_token, **{field: reader.real(*flag) for field, flag in weights.items()}}
     if tuned:
         return {"kind": "sft", "padded": padded, **weighed}
     return {"kind": "pretraining", "dropout": dropout, **weighed}
