@@ -30,9 +30,10 @@ from ridgeline.core.frozen import frozen
 from ridgeline.core.job import Batch, Job
 from ridgeline.core.layout import Layout
 from ridgeline.core.model import Attention, LatentAttention, ModelSpec
-from ridgeline.parallel.check import job_problems, mesh_of, stages_of
+from ridgeline.parallel.check import job_problems
 from ridgeline.parallel.clusters import cluster_preset
 from ridgeline.parallel.mesh import Mesh, expert_coords, rank_coords
+from ridgeline.parallel.of_job import mesh_of, stages_of
 from ridgeline.parallel.shards import LocalParam, ParamRow, plan_shards, rank_params
 from ridgeline.parallel.stages import StageMap
 

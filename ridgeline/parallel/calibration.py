@@ -19,9 +19,9 @@ import attrs
 from ridgeline.core.cluster import Cluster, Efficiency
 from ridgeline.core.frozen import frozen
 from ridgeline.core.job import Job
-from ridgeline.parallel.check import mesh_of, stages_of
 from ridgeline.parallel.collectives import Collective, plan_collectives
 from ridgeline.parallel.held import plan_held
+from ridgeline.parallel.of_job import mesh_of, stages_of
 from ridgeline.parallel.plan import schedule_of
 from ridgeline.parallel.schedule import Schedule
 from ridgeline.parallel.shards import plan_shards

@@ -14,13 +14,15 @@ from ridgeline.core.frozen import frozen
 from ridgeline.core.job import Job
 from ridgeline.kernels.model_ops import model_ops, model_traits
 from ridgeline.kernels.select import Choice, select
-from ridgeline.parallel.check import job_problems, mesh_of, no_effect, stages_of
+from ridgeline.parallel.check import job_problems
 from ridgeline.parallel.collectives import Collective, plan_collectives
 from ridgeline.parallel.held import plan_held
 from ridgeline.parallel.known_wrong import refusals, repaired
 from ridgeline.parallel.links import spread_of
 from ridgeline.parallel.memory import ALLOWANCE, BAND, RankMemory, plan_memory
 from ridgeline.parallel.mesh import Mesh
+from ridgeline.parallel.no_effect import no_effect
+from ridgeline.parallel.of_job import mesh_of, stages_of
 from ridgeline.parallel.schedule import Schedule
 from ridgeline.parallel.schedules.known import Pipeline, plan_schedule
 from ridgeline.parallel.schedules.pairs import paired

@@ -19,7 +19,8 @@ from ridgeline.core.job import (
     WsdLr,
 )
 from ridgeline.core.model import GatedDeltaNet
-from ridgeline.parallel.check import check_job, job_problems, no_effect
+from ridgeline.parallel.check import check_job, job_problems
+from ridgeline.parallel.no_effect import no_effect
 from tests.parallel.examples import DENSE, MOE, changed, dense_model, job_of, moe_model
 
 SPARSE_BLOCK = MOE.blocks[0].block

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from ridgeline.core.job import Comm, Dpo, Lora, Memory
 from ridgeline.models.jobs import preset
-from ridgeline.parallel.check import mesh_of
 from ridgeline.parallel.clusters import chip_of
 from ridgeline.parallel.costs import TILE_COLUMNS, TILE_ROWS, accumulate_us, costs_of, op_parts, product_us
+from ridgeline.parallel.of_job import mesh_of
 from ridgeline.parallel.ops import Op
 from ridgeline.parallel.plan import plan
 

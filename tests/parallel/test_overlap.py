@@ -4,9 +4,11 @@ import attrs
 import pytest
 
 from ridgeline.core.job import Comm
-from ridgeline.parallel.check import job_problems, mesh_of, no_effect
+from ridgeline.parallel.check import job_problems
 from ridgeline.parallel.clusters import cluster_preset
 from ridgeline.parallel.costs import costs_of, op_parts
+from ridgeline.parallel.no_effect import no_effect
+from ridgeline.parallel.of_job import mesh_of
 from ridgeline.parallel.ops import block_ops, sizes_of
 from ridgeline.parallel.overlap import hidden_us
 from ridgeline.parallel.plan import plan

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ridgeline.core.job import Memory, Precision
-from ridgeline.parallel.check import mesh_of, stages_of
 from ridgeline.parallel.held import plan_held
+from ridgeline.parallel.of_job import mesh_of, stages_of
 from ridgeline.parallel.shards import plan_shards
 from ridgeline.parallel.states import UPDATE_WORKSPACE_BYTES, States, states_of
 from tests.parallel.examples import dense_model, job_of, moe_model

@@ -22,7 +22,7 @@ from torch import distributed
 from ridgeline.core.job import Job
 from ridgeline.core.model import Moe
 from ridgeline.kernels.device import open_device
-from ridgeline.parallel.check import mesh_of, stages_of
+from ridgeline.parallel.of_job import mesh_of, stages_of
 from ridgeline.parallel.shards import padded_vocab, plan_shards, rank_params, slices_of
 from ridgeline.parallel.stages import megatron_layout
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import attrs
 
 from ridgeline.core.job import FullRecompute, Job
-from ridgeline.parallel.check import mesh_of
+from ridgeline.parallel.of_job import mesh_of
 from ridgeline.parallel.search.bounds import ROUNDING, Line, device_bytes, line_bytes, line_us, mean_us
 from ridgeline.parallel.search.grid import (
     Grid,

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import attrs
 
 from ridgeline.core.job import Job
-from ridgeline.parallel.check import mesh_of
 from ridgeline.parallel.collectives import gradient_collectives
 from ridgeline.parallel.held import Held, plan_held
 from ridgeline.parallel.links import collective_us, spread_of
 from ridgeline.parallel.mesh import Mesh
+from ridgeline.parallel.of_job import mesh_of
 from ridgeline.parallel.ops import sizes_of
 from ridgeline.parallel.search.grid import Pipeline, Point, Scheme, Shape, job_at
 from ridgeline.parallel.shards import plan_shards

@@ -1,0 +1,1 @@
+"""Rules between the specs of a job, each a generator of problems."""
