@@ -51,21 +51,18 @@ def route(logits_ne: torch.Tensor, moe: Moe, bias_e: torch.Tensor | None = None)
             weights_nk = weights_nk / (weights_nk.sum(-1, keepdim=True) + 1e-20)
     if moe.topk_scale != 1.0:
         weights_nk = weights_nk * moe.topk_scale
-    return _routed(logits_ne, scores_ne, weights_nk, index_nk)
+    weights_ne = torch.zeros_like(logits_ne).scatter(1, index_nk, weights_nk)
+    chosen_ne = torch.zeros_like(logits_ne, dtype=torch.bool).scatter(1, index_nk, True)
+    return Routed(scores_ne, weights_ne, chosen_ne)
 
 
 def mix(logits_ne: torch.Tensor, moe: Moe, *, sparsemixer: Kernel, sample: bool) -> Routed:
     """Two experts for each token by the op ``sparsemixer``, drawn or (``sample=False``) the best."""
     weights_nk, index_nk = sparsemixer(logits_ne, jitter=moe.nearness, sample=sample)
-    return _routed(logits_ne, None, weights_nk, index_nk)
-
-
-def _routed(
-    logits_ne: torch.Tensor, scores_ne: torch.Tensor | None, weights_nk: torch.Tensor, index_nk: torch.Tensor
-) -> Routed:
     weights_ne = torch.zeros_like(logits_ne).scatter(1, index_nk, weights_nk)
-    chosen_ne = torch.zeros_like(logits_ne, dtype=torch.bool).scatter(1, index_nk, True)
-    return Routed(scores_ne, weights_ne, chosen_ne)
+    # The two again, as a top-k: the one choice of which a trace, which has no numbers, knows how many go where.
+    chosen_nk = weights_ne.detach().topk(moe.topk, dim=-1).indices
+    return Routed(None, weights_ne, torch.zeros_like(logits_ne, dtype=torch.bool).scatter(1, chosen_nk, True))
 
 
 def scores_of(logits_ne: torch.Tensor, score: str) -> torch.Tensor:
