@@ -13,6 +13,7 @@ from torch import distributed
 from ridgeline.core.job import Job
 from ridgeline.kernels.device import open_device
 from ridgeline.kernels.reference.attention import attention
+from ridgeline.kernels.reference.grouped_matmul import grouped_matmul
 from ridgeline.kernels.reference.rms_norm import rms_norm
 from ridgeline.kernels.reference.rope import rope
 from ridgeline.kernels.reference.swiglu import swiglu
@@ -59,7 +60,13 @@ def lean_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options:
     return _Lean.apply(lambda q, k, v: attention(q, k, v, **options).contiguous(), saves, q, k, v)
 
 
-LEAN = {"rms_norm": lean_rms_norm, "swiglu": lean_swiglu, "rope": lean_rope, "attention": lean_attention}
+LEAN = {
+    "rms_norm": lean_rms_norm,
+    "swiglu": lean_swiglu,
+    "rope": lean_rope,
+    "attention": lean_attention,
+    "grouped_matmul": grouped_matmul,  # which saves its rows, and nothing more
+}
 
 
 def saved_bytes(job: Job) -> int:
