@@ -81,3 +81,12 @@ def test_gradients_stay_between_layers(ranks, alone, model, mode):
     truth = alone(model)
     assert results[0].losses == pytest.approx(truth.losses, rel=1e-5)
     assert different(whole_gradients(r.gradients for r in results), whole_gradients([truth.gradients])) == {}
+
+
+def test_shared_experts_run_beside_tokens_that_are_sent_again(ranks):
+    """Experts recomputed whole, whose tokens travel once more while shared experts run once more."""
+    truth = ranks.run(train, 1, job_of(MODELS["shared"]), 2)[0]
+    fields = {"layout__ep": 2, "comm__moe_overlap": ("shared_experts",), "memory__recompute": MODES["moe"]}
+    results = ranks.run(train, 2, job_of(MODELS["shared"], world_size=2, **fields), 2)
+    assert results[0].losses == pytest.approx(truth.losses, rel=1e-5)
+    assert different(whole_gradients(r.gradients for r in results), whole_gradients([truth.gradients])) == {}
