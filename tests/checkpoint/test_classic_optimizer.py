@@ -4,11 +4,13 @@ from pathlib import Path
 
 import attrs
 import pytest
+import torch
 
 from ridgeline.checkpoint.classic import ClassicForm
 from ridgeline.checkpoint.classic_optimizer import check_ordered
 from ridgeline.checkpoint.io.classic_training import read_optimizer
 from ridgeline.checkpoint.io.convert import Wanted, convert, plan_conversion
+from ridgeline.checkpoint.io.torch_file import read_torch_file
 from ridgeline.core.codec import dumps
 from ridgeline.core.errors import CheckpointError, PlanError
 from ridgeline.core.job import Job
@@ -88,3 +90,22 @@ def test_files_without_such_state_are_refused(optimizer: object, told: str) -> N
     """What the file lacks or keeps elsewhere is named, with the way out."""
     with pytest.raises(CheckpointError, match=told):
         read_optimizer(Path("model_optim_rng.pt"), {"model": {}, "optimizer": optimizer}, (), ep=1)
+
+
+class Disguised:
+    """Pickles as a tensor with attributes, which another call than a tensor's is to make."""
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return torch._tensor._rebuild_from_type_v2, (dict, torch.Tensor, (), {})
+
+
+def test_tensors_with_attributes_are_read_without_them(tmp_path: Path) -> None:
+    """As Megatron-core marks its masters; where anything but a tensor is to be made that way, the file is refused."""
+    marked = torch.arange(6.0).reshape(2, 3)
+    marked.tensor_model_parallel = True  # pyright: ignore[reportAttributeAccessIssue]  Megatron's mark
+    torch.save({"marked": marked}, tmp_path / "good.pt")
+    read = read_torch_file(tmp_path / "good.pt", tmp_path)["marked"]
+    assert torch.equal(read.strided(0, (2, 3), (3, 1)), marked)
+    torch.save({"marked": Disguised()}, tmp_path / "bad.pt")
+    with pytest.raises(CheckpointError, match="asks for a tensor made by .*dict.*: refused"):
+        read_torch_file(tmp_path / "bad.pt", tmp_path)

@@ -1,7 +1,7 @@
 """Checkpoints in the classic per-rank layout, opened as buffers; their layout is read off their names and shapes."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +77,10 @@ def open_classic(folder: Path, *, model: ModelSpec | None = None, optimizer: boo
     tensors = {
         (holder.name, buffer.name): files[holder.name][buffer.name] for holder in holders for buffer in holder.buffers
     }
+    unused += tuple(_of_training(contents, ("rng_state",) if optimizer else TRAINING))
     opened = Opened("classic", folder, model, holders, tensors, unused, record, tuple(paths), layout)
-    if optimizer:
-        return _with_optimizer(
-            opened, {f"{path.parent.name}/{FILE}": (path, content) for path, content in contents.items()}
-        )
-    return attrs.evolve(opened, dropped=(*unused, *_of_training(step, contents)))
+    named = {f"{path.parent.name}/{FILE}": (path, content) for path, content in contents.items()}
+    return _with_optimizer(opened, named) if optimizer else opened
 
 
 def _with_optimizer(opened: Opened, contents: Mapping[str, tuple[Path, Mapping[str, Any]]]) -> Opened:
@@ -116,10 +114,10 @@ def _tensors_of(path: Path, content: Any) -> dict[str, FileTensor]:
     }
 
 
-def _of_training(step: Path, contents: Mapping[Path, Mapping[str, Any]]) -> Iterator[str]:
-    """What a training run keeps beside its weights, which are all that is read."""
+def _of_training(contents: Mapping[Path, Mapping[str, Any]], keys: Sequence[str]) -> Iterator[str]:
+    """What a training run keeps beside its weights under these keys, which is not read."""
     for path, content in contents.items():
-        yield from (f"{path.parent.name}/{FILE}: {key}" for key in TRAINING if content.get(key))
+        yield from (f"{path.parent.name}/{FILE}: {key}" for key in keys if content.get(key))
         if (path.parent / OPTIMIZER_FILE).is_file():
             yield f"{path.parent.name}/{OPTIMIZER_FILE}"
 
