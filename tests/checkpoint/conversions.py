@@ -29,6 +29,7 @@ CLASSIC = {
     "DeepseekV3": Wanted(
         format="classic", layout=Layout(tp=2, ep=5, pp=2, noop_layers=(3,)), form=ClassicForm(experts="grouped")
     ),
+    "DeepseekV32": Wanted(format="classic", layout=Layout(tp=2, ep=2, pp=3)),
     "Mamba2": Wanted(format="classic", layout=Layout(tp=2, pp=3)),
     "NemotronH": Wanted(format="classic", layout=Layout(ep=5, pp=3)),
     "Qwen3Moe": Wanted(

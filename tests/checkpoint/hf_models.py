@@ -66,6 +66,13 @@ ALL_CONFIGS: dict[str, dict[str, Any]] = {
         **_MOE,
     },
 }
+ALL_CONFIGS["DeepseekV32"] = {
+    **ALL_CONFIGS["DeepseekV3"],
+    "num_nextn_predict_layers": 0,
+    "index_n_heads": 7,
+    "index_head_dim": 9,
+    "index_topk": 5,
+}
 
 
 def random_model(family: str, **changes: Any) -> transformers.PreTrainedModel:
