@@ -4,7 +4,15 @@ import os
 import subprocess
 import sys
 
-BENCHMARKS = ("plan_latency", "schedule_speed", "reshard_planning", "conversion", "layer_speed", "training_speed")
+BENCHMARKS = (
+    "plan_latency",
+    "family_imports",
+    "schedule_speed",
+    "reshard_planning",
+    "conversion",
+    "layer_speed",
+    "training_speed",
+)
 
 
 def main() -> int:

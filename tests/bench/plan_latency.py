@@ -1,13 +1,12 @@
 """A plan from a cold start, against importing attrs and msgspec alone; plans in a warm process; and searches."""
 
-import os
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from typing import Any
 
+from tests.bench.cold import compiled
 from tests.bench.pairs import compare
 
 PLAN = "import ridgeline; ridgeline.plan(ridgeline.preset('qwen2.5-7b'))"
@@ -34,10 +33,7 @@ def children_s() -> float:
 
 
 def main() -> int:
-    with tempfile.TemporaryDirectory() as folder:
-        # pip compiles what it installs: both start from compiled files, whatever PYTHONDONTWRITEBYTECODE says here.
-        kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        environment = {**kept, "PYTHONPYCACHEPREFIX": folder}
+    with compiled() as environment:
 
         def run(program: str) -> None:
             subprocess.run([sys.executable, "-c", program], check=True, env=environment)
