@@ -8,6 +8,7 @@ import time
 import psutil
 import pytest
 
+from tests.parallel.examples import job_of, moe_model
 from tests.pool import Pool, RankError, open_pool
 
 
@@ -24,6 +25,19 @@ def total(values: list[float]) -> float:
     mine = torch.tensor(values[distributed.get_rank()])
     distributed.all_reduce(mine)
     return mine.item()
+
+
+def train_upstream() -> None:
+    """A step of Megatron-core's own experts, whose dispatcher, positions and log of losses outlive it."""
+    from tests.parallel.upstream import train
+
+    model = moe_model(layers=2, experts=4)
+    job = job_of(model, world_size=1, batch__gbs=2, batch__seq_len=16, precision__params="fp32")
+    train(job, 1, {})
+
+
+def threads() -> int:
+    return psutil.Process().num_threads()
 
 
 def fail_on(rank: int) -> None:
@@ -137,3 +151,12 @@ def test_only_importable_functions(ranks: Pool) -> None:
     """A lambda cannot be sent, and the error says so."""
     with pytest.raises(ValueError, match="at the top of a module"):
         ranks.run(lambda: None, 1)
+
+
+def test_a_job_leaves_no_threads(ranks: Pool) -> None:
+    """Those of a process group poll for as long as anything holds the group; autograd's come with the first job."""
+    counts = []
+    for _ in range(2):
+        ranks.run(train_upstream, 1)
+        counts += ranks.run(threads, 1)
+    assert counts[0] == counts[1]

@@ -85,8 +85,8 @@ def read_rope(
         return None, [Problem(where, dict(table), "differs between layers, which this family does not model")]
     share_field = Field("partial_rotary_factor", float, share or 1.0, minimum=0, only=() if share else (1.0,))
     values, problems = read_fields({**config, **table}, (Field("rope_theta", float, base, minimum=0), share_field))
-    name = str(table.get("rope_type", table.get("type", "default")))
-    name = _OLD_NAMES.get(name, name)
+    problems.extend(_contradictions(config, table, where))
+    name = _kind(table, "rope_type") or _kind(table, "type") or "default"
     traits = {"share": values["partial_rotary_factor"], "interleaved": interleaved}
     if name == "default":
         return (None if problems else Rope(base=values["rope_theta"], **traits)), problems
@@ -124,6 +124,23 @@ def require_frequencies(rope: Rope, rotary_dim: int) -> None:
     if isinstance(rope.scaling, LongRope):
         pairs, given = int(rotary_dim * rope.share) // 2, len(rope.scaling.short_factors)
         require(given == pairs, "short_factor", given, f"must hold one factor for each of {pairs} pairs that turn")
+
+
+def _kind(table: Values, key: str) -> str | None:
+    """The kind of scaling under either of its two keys."""
+    name = table.get(key)
+    return None if name is None else _OLD_NAMES.get(str(name), str(name))
+
+
+def _contradictions(config: Values, table: Values, where: str) -> Iterator[Problem]:
+    """What the file says twice, and not alike."""
+    for name in ("rope_theta", "partial_rotary_factor"):
+        inside, beside = table.get(name), config.get(name)
+        if None not in (inside, beside) and inside != beside:
+            yield Problem(f"{where}.{name}", inside, f"contradicts {name}={beside!r} beside the table", "keep one")
+    kind, old = _kind(table, "rope_type"), _kind(table, "type")
+    if None not in (kind, old) and kind != old:
+        yield Problem(f"{where}.rope_type", kind, f"contradicts type={old!r}", "keep one")
 
 
 def _read_scaling(config: Values, table: Values, scaling: _Scaling) -> tuple[dict[str, Any], list[Problem]]:

@@ -80,6 +80,16 @@ def test_mixtral_without_a_base_has_its_class_default():
             {"rope_scaling": {"type": "longrope", **ROPES["longrope"], "factor": 3.0}},
             "factor=3.0: must be max_position_embeddings/original_max_position_embeddings=4",
         ),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+            "rope_parameters.rope_theta=10000.0: contradicts rope_theta=500000.0 beside the table; keep one",
+        ),
+        (
+            "llama",
+            {"rope_scaling": {"type": "linear", "rope_type": "dynamic", "factor": 2.0}},
+            "rope_scaling.rope_type='dynamic': contradicts type='linear'; keep one",
+        ),
         ("phi3", {"rope_scaling": ROPES["linear"] | {"type": "linear"}}, "must be 'longrope'; use it or none"),
         ("phi3", {"rope_scaling": {"type": "longrope", **LONG}}, "short_factor=4: must hold one factor for each of 2"),
     ],

@@ -5,6 +5,8 @@ a tensor a rank holds, which ``test_shards.py`` judges by Megatron-core itself.
 """
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +27,7 @@ from ridgeline.kernels.device import open_device
 from ridgeline.parallel.of_job import mesh_of, stages_of
 from ridgeline.parallel.shards import padded_vocab, plan_shards, rank_params, slices_of
 from ridgeline.parallel.stages import megatron_layout
+from tests.let_go import megatron_models
 
 Record = dict[str, list[float]]
 
@@ -201,23 +204,20 @@ def _forward(batches: Any, model: torch.nn.Module) -> Any:
     return losses, lambda output: (output.mean(), output.detach().mean())
 
 
-def opened(job: Job) -> Any:
-    """The context in which a plain Megatron-core run of a job is possible; it leaves groups to the pool to destroy."""
-    bridge = open_device("cpu").bridge()
-    bridge.__enter__()
-    parallel_state.initialize_model_parallel(**group_fields(job))
-    return bridge
+@contextmanager
+def opened(job: Job) -> Iterator[None]:
+    """What a plain Megatron-core run of a job needs; its groups are the pool's to destroy."""
+    with open_device("cpu").bridge(), megatron_models():
+        parallel_state.initialize_model_parallel(**group_fields(job))
+        yield
 
 
 def train(job: Job, steps: int, overrides: dict[str, Any]) -> Record:
     """Losses and gradient norms of a plain run, on each rank."""
-    bridge = opened(job)
-    try:
+    with opened(job):
         trainer = Trainer(job, **overrides)
         results = [trainer.step(index) for index in range(steps)]
         return {"loss": [loss for loss, _ in results], "grad_norm": [norm for _, norm in results]}
-    finally:
-        bridge.__exit__(None, None, None)
 
 
 def train_ours(job: Job, steps: int) -> list[float]:
@@ -238,8 +238,7 @@ def reload_optimizer(job: Job) -> dict[str, Any]:
     """
     from ridgeline.checkpoint.io.optimizer import set_updates_made, slots_of
 
-    bridge = opened(job)
-    try:
+    with opened(job):
         outcome: dict[str, Any] = {}
         for name in ("uninterrupted", "loaded", "repaired"):
             trainer = Trainer(job)
@@ -260,8 +259,6 @@ def reload_optimizer(job: Job) -> dict[str, Any]:
                 set_updates_made(slots_of(trainer.optimizer), 2)
             outcome[name] = [trainer.step(index)[0] for index in range(2, 5)]
         return outcome
-    finally:
-        bridge.__exit__(None, None, None)
 
 
 def _distinct_steps(trainer: Trainer) -> int:
@@ -272,19 +269,15 @@ def _distinct_steps(trainer: Trainer) -> int:
 
 def save(job: Job, folder: str) -> None:
     """One step, then a checkpoint of model and optimizer by Megatron-core's own means."""
-    bridge = opened(job)
-    try:
+    with opened(job):
         trainer = Trainer(job)
         trainer.step(0)
         dist_checkpointing.save(_state(trainer, is_loading=False), folder)
-    finally:
-        bridge.__exit__(None, None, None)
 
 
 def load_error(job: Job, folder: str) -> str:
     """What Megatron-core's own load of that checkpoint raises under another layout."""
-    bridge = opened(job)
-    try:
+    with opened(job):
         trainer = Trainer(job)
         trainer.step(0)  # without a step its load fails an assertion first
         try:
@@ -293,8 +286,6 @@ def load_error(job: Job, folder: str) -> str:
         except Exception as error:
             return f"{type(error).__name__}: {error}"
         return ""
-    finally:
-        bridge.__exit__(None, None, None)
 
 
 def _state(trainer: Trainer, *, is_loading: bool) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from tests.let_go import megatron_models
+
 SEQ, VOCAB, MBS = 16, 64, 2
 
 
@@ -138,7 +140,7 @@ def train(steps: int, options: dict[str, Any]) -> list[tuple[float, float]]:
     """Losses and gradient norms of the first steps of a layout, inside the cpu's bridge."""
     from ridgeline.kernels.device import open_device
 
-    with open_device("cpu").bridge():
+    with open_device("cpu").bridge(), megatron_models():
         model, optimizer = build(**options)
         return [step(model, optimizer) for _ in range(steps)]
 
@@ -168,7 +170,7 @@ def save(folder: str, options: dict[str, Any], asynchronously: bool) -> list[tup
 
     from ridgeline.kernels.device import open_device
 
-    with open_device("cpu").bridge():
+    with open_device("cpu").bridge(), megatron_models():
         model, optimizer = build(**options)
         sharded = {"model": model.module.sharded_state_dict(metadata=metadata())}
         request = dist_checkpointing.save(sharded, folder, async_sharded_save=asynchronously)
@@ -187,7 +189,7 @@ def load(folder: str, options: dict[str, Any]) -> list[tuple[float, float]]:
 
     from ridgeline.kernels.device import open_device
 
-    with open_device("cpu").bridge():
+    with open_device("cpu").bridge(), megatron_models():
         model, optimizer = build(**options)
         for parameter in model.parameters():
             torch.nn.init.constant_(parameter, 7.0)
