@@ -105,7 +105,13 @@ def saved_steps(folder: Path) -> dict[int, Path]:
 
 
 def latest(folder: Path) -> Path | None:
-    """The checkpoint that a run goes on from: the one its pointer names, else the newest complete one, else None."""
+    """The checkpoint that a run goes on from: the one its pointer names, else the newest complete one, else None.
+
+    Raises:
+        CheckpointError: The folder is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"folder={folder}: is no folder; remove it, or set run.output elsewhere")
     steps = saved_steps(folder)
     with contextlib.suppress(FileNotFoundError):
         step = step_of((folder / POINTER).read_text(errors="replace").strip())

@@ -77,7 +77,7 @@ def weight_files(folder: Path) -> list[Path]:
             return _indexed(index)
         if (folder / name).is_file():
             return [folder / name]
-    rule = f"holds neither {SAFETENSORS} nor {BIN}, nor an index of either"
+    rule = f"holds neither {SAFETENSORS} nor {BIN}, nor an index of either" if folder.is_dir() else "is no folder"
     raise CheckpointError(f"folder={folder}: {rule}; name a folder of Hugging Face weights")
 
 

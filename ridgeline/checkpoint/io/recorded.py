@@ -26,7 +26,10 @@ def find_checkpoint(path: str | Path) -> Path:
     found = latest(path) or latest(path / CHECKPOINTS)
     if found is None:
         rule = "holds no checkpoint that Ridgeline wrote" if path.is_dir() else "is no folder"
-        raise CheckpointError(f"checkpoint={path}: {rule}; name a saved step, or the folder of a run")
+        way_out = "name a saved step, or the folder of a run"
+        if (path / "config.json").is_file():
+            rule, way_out = "is a Hugging Face folder", "start from it with --from-hf"
+        raise CheckpointError(f"checkpoint={path}: {rule}; {way_out}")
     return found
 
 
@@ -45,10 +48,12 @@ def open_record(folder: str | Path) -> Record:
     record = record_in(folder)
     for file in record.files:
         if not (folder / file.name).is_file():
-            raise CheckpointError(f"file={folder / file.name}: is missing, expected {file.bytes} bytes")
+            rule = f"is missing, expected {file.bytes} bytes"
+            raise CheckpointError(f"file={folder / file.name}: {rule}; restore it, or remove this step")
         if (size := (folder / file.name).stat().st_size) != file.bytes:
             raise CheckpointError(
-                f"file={folder / file.name}: is damaged: it holds {size} bytes, expected {file.bytes}"
+                f"file={folder / file.name}: is damaged: it holds {size} bytes, expected {file.bytes}; "
+                "restore it, or remove this step"
             )
     return record
 

@@ -71,7 +71,8 @@ def read_object(reader: Reader, key: str) -> Any:
     try:
         (data,) = torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the bytes make it
-        raise CheckpointError(f"file={reader.folder / stored.file}: {key} is damaged or holds code: {error}") from error
+        rule = f"{key} is damaged or holds code: {_told(error)}"
+        raise CheckpointError(f"file={reader.folder / stored.file}: {rule}") from error
     return data
 
 
@@ -85,7 +86,14 @@ def read_common(folder: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the bytes make it
-        raise CheckpointError(f"file={path}: is missing, damaged or holds code: {error}") from error
+        raise CheckpointError(f"file={path}: is missing, damaged or holds code: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    """What torch says, without its advice to read the file all the same."""
+    advice = ("Weights only load failed", "Please file an issue", "Check the documentation")
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line and not line.startswith(advice)), type(error).__name__)
 
 
 def stored_tensor(reader: Reader, key: str) -> StoredTensor:
