@@ -12,6 +12,7 @@ Source:
     order of experts, numbers of layers, which (tp, ep) exist); megatron-core 0.16.1, transformer/moe/experts.py.
 """
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from math import lcm
@@ -53,7 +54,8 @@ class ClassicForm:
         impl: Names of the layers (``--transformer-impl``): Transformer Engine keeps a norm within the layer behind it.
         tp_extend_ep: Experts are spread over tp too (``--moe-tp-extend-ep``): ``layout.ep`` counts all of them.
         dialect: Where the two differ: MindSpeed-LLM keeps the down-projections of latent attention as one
-            ``linear_qkv``, whole on every rank, and shared experts whole where ``etp`` is 1 and tp is not.
+            ``linear_qkv``, whole on every rank, shared experts whole where ``etp`` is 1 and tp is not, and under MTP
+            the norm behind the decoder as ``final_layernorm``, those behind MTP layers as ``mtp.final_layernorms``.
     """
 
     experts: Literal["sequential", "grouped"] = "sequential"
@@ -164,13 +166,24 @@ def _file_buffers(
     laid: LaidOut, rank: int, form: ClassicForm, numbers: Mapping[tuple[int, int], Sequence[int]]
 ) -> Iterator[Buffer]:
     pp_rank = rank_coords(rank, laid.mesh).pp_rank
-    for chunk, in_chunk in groupby(rank_params(laid, rank), key=lambda param: param.chunk):
-        run = in_module_order(in_chunk, latent=MEGATRON_LATENT, grouped=form.experts == "grouped")
+    held = list(rank_params(laid, rank))
+    for chunk, in_chunk in groupby(held, key=lambda param: param.chunk):
         top = f"model{chunk}" if laid.stages.vpp > 1 else "model"
+        own = list(in_chunk)
+        if form.dialect == "mindspeed" and laid.mesh.pp > 1 and any(p.name.startswith("mtp.") for p in own):
+            own = _with_embedding(own, held)
+        run = in_module_order(own, latent=MEGATRON_LATENT, grouped=form.experts == "grouped")
         for is_expert, params in groupby(run, key=lambda param: param.expert is not None):
             buffers_of = _expert_buffers if is_expert else _dense_buffers
             for buffer in buffers_of(params, rank, laid.mesh, form):
                 yield buffer._replace(name=f"{top}/{_numbered(buffer.name, numbers[pp_rank, chunk])}")
+
+
+def _with_embedding(chunk: Sequence[LocalParam], held: Sequence[LocalParam]) -> list[LocalParam]:
+    """A chunk with MTP layers, which has an embedding of its own even where another chunk of its rank has one."""
+    if any(param.param.role == "embedding" for param in chunk):
+        return list(chunk)
+    return [next(param for param in held if param.param.role == "embedding"), *chunk]
 
 
 def _dense_buffers(params: Iterable[LocalParam], rank: int, mesh: Mesh, form: ClassicForm) -> Iterator[Buffer]:
@@ -275,7 +288,34 @@ def _numbered(name: str, numbers: Sequence[int]) -> str:
     return ".".join(parts)
 
 
-def classic_arguments(model: ModelSpec, laid: LaidOut) -> dict[str, object]:
+def name_in_file(name: str, form: ClassicForm, *, mtp: bool) -> str:
+    """The name of a tensor in a file: MindSpeed-LLM keeps the last norms of a model with ``mtp`` elsewhere.
+
+    Example:
+        >>> name_in_file("mtp.layers.0.final_layernorm.weight", ClassicForm(), mtp=True)
+        'mtp.final_layernorms.0.weight'
+    """
+    if not mtp or form.dialect != "mindspeed":
+        return name
+    return re.sub(r"^mtp\.layers\.(\d+)\.final_layernorm\.", r"mtp.final_layernorms.\1.", _outer(name))
+
+
+def name_of_tensor(name: str) -> str:
+    """The name that a tensor has under every dialect, by its name in a file.
+
+    Example:
+        >>> name_of_tensor("mtp.final_layernorms.0.weight"), name_of_tensor("final_layernorm.weight")
+        ('mtp.layers.0.final_layernorm.weight', 'decoder.final_layernorm.weight')
+    """
+    inner = f"decoder.{name}" if name.startswith("final_layernorm.") else name
+    return re.sub(r"^mtp\.final_layernorms\.(\d+)\.", r"mtp.layers.\1.final_layernorm.", inner)
+
+
+def _outer(name: str) -> str:
+    return name.removeprefix("decoder.") if name.startswith("decoder.final_layernorm.") else name
+
+
+def classic_arguments(model: ModelSpec, laid: LaidOut, form: ClassicForm) -> dict[str, object]:
     """The launch's arguments that Megatron-LM compares with its own when it loads such a checkpoint."""
     mixers = [block.mixer for block in model.layers()]
     layout = laid.layout
@@ -294,8 +334,9 @@ def classic_arguments(model: ModelSpec, laid: LaidOut) -> dict[str, object]:
         "tokenizer_type": None,
         "tensor_model_parallel_size": layout.tp,
         "pipeline_model_parallel_size": layout.pp,
-        "expert_model_parallel_size": layout.ep,
+        "expert_model_parallel_size": layout.ep // layout.tp if form.tp_extend_ep else layout.ep,
         "expert_tensor_parallel_size": layout.etp,
+        "moe_tp_extend_ep": form.tp_extend_ep,
         "untie_embeddings_and_output_weights": not model.tied_embeddings,
         "consumed_train_samples": 0,
         "consumed_valid_samples": 0,

@@ -204,6 +204,7 @@ LATENT = {
     "max_position_embeddings": 64,
     "rms_norm_eps": 1e-6,
     "num_nextn_predict_layers": 1,
+    "norm_topk_prob": True,
 }
 
 

@@ -1,13 +1,13 @@
 """Checkpoints in the classic per-rank layout, opened as buffers; their layout is read off their names and shapes."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from ridgeline.checkpoint.classic import FILE, POINTER, ClassicForm, LaidOut, classic_holders, lay_out
+from ridgeline.checkpoint.classic import FILE, POINTER, ClassicForm, LaidOut, classic_holders, lay_out, name_of_tensor
 from ridgeline.checkpoint.classic_optimizer import MASTER
 from ridgeline.checkpoint.io.classic_training import WITHOUT, read_optimizer, read_training
 from ridgeline.checkpoint.io.mapped import FileTensor
@@ -24,6 +24,8 @@ from ridgeline.core.model import ModelSpec
 OPTIMIZER_FILE = "distrib_optim.pt"
 TRAINING = ("optimizer", "opt_param_scheduler", "rng_state")
 """What Megatron-LM keeps of a run: megatron/training/checkpointing.py, ``generate_state_dict``."""
+
+EMBEDDING = "embedding.word_embeddings.weight"
 
 Files = Mapping[str, Mapping[str, FileTensor]]
 
@@ -73,7 +75,7 @@ def open_classic(folder: Path, *, model: ModelSpec | None = None, optimizer: boo
         raise CheckpointError(f"checkpoint={step}: holds no mp_rank_*/{FILE}")
     contents = {path: read_torch_file(path, step) for path in paths}
     files = {f"{path.parent.name}/{FILE}": _tensors_of(path, content) for path, content in contents.items()}
-    holders, unused, layout = _fitting(step, model, files)
+    holders, unused, layout = _fitting(step, model, files, _extensions(contents.values()))
     tensors = {
         (holder.name, buffer.name): files[holder.name][buffer.name] for holder in holders for buffer in holder.buffers
     }
@@ -107,11 +109,18 @@ def _tensors_of(path: Path, content: Any) -> dict[str, FileTensor]:
     if not chunks or not all(isinstance(value, dict) for value in chunks.values()):
         raise CheckpointError(f"file={path}: holds no model")
     return {
-        f"{chunk}/{name}": tensor
+        f"{chunk}/{name_of_tensor(str(name))}": tensor
         for chunk, state in chunks.items()
         for name, tensor in state.items()
         if isinstance(tensor, FileTensor)
     }
+
+
+def _extensions(contents: Iterable[Mapping[str, Any]]) -> tuple[bool, ...]:
+    """Whether experts are spread over tp too, as a launch's arguments say: packed, the two look the same."""
+    said = [getattr(content.get("args"), "moe_tp_extend_ep", None) for content in contents]
+    told = tuple(dict.fromkeys(one for one in said if isinstance(one, bool)))
+    return told or (False, True)
 
 
 def _of_training(contents: Mapping[Path, Mapping[str, Any]], keys: Sequence[str]) -> Iterator[str]:
@@ -122,16 +131,18 @@ def _of_training(contents: Mapping[Path, Mapping[str, Any]], keys: Sequence[str]
             yield f"{path.parent.name}/{OPTIMIZER_FILE}"
 
 
-def _fitting(folder: Path, model: ModelSpec, files: Files) -> tuple[tuple[Holder, ...], tuple[str, ...], Layout]:
+def _fitting(
+    folder: Path, model: ModelSpec, files: Files, extensions: Sequence[bool]
+) -> tuple[tuple[Holder, ...], tuple[str, ...], Layout]:
     """The holders of the layout that these files have, the tensors that the model has no use for, and the layout."""
     faults: list[tuple[str, ...]] = []
-    for laid, form, numbers in _layouts(folder, model, files):
+    for laid, form, numbers in _layouts(folder, model, files, extensions):
         try:
             holders = classic_holders(laid, form, numbers=numbers)
         except PlanError as error:
             faults.append(tuple(str(error).splitlines()))
             continue
-        misfit, unused = _misfit(holders, files)
+        misfit, unused = _misfit(holders, files, tied=model.tied_embeddings)
         if not misfit:
             there = (h._replace(buffers=tuple(b for b in h.buffers if b.name in files[h.name])) for h in holders)
             return tuple(there), unused, laid.layout
@@ -141,7 +152,7 @@ def _fitting(folder: Path, model: ModelSpec, files: Files) -> tuple[tuple[Holder
     )
 
 
-def _misfit(holders: tuple[Holder, ...], files: Files) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _misfit(holders: tuple[Holder, ...], files: Files, *, tied: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
     names = {holder.name for holder in holders}
     if missing := sorted(names - files.keys()):
         return (f"  {missing[0]}: is missing",), ()
@@ -152,8 +163,8 @@ def _misfit(holders: tuple[Holder, ...], files: Files) -> tuple[tuple[str, ...],
     for holder in holders:
         found = files[holder.name]
         expected = [(buffer.name, buffer.shape) for buffer in holder.buffers]
-        # A tied head is left out by some writers; it is the embedding again.
-        optional = [name for name, _ in expected if name.endswith("/output_layer.weight") and name not in found]
+        # A tied head, and a second embedding on one rank, are left out by some writers.
+        optional = [name for name, _ in expected if name not in found and _is_copy(name, found, tied=tied)]
         unused += [f"{holder.name}: {name}" for name in found if _says_nothing(name)]
         there = {name: tensor for name, tensor in found.items() if not _says_nothing(name)}
         shapes = ((name, tensor.shape) for name, tensor in there.items())
@@ -165,12 +176,19 @@ def _misfit(holders: tuple[Holder, ...], files: Files) -> tuple[tuple[str, ...],
     return tuple(faults), tuple(unused)
 
 
+def _is_copy(name: str, found: Mapping[str, FileTensor], *, tied: bool) -> bool:
+    chunk, _, tensor = name.partition("/")
+    embedded = (other.partition("/") for other in found if other.endswith(EMBEDDING))
+    elsewhere = any(other != chunk for other, _, _ in embedded)
+    return (tied and tensor == "output_layer.weight") or (tensor == EMBEDDING and elsewhere)
+
+
 def _says_nothing(name: str) -> bool:
     return name.endswith(("rotary_pos_emb.inv_freq", "_extra_state"))
 
 
 def _layouts(
-    folder: Path, model: ModelSpec, files: Files
+    folder: Path, model: ModelSpec, files: Files, extensions: Sequence[bool]
 ) -> Iterator[tuple[LaidOut, ClassicForm, dict[tuple[int, int], tuple[int, ...]]]]:
     """Every layout that has folders of these names, with the numbers that the layers have in them."""
     parts = [_RANK.fullmatch(name.split("/")[0]) for name in files]
@@ -182,12 +200,9 @@ def _layouts(
     second = 1 + max((place[1] for place in places if len(place) > 1), default=0)
     third = 1 + max((place[2] for place in places if len(place) > 2), default=0)
     options = [(second, third)] if depth == 3 else [(second, 1), (1, second)]
-    forms = _forms(files)
+    forms = _forms(files, extensions)
     embeddings = (
-        tensor.shape[0]
-        for tensors in files.values()
-        for name, tensor in tensors.items()
-        if name.endswith("/embedding.word_embeddings.weight")
+        tensor.shape[0] for tensors in files.values() for name, tensor in tensors.items() if name.endswith(EMBEDDING)
     )
     rows = next(embeddings, 1)
     for pp, ep in options:
@@ -245,7 +260,7 @@ def _numbers(files: Files, pp: int, depth: int) -> tuple[dict[tuple[int, int], t
     return numbers, chunks
 
 
-def _forms(files: Files) -> list[ClassicForm]:
+def _forms(files: Files, extensions: Sequence[bool]) -> list[ClassicForm]:
     """The forms that names like these have."""
     names = {name for tensors in files.values() for name in tensors}
     te = any(name.endswith(".layer_norm_weight") for name in names)
@@ -254,5 +269,5 @@ def _forms(files: Files) -> list[ClassicForm]:
     return [
         ClassicForm(impl=impl, experts=experts, tp_extend_ep=extend, dialect=dialect)
         for dialect in ("mindspeed", "megatron")
-        for extend in (False, True)
+        for extend in extensions
     ]

@@ -12,7 +12,15 @@ import attrs
 import torch
 
 from ridgeline.checkpoint.boxes import Box, cut, whole
-from ridgeline.checkpoint.classic import POINTER, VERSION, ClassicForm, classic_arguments, classic_holders, lay_out
+from ridgeline.checkpoint.classic import (
+    POINTER,
+    VERSION,
+    ClassicForm,
+    classic_arguments,
+    classic_holders,
+    lay_out,
+    name_in_file,
+)
 from ridgeline.checkpoint.classic_optimizer import MASTER, MOMENTS, check_ordered, optimizers_of, state_buffer
 from ridgeline.checkpoint.io.classic_training import training_frame
 from ridgeline.checkpoint.io.execute import OutFile
@@ -160,10 +168,10 @@ def classic_destination(opened: Opened, *, layout: Layout, form: ClassicForm, dt
         PlanError: The layout does not fit the model.
         CheckpointError: The source lacks a part.
     """
-    laid, training = lay_out(opened.model, layout), opened.training
+    laid, training, mtp = lay_out(opened.model, layout), opened.training, opened.model.mtp > 0
     weights = classic_holders(laid, form)
     step = training.step if training else 1
-    arguments = {**classic_arguments(opened.model, laid), "iteration": step}
+    arguments = {**classic_arguments(opened.model, laid, form), "iteration": step}
     if training:
         check_ordered(opened.model, form)
         arguments["consumed_train_samples"] = training.consumed_samples
@@ -182,7 +190,7 @@ def classic_destination(opened: Opened, *, layout: Layout, form: ClassicForm, dt
             tensors = dict(zip((entry.name for entry in entries), stand_ins(entries), strict=True))
             for buffer in buffers:
                 chunk, _, name = buffer.name.partition("/")
-                frame.setdefault(chunk, {})[name] = tensors[buffer.name]
+                frame.setdefault(chunk, {})[name_in_file(name, form, mtp=mtp)] = tensors[buffer.name]
             if training:
                 frame |= training_frame(optimizers_of(opened.model, buffers, ep=layout.ep), tensors, training)
             return stream_torch_file(stream, frame, entries, chunks)
