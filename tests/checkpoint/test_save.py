@@ -100,11 +100,12 @@ def test_what_cannot_be_loaded_is_told(ranks: Pool, tmp_path: Path) -> None:
     file = folder / "__0_0.distcp"
     good = file.read_bytes()
     file.write_bytes(good[:-5])
-    assert told() == f"file={file}: is damaged: it holds {len(good) - 5} bytes, expected {len(good)}"
+    way_out = "restore it, or remove this step"
+    assert told() == f"file={file}: is damaged: it holds {len(good) - 5} bytes, expected {len(good)}; {way_out}"
     file.write_bytes(good[:5000] + bytes([good[5000] ^ 1]) + good[5001:])
     assert "is damaged: its CRC-32 is" in told()
     file.unlink()
-    assert told() == f"file={file}: is missing, expected {len(good)} bytes"
+    assert told() == f"file={file}: is missing, expected {len(good)} bytes; {way_out}"
     file.write_bytes(good)
 
     record = json.loads((folder / "ridgeline.json").read_text())
