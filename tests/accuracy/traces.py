@@ -27,8 +27,7 @@ Each rank's real program, run for one step in tensors without numbers on the vir
 its plan of today. An error is plan over trace, less one, of live bytes at the step's peak; a collective is as planned
 if its kind, group, size and count all are. Routers are taken to choose every expert equally often, and every rank to
 send what the traced one does. The traces are kept in `tests/accuracy/data/traces.jsonl`, which `python -m
-tests.accuracy.traces` makes anew, in minutes. DeepSeek-V3's is older than the report of experts' loads: what differs
-are the sums that a step reports, of less than 64 KiB.
+tests.accuracy.traces` makes anew, in minutes.
 
 | job | rank | planned, GiB | traced, GiB | error | weights to moments | collectives as planned |
 |---|---|---|---|---|---|---|"""

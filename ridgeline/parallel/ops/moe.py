@@ -31,6 +31,7 @@ def moe_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
     shared = shared_expert_ops(moe, sizes)
     beside = _while_under_way(shared, 2 * dispatched) if "shared_experts" in sizes.moe_overlap else ()
     each = -(-rows // local_experts)
+    gradients = weight * (1 if sizes.sums_experts or moe.bias else local_experts)
     return (
         Op(
             "router",
@@ -64,7 +65,7 @@ def moe_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
             gemms=((each, sizes.hidden, columns * ffn),),
             gemm_repeats=local_experts,
             saved=(Saved("expert_input", dispatched, "moe dispatch", for_weight=True),),
-            backward_work_bytes=2 * dispatched + columns * weight,
+            backward_work_bytes=2 * dispatched + columns * gradients,
         ),
         Op(
             f"expert_{moe.activation}",
@@ -87,7 +88,7 @@ def moe_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
                 Saved("expert_weights", rows * 4, "moe"),
             ),
             forward_work_bytes=2 * dispatched,
-            backward_work_bytes=2 * dispatched + weight,
+            backward_work_bytes=2 * dispatched + gradients,
         ),
         Op(
             "combine",

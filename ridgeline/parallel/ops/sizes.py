@@ -2,7 +2,8 @@
 
 ``tokens`` are those of a sequence slice and microbatch (seq_len/cp * samples) and ``own_tokens`` those whose residual
 stream this rank holds (``tokens/tp`` under sp, else all). ``ring`` and ``ulysses`` are how many ranks pass keys and
-values on, and exchange heads.
+values on, and exchange heads. ``sums_experts``: the gradient of an expert's weights is added to its sum before the next
+one's is made; an npu makes those of all experts in one product.
 """
 
 from typing import NamedTuple
@@ -35,6 +36,7 @@ class Sizes(NamedTuple):
     etp: int
     dispatcher: str
     moe_overlap: tuple[str, ...]
+    sums_experts: bool
     recomputes_attention: bool
     plain: tuple[str, ...]
     pads_values: bool
@@ -77,6 +79,7 @@ def sizes_of(job: Job) -> Sizes:
         etp=layout.etp,
         dispatcher=job.comm.moe_dispatcher,
         moe_overlap=job.comm.moe_overlap,
+        sums_experts=job.memory.fused_accumulation or job.cluster.chip.device != "npu",
         recomputes_attention=isinstance(recompute, SelectiveRecompute) and "core_attn" in recompute.modules,
         plain=job.memory.plain,
         pads_values=job.memory.pads_values,
