@@ -13,6 +13,11 @@ from ridgeline.models.family import Field, Values, read_fields, require
 
 _ORIGINAL = "original_max_position_embeddings"
 _FACTOR = Field("factor", float)
+ROTARY_DIM_FIELDS = (
+    Field("rotary_dim", int | None, None),
+    Field("partial_rotary_factor", float | None, None, minimum=0),
+    Field("rope_parameters", dict | None, None),
+)
 _SPEC_NAMES: Mapping[str, str] = MappingProxyType(
     {_ORIGINAL: "original_max_position", "short_factor": "short_factors", "long_factor": "long_factors"}
 )
@@ -113,6 +118,21 @@ def rope_config(rope: Rope) -> dict[str, Any]:
     if isinstance(rope.scaling, DynamicRope):
         del written[_ORIGINAL]  # always the model's own max_position_embeddings
     return {**base, "rope_scaling": {"rope_type": rope.scaling.kind, **written}}
+
+
+def rope_of_dims(rope: Rope, hf: Values, head_dim: int) -> Rope:
+    """The rotary positions of a family whose config may say how many dims of a head turn (``ROTARY_DIM_FIELDS``).
+
+    Raises:
+        SpecError: It also says their share, and another one.
+    """
+    if (turning := hf["rotary_dim"]) is None:
+        return rope
+    share = turning / head_dim
+    given = (hf["rope_parameters"] or {}).get("partial_rotary_factor", hf["partial_rotary_factor"])
+    rule = f"contradicts partial_rotary_factor={given}: of head_dim={head_dim} it is {share}"
+    require(given is None or given == share, "rotary_dim", turning, rule, "leave one of them out")
+    return attrs.evolve(rope, share=share)
 
 
 def require_frequencies(rope: Rope, rotary_dim: int) -> None:

@@ -74,10 +74,8 @@ def convert(
     if output is None and check is None and not verify and not dry_run:
         raise SpecError(Problem("output", None, "is required, a folder to make", "or compare: --check FOLDER"))
     if output is not None or dry_run:
-        layout, form = (
-            _layout_of(options),
-            _form(experts=experts, impl=impl, tp_extend_ep=tp_extend_ep, dialect=dialect),
-        )
+        layout = _layout_of(options)
+        form = _form(experts=experts, impl=impl, tp_extend_ep=tp_extend_ep, dialect=dialect)
         wanted = edge("ridgeline.checkpoint.io.convert:Wanted")(
             format=format or _usual_format(source, layout, form),
             layout=layout,

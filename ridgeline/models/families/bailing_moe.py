@@ -17,13 +17,14 @@ from ridgeline.models.families.decoder import (
 )
 from ridgeline.models.families.deepseek_v3 import sigmoid_config, sigmoid_of
 from ridgeline.models.family import Family, Field, Values, require
+from ridgeline.models.hf_rope import ROTARY_DIM_FIELDS, rope_of_dims
 from ridgeline.models.hf_template import direct, packed_qkv
 
 FIELDS = (
     *DECODER_FIELDS,
     Field("num_key_value_heads", int),
     Field("head_dim", int | None, None),
-    Field("rotary_dim", int | None, None),
+    *ROTARY_DIM_FIELDS,
     Field("use_qkv_bias", bool, False),
     Field("use_bias", bool, False),
     Field("use_qk_norm", bool, True),
@@ -56,11 +57,7 @@ UNSAID = ("moe_layer_freq", "scoring_func", "topk_method", "norm_topk_prob")
 
 def _spec_of(hf: Values, rope: Rope) -> ModelSpec:
     attention = attention_of(hf, rope, qkv_bias=hf["use_qkv_bias"], out_bias=hf["use_bias"], qk_norm=hf["use_qk_norm"])
-    if (turning := hf["rotary_dim"]) is not None:
-        share = turning / attention.head_dim
-        rule = f"contradicts partial_rotary_factor={rope.share}"
-        require(rope.share in (1.0, share), "rotary_dim", turning, rule)
-        attention = attrs.evolve(attention, rope=attrs.evolve(rope, share=share))
+    attention = attrs.evolve(attention, rope=rope_of_dims(rope, hf, attention.head_dim))
     shared, width = hf["num_shared_experts"], hf["moe_shared_expert_intermediate_size"]
     whole = (shared or 0) * hf["moe_intermediate_size"]
     rule = f"must be num_shared_experts*moe_intermediate_size={whole}"

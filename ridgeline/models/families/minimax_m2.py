@@ -3,8 +3,6 @@
 from types import MappingProxyType
 from typing import Any
 
-import attrs
-
 from ridgeline.core.model import Block, ModelSpec, Moe, Rope
 from ridgeline.models.families.decoder import (
     BLOCK_SPARSE_WEIGHTS,
@@ -16,7 +14,8 @@ from ridgeline.models.families.decoder import (
     first_feed_forward,
     router_losses,
 )
-from ridgeline.models.family import Family, Field, Values, require
+from ridgeline.models.family import Family, Field, Values
+from ridgeline.models.hf_rope import ROTARY_DIM_FIELDS, rope_of_dims
 from ridgeline.models.hf_template import direct
 
 FIELDS = (
@@ -24,9 +23,7 @@ FIELDS = (
     Field("intermediate_size", int),
     Field("num_key_value_heads", int),
     Field("head_dim", int),
-    Field("rotary_dim", int | None, None),
-    Field("partial_rotary_factor", float | None, None, minimum=0),
-    Field("rope_parameters", dict | None, None),
+    *ROTARY_DIM_FIELDS,
     Field("use_qk_norm", bool, True, only=(True,)),
     Field("qk_norm_type", str, "per_layer", only=("per_layer",)),
     Field("num_local_experts", int, alias="num_experts"),
@@ -40,12 +37,6 @@ FIELDS = (
 
 
 def _spec_of(hf: Values, rope: Rope) -> ModelSpec:
-    if hf["rotary_dim"] is not None:
-        share = hf["rotary_dim"] / hf["head_dim"]
-        given = (hf["rope_parameters"] or {}).get("partial_rotary_factor", hf["partial_rotary_factor"])
-        rule = f"contradicts partial_rotary_factor={given}: of head_dim={hf['head_dim']} it is {share}"
-        require(given is None or given == share, "rotary_dim", hf["rotary_dim"], rule, "leave one of them out")
-        rope = attrs.evolve(rope, share=share)
     experts = Moe(
         experts=hf["num_local_experts"],
         topk=hf["num_experts_per_tok"],
@@ -54,7 +45,10 @@ def _spec_of(hf: Values, rope: Rope) -> ModelSpec:
         score="sigmoid",
         expert_bias=True,
     )
-    block = Block(mixer=attention_of(hf, rope, qk_norm=True, qk_norm_over="layer"), feed_forward=experts)
+    block = Block(
+        mixer=attention_of(hf, rope_of_dims(rope, hf, hf["head_dim"]), qk_norm=True, qk_norm_over="layer"),
+        feed_forward=experts,
+    )
     return decoder_of(hf, (block,) * hf["num_hidden_layers"])
 
 
