@@ -141,7 +141,7 @@ def _own_faults(cls: type[Any], values: Plain, path: str, *, already: list[Probl
     for name, value in values.items():
         if name not in at_fault:
             converter: Any = fields[name].converter
-            converted = converter(value) if converter else value
+            converted = converter.converter(value) if converter else value
             yield from (problem.under(path) for problem in field_problems(fields[name], converted))
 
 

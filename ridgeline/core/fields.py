@@ -41,7 +41,7 @@ def real(
     """A finite number; integers become floats, so that equal specs have equal text."""
     bounds = {"above": above, "minimum": minimum, "maximum": maximum}
     metadata = {name: bound for name, bound in bounds.items() if bound is not None}
-    return attrs.field(default=default, converter=_to_float, metadata=metadata)
+    return attrs.field(default=default, converter=FLOAT, metadata=metadata)
 
 
 def trait(
@@ -51,17 +51,17 @@ def trait(
     bounds = {"above": above, "minimum": minimum, "maximum": maximum, "quiet": True}
     metadata = {name: bound for name, bound in bounds.items() if bound is not None}
     number = isinstance(default, float) or above is not None
-    return attrs.field(default=default, converter=_to_float if number else None, metadata=metadata)
+    return attrs.field(default=default, converter=FLOAT if number else None, metadata=metadata)
 
 
 def many(default: Any = ()) -> Any:
     """A tuple field that takes any list or tuple."""
-    return attrs.field(default=default, converter=_to_tuple)
+    return attrs.field(default=default, converter=TUPLE)
 
 
 def reals(default: tuple[float, ...]) -> Any:
     """A tuple of numbers."""
-    return attrs.field(default=default, converter=_to_floats)
+    return attrs.field(default=default, converter=FLOATS)
 
 
 def check_spec(spec: Any) -> None:
@@ -165,3 +165,7 @@ def _type_name(member: Any) -> str:
         return "one of " + ", ".join(map(str, choices))
     names: dict[Any, str] = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
     return names.get(member) or member.__name__
+
+
+# attrs reads the signature of a converter once for each of these, and once a field of a bare function.
+FLOAT, TUPLE, FLOATS = map(attrs.Converter, (_to_float, _to_tuple, _to_floats))

@@ -1,7 +1,7 @@
-"""``attrs.frozen`` for values: equality, hash and text are functions that all classes share.
+"""``attrs.frozen`` for values: equality, hash and text are functions that all classes share, and no class has slots.
 
-attrs compiles its own three for each class. Ridgeline has about a hundred such classes, so that doing without took a
-fifth off the time of a plan from a cold start (`tests/bench/plan_latency.py`).
+attrs compiles its own three for each class, and for slots makes each class twice. Ridgeline has about a hundred such
+classes, so that doing without took a quarter off the time of a plan from a cold start (`tests/bench/plan_latency.py`).
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ else:
             cls.__eq__, cls.__hash__ = _equals, _hash
         if "__repr__" not in vars(cls):
             cls.__repr__ = _text
-        return attrs.frozen(cls, **{**options, "eq": False, "repr": False})
+        return attrs.frozen(cls, **{**options, "eq": False, "repr": False, "slots": False})
 
 
 def _values(value: Any) -> tuple[Any, ...]:

@@ -1,8 +1,8 @@
 """A Hugging Face ``config.json`` to a ``ModelSpec``, and back."""
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import msgspec
@@ -14,19 +14,23 @@ from ridgeline.models.families.table import ARCHITECTURES, BORROWED, FAMILIES, M
 from ridgeline.models.family import Family, read_fields
 from ridgeline.models.hf_rope import read_rope
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 DEQUANTISED = ("fp8", "compressed-tensors", "mxfp4")
 """The ``quant_method`` of published weights that ``ridgeline.checkpoint`` reads."""
 
 
-def read_hf_config(path: str | Path) -> dict[str, Any]:
+def read_hf_config(path: "str | Path") -> dict[str, Any]:
     """The ``config.json`` in a folder, or the file itself; nothing is downloaded.
 
     Raises:
         SpecError: There is none, or it is not a JSON object.
     """
-    file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
+    file = os.path.join(path, "config.json") if os.path.isdir(path) else path
     try:
-        config = msgspec.json.decode(file.read_bytes())
+        with open(file, "rb") as opened:
+            config = msgspec.json.decode(opened.read())
     except OSError as error:
         way_out = "give a folder that holds a config.json, or the file"
         raise SpecError(Problem("hf", str(path), f"cannot be read: {error.strerror}", way_out)) from error

@@ -9,12 +9,10 @@ library (``use_cache``, ``transformers_version``, ``pretraining_tp``, ``output_r
 
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import msgspec
-
+from ridgeline.core.data_files import data_bytes, data_names, read_data
 from ridgeline.core.errors import Problem, SpecError, nearest
 from ridgeline.core.frozen import frozen
 from ridgeline.core.model import ModelSpec
@@ -57,7 +55,7 @@ def preset_of(name: str) -> Preset:
     quoted = f'"{name}"'.encode()
     for file in _files():
         # Reading a file is quick, and decoding all of them for one model is not.
-        if quoted in file.read_bytes() and (entry := _series(file)["models"].get(name)):
+        if quoted in data_bytes(__file__, "presets", file) and (entry := _series(file)["models"].get(name)):
             return _preset(name, entry, _series(file))
     raise SpecError(Problem("model", name, "unknown preset", nearest(name, model_names())))
 
@@ -78,13 +76,13 @@ def model_preset(name: str) -> ModelSpec:
 
 
 @cache
-def _files() -> tuple[Path, ...]:
-    return tuple(sorted(Path(__file__).with_name("presets").glob("*.json")))
+def _files() -> tuple[str, ...]:
+    return data_names(__file__, "presets")
 
 
 @cache
-def _series(file: Path) -> Mapping[str, Any]:
-    return MappingProxyType(msgspec.json.decode(file.read_bytes()))
+def _series(file: str) -> Mapping[str, Any]:
+    return MappingProxyType(read_data(__file__, "presets", file))
 
 
 def _preset(name: str, entry: Mapping[str, Any], series: Mapping[str, Any]) -> Preset:

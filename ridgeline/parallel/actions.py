@@ -1,6 +1,8 @@
 """The words of a pipeline schedule: ``2F0`` is the forward of microbatch 0 on stage 2."""
 
 import re
+from functools import partial
+from itertools import repeat
 from types import MappingProxyType
 from typing import Literal, NamedTuple, cast
 
@@ -23,6 +25,16 @@ class Action(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.stage}{self.kind}{self.microbatch}"
+
+
+def actions_of(stage: int, kind: Kind, num_microbatches: int) -> list[Action]:
+    """Those of one kind of all microbatches on a stage, made in bulk.
+
+    Example:
+        >>> [*map(str, actions_of(2, "F", 3))]
+        ['2F0', '2F1', '2F2']
+    """
+    return list(map(partial(tuple.__new__, Action), zip(repeat(stage), repeat(kind), range(num_microbatches))))
 
 
 def parse_action(text: str) -> Action:

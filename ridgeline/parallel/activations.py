@@ -2,7 +2,8 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
-from itertools import islice
+from itertools import accumulate, islice
+from operator import add, itemgetter
 from typing import NamedTuple
 
 from ridgeline.core.job import Job
@@ -64,15 +65,15 @@ def stage_live(job: Job, work: Sequence[StageWork]) -> tuple[StageLive, ...]:
 
 def moments(actions: Sequence[Action], stages: Sequence[StageLive], *, pairs: Collection[int] = ()) -> Iterator[Moment]:
     """The worst moment of each action of a rank, in order; of both of a pair, what they take together."""
-    marked = _marked(actions)
-    steps = _steps(marked, stages)
+    words = _words(actions)
+    steps = _steps(words, stages)
     held = in_flight = 0
     together = _Together(0, 0)
-    for index, (action, (stage, kind, _)) in enumerate(zip(actions, marked, strict=True)):
-        begins, work, ends, enters, leaves = steps[stage, kind]
+    for index, (action, word) in enumerate(zip(actions, words, strict=True)):
+        begins, work, ends, enters, leaves = steps[word]
         held, in_flight = held + begins, in_flight + enters
         if index in pairs:
-            together = _together(steps[stage, kind], steps[marked[index + 1][:2]])
+            together = _together(steps[word], steps[words[index + 1]])
         elif index - 1 not in pairs:
             together = _Together(0, work)
         yield Moment(Action(*action), held - together.shared, together.work, in_flight, held + ends)
@@ -81,19 +82,18 @@ def moments(actions: Sequence[Action], stages: Sequence[StageLive], *, pairs: Co
 
 def peak_moment(actions: Sequence[Action], stages: Sequence[StageLive], *, pairs: Collection[int] = ()) -> Moment:
     """The worst of all ``moments``, the first of several equal ones."""
-    marked = _marked(actions)
-    steps = _steps(marked, stages)
-    held = best = at = 0
-    for index, (stage, kind, _) in enumerate(marked):
-        begins, work, ends, _, _ = steps[stage, kind]
-        held += begins
-        if index in pairs:
-            shared, work = _together(steps[stage, kind], steps[marked[index + 1][:2]])
-            work -= shared
-        if held + work > best and index - 1 not in pairs:  # of a pair, the first tells for both
-            best, at = held + work, index
-        held += ends
-    return next(islice(moments(actions, stages, pairs=pairs), at, None))
+    words = _words(actions)
+    steps = _steps(words, stages)
+    changes = {word: step.begins + step.ends for word, step in steps.items()}
+    heights = {word: step.begins + step.work for word, step in steps.items()}
+    held = accumulate(map(changes.__getitem__, words), initial=0)
+    tops = list(map(add, held, map(heights.__getitem__, words)))
+    for index in pairs:  # the first tells for both
+        forward, backward = steps[words[index]], steps[words[index + 1]]
+        shared, work = _together(forward, backward)
+        tops[index] += work - forward.work - shared
+        tops[index + 1] = 0
+    return next(islice(moments(actions, stages, pairs=pairs), tops.index(max(tops)), None))
 
 
 class _Together(NamedTuple):
@@ -107,19 +107,19 @@ def _together(forward: _Step, backward: _Step) -> _Together:
     return _Together(min(forward.begins, max(0, -backward.ends)), forward.work + backward.work)
 
 
-def _marked(actions: Sequence[Action]) -> Sequence[tuple[int, str, int]]:
-    """The actions, with ``f`` for the forward of what is recomputed ahead of its backward."""
+def _words(actions: Sequence[Action]) -> list[tuple[int, str]]:
+    """Stage and kind of each action, with ``f`` for the forward of what is recomputed ahead of its backward."""
+    words = list(map(itemgetter(0, 1), actions))
+    if all(kind != "R" for _, kind in set(words)):
+        return words
     again = {(stage, microbatch) for stage, kind, microbatch in actions if kind == "R"}
-    if not again:
-        return actions
     return [
-        (stage, "f" if kind == "F" and (stage, microbatch) in again else kind, microbatch)
-        for stage, kind, microbatch in actions
+        (stage, "f" if kind == "F" and (stage, microbatch) in again else kind) for stage, kind, microbatch in actions
     ]
 
 
-def _steps(actions: Sequence[tuple[int, str, int]], stages: Sequence[StageLive]) -> Mapping[tuple[int, str], _Step]:
-    return {(stage, kind): _step(stages[stage], kind) for stage, kind in {(one[0], one[1]) for one in actions}}
+def _steps(words: Sequence[tuple[int, str]], stages: Sequence[StageLive]) -> Mapping[tuple[int, str], _Step]:
+    return {(stage, kind): _step(stages[stage], kind) for stage, kind in set(words)}
 
 
 def _step(stage: StageLive, kind: str) -> _Step:

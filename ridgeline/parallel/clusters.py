@@ -8,14 +8,13 @@ unit's to it (910B2: 376 = 353.9 + 22.1 TFLOP/s); such a sum is no roofline. ``m
 
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import attrs
-import msgspec
 
 from ridgeline.core.cluster import Chip, Cluster, Efficiency, Link
+from ridgeline.core.data_files import read_data
 from ridgeline.core.errors import Problem, SpecError, nearest
 
 WHY_910B2 = (
@@ -100,4 +99,4 @@ def _link(data: Mapping[str, Any]) -> Link:
 
 @cache
 def _data(folder: str, name: str) -> Mapping[str, Any]:
-    return msgspec.json.decode(Path(__file__).with_name(folder).joinpath(f"{name}.json").read_bytes())
+    return read_data(__file__, folder, name)

@@ -70,10 +70,9 @@ def plan_collectives(
 ) -> tuple[Collective, ...]:
     """Every collective of one step, in the order forward, backward, step."""
     counts: dict[_Key, list[int]] = {}
-    ahead = Counter(action.stage for actions in schedule.ranks for action in actions if action.kind == "R")
+    again = _recomputes(job, schedule)
     for stage, (one, params) in enumerate(zip(work, held, strict=True)):
-        recomputes = job.num_slices if job.memory.recompute_when == "backward" else ahead[stage]
-        for key, count in _stage_collectives(job, mesh, stages, one, params, stage, recomputes):
+        for key, count in _stage_collectives(job, mesh, stages, one, params, stage, again[stage]):
             counts.setdefault(key, [0] * mesh.pp)[stages.owner(stage)] += count
     for pp_rank in range(mesh.pp):
         owned = [held[stage] for stage in stages.owned_by(pp_rank)]
@@ -85,6 +84,14 @@ def plan_collectives(
         Collective(key.kind, key.axes, key.group_size, key.size_bytes, tuple(per_rank), key.phase, key.why)
         for key, per_rank in rows
     )
+
+
+def _recomputes(job: Job, schedule: Schedule) -> Sequence[int]:
+    """How often a step recomputes what a stage recomputes."""
+    if job.memory.recompute_when == "backward":
+        return [job.num_slices] * schedule.num_stages
+    ahead = Counter(action.stage for actions in schedule.ranks for action in actions if action.kind == "R")
+    return [ahead[stage] for stage in range(schedule.num_stages)]
 
 
 def group_size_of(axes: str, mesh: Mesh) -> int:

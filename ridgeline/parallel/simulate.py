@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import sub
+from operator import itemgetter, sub
 
 from ridgeline.core.errors import PlanError, Problem
 from ridgeline.core.frozen import frozen
@@ -115,7 +115,7 @@ def held_during(actions: Sequence[Action], stage_sizes: Sequence[int] | None = N
 def _time_problems(
     schedule: Schedule, stage_us: Mapping[str, Sequence[float]], hops: Sequence[float]
 ) -> Iterator[Problem]:
-    kinds = sorted({kind for actions in schedule.ranks for _, kind, _ in actions})
+    kinds = sorted(set(map(itemgetter(1), itertools.chain.from_iterable(schedule.ranks))))
     wanted = [(f"stage_us[{kind!r}]", stage_us.get(kind, ()), "stage", schedule.num_stages) for kind in kinds]
     for path, times, place, size in (*wanted, ("p2p_us", hops, "boundary of stages", schedule.num_stages - 1)):
         if len(times) != size or any(time < 0 for time in times):

@@ -60,7 +60,8 @@ class StageMap:
             >>> plan_stages(8, pp=4, vpp=2).owned_by(1), plan_stages(8, pp=4, vpp=2, placement="v").owned_by(1)
             ((1, 5), (1, 6))
         """
-        return tuple(stage for stage in range(self.num_stages) if self.owner(stage) == pp_rank)
+        mirrored = self.pp - 1 - pp_rank if self.placement == "v" else pp_rank
+        return tuple(chunk * self.pp + (mirrored if chunk % 2 else pp_rank) for chunk in range(self.vpp))
 
     def __str__(self) -> str:
         """A row for each pipeline rank, a column for each chunk.

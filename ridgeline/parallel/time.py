@@ -122,7 +122,7 @@ def plan_time(
     elif job.memory.recompute_when != "backward":  # the schedule says what is recomputed
         total = total._replace(recompute=total.recompute - spared)
     stage_us = times.stage_us
-    exposed = max(_exposed_us(collectives, pp_rank, costs, stage_us, stages) for pp_rank in range(mesh.pp))
+    exposed = max(_exposed_us(collectives, costs, stage_us, stages))
     owned = [[held[stage] for stage in stages.owned_by(pp_rank)] for pp_rank in range(mesh.pp)]
     update = max(update_us(job, mesh, params) for params in owned)
     step_us = timeline.makespan_us + exposed + update
@@ -234,28 +234,24 @@ def update_us(job: Job, mesh: Mesh, held: Sequence[Held]) -> float:
 
 
 def _exposed_us(
-    collectives: Sequence[Collective],
-    pp_rank: int,
-    costs: Costs,
-    stage_us: Mapping[str, Sequence[float]],
-    stages: StageMap,
-) -> float:
-    """What collectives of gradients and weights add to a step: all of it, or what the overlap leaves.
+    collectives: Sequence[Collective], costs: Costs, stage_us: Mapping[str, Sequence[float]], stages: StageMap
+) -> list[float]:
+    """What collectives of gradients and weights add to each rank's step: all of it, or what the overlap leaves.
 
     Those of a chunk run beside its own first forward or last backward, wherever in the model a rank's chunks lie; the
     last bucket has nothing left to run beside.
     """
-    exposed = 0.0
+    exposed = [0.0] * stages.pp
     for phase, kind in (("step", ""), ("forward", "F"), ("backward", "B")):
-        rows = [row for row in collectives if row.phase == phase and row.counts[pp_rank]]
-        if kind:
-            rows = [row for row in rows if row.axes in ("dp-cp", "edp")]
-        once = [_collective_us(row, costs) for row in rows]
-        total = sum(us * row.counts[pp_rank] for us, row in zip(once, rows, strict=True))
-        if kind:
-            beside = sum(stage_us[kind][stage] for stage in stages.owned_by(pp_rank))
-            total = max(total - beside, max(once, default=0.0) / 2)
-        exposed += total
+        rows = [row for row in collectives if row.phase == phase and (not kind or row.axes in ("dp-cp", "edp"))]
+        priced = [(row.counts, _collective_us(row, costs)) for row in rows]
+        for pp_rank in range(stages.pp):
+            total = sum(us * counts[pp_rank] for counts, us in priced)
+            if kind:
+                beside = sum(stage_us[kind][stage] for stage in stages.owned_by(pp_rank))
+                last = max((us for counts, us in priced if counts[pp_rank]), default=0.0) / 2
+                total = max(total - beside, last)
+            exposed[pp_rank] += total
     return exposed
 
 

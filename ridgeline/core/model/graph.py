@@ -82,7 +82,7 @@ class ModelSpec:
     vocab_size: int = at_least(1)
     hidden: int = at_least(1)
     max_position: int = at_least(1)
-    blocks: tuple[Repeat, ...] = attrs.field(converter=_merge_runs)
+    blocks: tuple[Repeat, ...] = attrs.field(converter=attrs.Converter(_merge_runs))
     norm: Norm = trait("rms")
     norm_eps: float = real(1e-5, above=0.0)
     tied_embeddings: bool = False

@@ -1,6 +1,6 @@
 """GPipe: all forwards, then all backwards."""
 
-from ridgeline.parallel.actions import Action
+from ridgeline.parallel.actions import actions_of
 from ridgeline.parallel.schedule import Schedule
 
 
@@ -20,7 +20,6 @@ def gpipe(*, pp: int, num_microbatches: int) -> Schedule:
         1: 1F0 1F1 1B0 1B1
     """
     ranks = tuple(
-        tuple(Action(stage, kind, microbatch) for kind in ("F", "B") for microbatch in range(num_microbatches))
-        for stage in range(pp)
+        (*actions_of(stage, "F", num_microbatches), *actions_of(stage, "B", num_microbatches)) for stage in range(pp)
     )
     return Schedule(name="gpipe", vpp=1, num_microbatches=num_microbatches, ranks=ranks)

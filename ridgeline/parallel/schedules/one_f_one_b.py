@@ -3,7 +3,7 @@
 from itertools import chain
 
 from ridgeline.core.errors import PlanError, Problem
-from ridgeline.parallel.actions import Action
+from ridgeline.parallel.actions import Action, actions_of
 from ridgeline.parallel.schedule import Schedule
 
 
@@ -38,8 +38,8 @@ def one_f_one_b(*, pp: int, num_microbatches: int, vpp: int = 1, microbatch_grou
         raise PlanError(problems)
     ranks = tuple(
         alternate(
-            [Action(stage, "F", microbatch) for microbatch in range(num_microbatches)],
-            [Action(stage, "B", microbatch) for microbatch in range(num_microbatches)],
+            actions_of(stage, "F", num_microbatches),
+            actions_of(stage, "B", num_microbatches),
             warmup=pp - stage - 1,
         )
         for stage in range(pp)

@@ -6,7 +6,7 @@ these is an order of forwards and input gradients and a bound of memory; ``fill_
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ridgeline.parallel.actions import Action
+from ridgeline.parallel.actions import Action, actions_of
 from ridgeline.parallel.schedule import Schedule
 from ridgeline.parallel.schedules.interleaved import grouped_orders
 from ridgeline.parallel.schedules.one_f_one_b import alternate
@@ -104,8 +104,8 @@ def zb_v(*, pp: int, num_microbatches: int, stage_us: Times = None, p2p_us: floa
 
 
 def _one_chunk(stage: int, warmup: int, num_microbatches: int) -> tuple[Action, ...]:
-    forwards = [Action(stage, "F", microbatch) for microbatch in range(num_microbatches)]
-    backwards = [Action(stage, "I", microbatch) for microbatch in range(num_microbatches)]
+    forwards = actions_of(stage, "F", num_microbatches)
+    backwards = actions_of(stage, "I", num_microbatches)
     return alternate(forwards, backwards, warmup=warmup)
 
 
