@@ -74,7 +74,7 @@ TRAITS: Mapping[type, Mapping[str, Any]] = MappingProxyType(
             "scale": ANY,
             "softcap": ANY,
             "sinks": ANY,
-            "gate": ("none", "element"),
+            "gate": ANY,
             "qk_norm_over": ANY,
             "qk_norm_after_rope": ANY,
             "shares_kv": ANY,
@@ -113,7 +113,6 @@ TRAITS: Mapping[type, Mapping[str, Any]] = MappingProxyType(
 
 UNIFORM: Mapping[type, tuple[str, ...]] = MappingProxyType(
     {
-        Attention: ("mixer", "heads", "kv_heads", "head_dim", "qkv_bias", "qk_norm", "qk_norm_over", "gate"),
         Mlp: ("feed_forward", "ffn_hidden"),
         Moe: (
             "feed_forward",
@@ -194,6 +193,9 @@ def _model_faults(model: ModelSpec) -> Iterator[str]:
 def _attention_faults(model: ModelSpec) -> Iterator[str]:
     """Traits of attention that no module has beside one another."""
     mixers = [block.mixer for block in model.layers() if isinstance(block.mixer, Attention)]
+    if len({mixer.qk_norm_over for mixer in mixers if mixer.qk_norm}) > 1:
+        rule = "Megatron-core has one way to sum their gradients for all layers"
+        yield f"model.blocks.mixer.qk_norm_over=['head', 'layer']: {rule}; use one value"
     for mixer in dict.fromkeys(mixers):
         if mixer.qk_norm and mixer.qk_norm_after_rope and (mixer.qk_norm_over == "layer" or model.norm == "layer"):
             yield "model.blocks.mixer.qk_norm_after_rope=True: has a lowering for RMSNorms of heads only; use False"
@@ -201,6 +203,10 @@ def _attention_faults(model: ModelSpec) -> Iterator[str]:
             yield "model.blocks.mixer.shares_kv=True: has no lowering beside norms before the turn; norm after it"
         if mixer.shares_kv and mixer.gate != "none":
             yield f"model.blocks.mixer.shares_kv=True: has no lowering beside gate={mixer.gate!r}; use 'none'"
+    for above, below in zip(mixers[1:], mixers, strict=False):
+        if above.shares_kv and (above.kv_heads, above.head_dim) != (below.kv_heads, below.head_dim):
+            rule = f"keys and values are shared in the shape, {below.kv_heads} of {below.head_dim}, they are made in"
+            yield f"model.blocks.mixer.kv_heads={above.kv_heads}, head_dim={above.head_dim}: {rule}; use that"
     if any(mixer.shares_kv for mixer in mixers):
         if any(block.shortcut or block.norms != "pre" for block in model.layers()):
             yield "model.blocks.mixer.shares_kv=True: has no lowering beside a shortcut or norms='sandwich'; use False"

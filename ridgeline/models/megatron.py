@@ -101,19 +101,13 @@ def _feed_forwards(model: ModelSpec) -> list[FeedForward]:
 
 
 def _attention_fields(job: Job) -> Fields:
-    """Of the layers' attention; other mixers hold their own sizes."""
-    mixers = [block.mixer for block in job.model.layers()]
-    attention = next((mixer for mixer in mixers if isinstance(mixer, Attention)), None)
-    if attention is None:
-        return (("num_attention_heads", job.layout.tp),)  # read by no module of ours
+    """Of the layers' attention, whose modules hold their own sizes, see ridgeline.models.runtime.attention."""
+    mixers = [run.block.mixer for run in job.model.blocks]
+    normed = [mixer for mixer in mixers if isinstance(mixer, Attention) and mixer.qk_norm]
     return (
-        ("num_attention_heads", attention.heads),
-        ("num_query_groups", attention.kv_heads),
-        ("kv_channels", attention.head_dim),
-        ("add_qkv_bias", attention.qkv_bias),
+        ("num_attention_heads", job.layout.tp),  # read by no module of ours
         # Upstream sums the gradients of these norms over tp, which hold apart heads where one norm is over all.
-        ("qk_layernorm", attention.qk_norm and attention.qk_norm_over == "head"),
-        ("attention_output_gate", attention.gate == "element"),
+        ("qk_layernorm", any(mixer.qk_norm_over == "head" for mixer in normed)),
     )
 
 

@@ -76,7 +76,7 @@ def test_samples_are_those_of_megatrons_sampler():
 
 def test_what_cannot_be_lowered_is_named_at_once():
     block = MODELS["mixed"].blocks[0].block
-    wider = attrs.evolve(block, mixer=attrs.evolve(block.mixer, head_dim=6, window=4))
+    wider = attrs.evolve(block, mixer=attrs.evolve(block.mixer, head_dim=6, window=4, qk_norm_over="layer"))
     experts = attrs.evolve(block, feed_forward=attrs.evolve(MOE, topk=3))
     blocks = tuple(Repeat(block=b, count=1) for b in (block, wider, experts, attrs.evolve(experts, feed_forward=MOE)))
     model = attrs.evolve(MODELS["mixed"], blocks=blocks, norm="layer")
@@ -84,8 +84,9 @@ def test_what_cannot_be_lowered_is_named_at_once():
         check_lowerable(job_of(model, layout__cp=2))
     assert str(caught.value).splitlines() == [
         "layout.cp=2: the runtime's attention sees its own part of the sequence only; use 1",
-        "model.blocks.mixer.head_dim=[6, 10]: Megatron-core has one for all layers; use one value",
         "model.blocks.feed_forward.topk=[2, 3]: Megatron-core has one for all layers; use one value",
+        "model.blocks.mixer.qk_norm_over=['head', 'layer']: Megatron-core has one way to sum their gradients for all "
+        "layers; use one value",
     ]
 
 
@@ -96,6 +97,15 @@ def test_what_only_the_first_stage_does_to_an_embedding_is_refused_beside_multi_
         with pytest.raises(LoweringError, match=f"model.{trait}=True: has no lowering beside mtp=1"):
             check_lowerable(job_of(model))
     check_lowerable(job_of(attrs.evolve(MODELS["dense"], mtp=1)))
+
+
+def test_keys_are_shared_in_the_shape_they_were_made_in():
+    own, sharing = (run.block for run in MODELS["shared kv"].blocks[:2])
+    narrow = attrs.evolve(sharing, mixer=attrs.evolve(sharing.mixer, kv_heads=1))
+    blocks = tuple(Repeat(block=block, count=1) for block in (own, narrow))
+    match = "kv_heads=1, head_dim=10: keys and values are shared in the shape, 2 of 10, they are made in; use that"
+    with pytest.raises(LoweringError, match=match):
+        check_lowerable(job_of(attrs.evolve(MODELS["shared kv"], blocks=blocks)))
 
 
 def test_layers_of_one_part_are_refused_where_they_have_no_meaning():

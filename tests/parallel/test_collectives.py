@@ -12,6 +12,7 @@ from tests.parallel.examples import dense_model, job_of, moe_model
 SMALL = {"world_size": 4, "batch__gbs": 4, "batch__seq_len": 16}
 DENSE = dense_model(layers=4)
 NORMED = dense_model(layers=4, attention={"qk_norm": True, "qkv_bias": True, "out_bias": True}, kv_heads=2)
+GATED = dense_model(layers=2, attention={"gate": "head"})
 TIED = dense_model(layers=4, tied_embeddings=True)
 MOE = moe_model(layers=4, experts=4, dense_layers=1)
 BALANCED = moe_model(layers=2, experts=4, mtp=2, moe={"aux_loss": 0.1, "aux_per_sequence": True, "zero_experts": 2})
@@ -26,6 +27,8 @@ JOBS = {
     ),
     "tp2 sp pp2": job_of(NORMED, **SMALL, layout__tp=2, layout__sp=True, layout__pp=2),
     "tp4 of 2 kv heads, sp": job_of(NORMED, **SMALL, layout__tp=4, layout__sp=True),
+    "tp2, gates of heads": job_of(GATED, **SMALL, layout__tp=2),
+    "tp2 sp, gates of heads": job_of(GATED, **SMALL, layout__tp=2, layout__sp=True),
     "pp2 vpp2, tied": job_of(TIED, **SMALL, layout__pp=2, layout__vpp=2),
     "pp4, tied, all-reduce, bf16": job_of(
         TIED, **SMALL, layout__pp=4, memory=PLAIN, precision=Precision(params="bf16", grads="bf16")

@@ -21,6 +21,7 @@ GIB = 2**30
 SIZES = {"batch__seq_len": 128, "batch__gbs": 16, "batch__mbs": 2}
 DENSE = dense_model(layers=4, hidden=128, ffn=352, vocab_size=512)
 NORMED = dense_model(layers=4, hidden=128, ffn=352, vocab_size=512, attention={"qk_norm": True}, kv_heads=8)
+GATED = dense_model(layers=4, hidden=128, ffn=352, vocab_size=512, attention={"gate": "head"})
 MOE = moe_model(layers=4, hidden=128, ffn=96, experts=8, vocab_size=512)
 
 
@@ -40,6 +41,7 @@ FORWARDS = {
     "norms of q and k": job_of(NORMED, world_size=1, **SIZES),
     "tp2": job_of(DENSE, world_size=2, **SIZES, layout__tp=2),
     "tp2 sp": job_of(DENSE, world_size=2, **SIZES, layout__tp=2, layout__sp=True),
+    "gates of heads, tp2 sp": job_of(GATED, world_size=2, **SIZES, layout__tp=2, layout__sp=True),
     "core_attn": job_of(DENSE, world_size=1, **SIZES, memory=recomputed("core_attn")),
     "mlp": job_of(DENSE, world_size=1, **SIZES, memory=recomputed("mlp")),
     "layernorm": job_of(DENSE, world_size=1, **SIZES, memory=recomputed("layernorm")),

@@ -66,7 +66,7 @@ EXPERTS_ONLY = {name for name in LAYOUTS if "ep2" in name or "etp2" in name}
 NEEDS_SP = {"tp2", "tp2 pp2"}
 """Megatron-core refuses to train experts with tp and without sp."""
 
-DENSE = ("dense", "tied", "tied ahead", "mamba")
+DENSE = ("dense", "tied", "tied ahead", "mamba", "head gates")
 
 SPLITS_PAIRS = {name for name in LAYOUTS if "vpp2" in name or name in ("uneven", "noop", "pp4")}
 
@@ -82,6 +82,7 @@ EVERY_DAY = {
     ("delta", "tp2 sp"),
     *(("ahead", name) for name in ("tp2 sp", "pp2 vpp2")),
     ("tied ahead", "tp2 pp2"),
+    *(("head gates", name) for name in ("tp2", "tp2 sp", "pp2 vpp2")),
     *(("mamba", name) for name in ("tp2 sp", "pp2 vpp2")),
 }
 CASES = [

@@ -37,7 +37,7 @@ def _attention(mixer: Attention, hidden: int) -> Iterator[Param]:
     if mixer.qkv_bias:
         yield Param(f"{name}.bias", (rows,), "qkv_bias")
     if mixer.gate == "head":
-        yield Param(ATTENTION + "linear_gate.weight", (mixer.heads, hidden), "column")
+        yield Param(ATTENTION + "linear_gate.weight", (mixer.heads, hidden), "replicated")
     if mixer.qk_norm:
         heads = mixer.qk_norm_over == "head"
         role = "head_norm" if heads else "per_head"

@@ -4,6 +4,7 @@ Legend: ``s`` = sequence, ``b`` = microbatch, ``n`` = query heads, ``g`` = key-v
 part that this rank holds.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from ridgeline.core.model import Attention
+from ridgeline.models.runtime.head_gates import HeadGates
 from ridgeline.models.runtime.kernels import Kernel
 from ridgeline.models.runtime.norms import LaterNorm
 from ridgeline.models.runtime.sequences import HandedKv, Sequences, turn_of
@@ -50,11 +52,16 @@ class RotaryAttention(SelfAttention):
     to every layer, whatever the schedule or the recomputation.
     """
 
-    def __init__(self, *args: Any, mixer: Attention, rotate: Kernel | None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self, config: TransformerConfig, *args: Any, mixer: Attention, rotate: Kernel | None, **kwargs: Any
+    ) -> None:
+        super().__init__(_config_of(mixer, config), *args, **kwargs)
         self.turn = turn_of(mixer)
         self.interleaved = mixer.rope.interleaved
         self.gated = mixer.gate == "element"
+        self.linear_gate = None
+        if mixer.gate == "head":
+            self.linear_gate = HeadGates(self.config, heads=mixer.heads, group=self.tp_group)
         self.norms_turned = mixer.qk_norm and mixer.qk_norm_after_rope
         self.rotate = rotate
 
@@ -79,6 +86,9 @@ class RotaryAttention(SelfAttention):
         )
         if gate:
             context = context * torch.sigmoid(gate[0].reshape(context.shape))
+        if self.linear_gate is not None:
+            context_sbnd = context.unflatten(-1, (-1, self.hidden_size_per_attention_head))
+            context = (context_sbnd * self.linear_gate(hidden_states).unsqueeze(-1)).flatten(2)
         return self.linear_proj(context)
 
     def projected(self, hidden_states: torch.Tensor, handed: HandedKv | None) -> tuple[torch.Tensor, ...]:
@@ -92,3 +102,14 @@ class RotaryAttention(SelfAttention):
 def attend(core: Any, inputs: tuple[Any, ...], *, recompute: bool) -> torch.Tensor:
     """The core of attention, saved as a whole or computed again in the backward."""
     return tensor_parallel.checkpoint(core, False, *inputs) if recompute else core(*inputs)
+
+
+def _config_of(mixer: Attention, config: TransformerConfig) -> TransformerConfig:
+    """The chunk's config, which Megatron-core reads the sizes of all attention from, with those of this one."""
+    own = copy.copy(config)
+    own.num_attention_heads = mixer.heads
+    own.num_query_groups = mixer.kv_heads
+    own.kv_channels = mixer.head_dim
+    own.add_qkv_bias = mixer.qkv_bias
+    own.attention_output_gate = mixer.gate == "element"
+    return own

@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from ridgeline.core.model import Attention
@@ -21,8 +22,8 @@ from ridgeline.models.runtime.sequences import HandedKv, Sequences
 class SharedKvAttention(RotaryAttention):
     """Queries of its own, keys and values of the nearest layer below that has them."""
 
-    def __init__(self, *args: Any, mixer: Attention, **kwargs: Any) -> None:
-        super().__init__(*args, mixer=mixer, **kwargs)
+    def __init__(self, config: TransformerConfig, *args: Any, mixer: Attention, **kwargs: Any) -> None:
+        super().__init__(config, *args, mixer=mixer, **kwargs)
         self.linear_q = column_parallel(
             self.config, self.config.hidden_size, self.query_projection_size, self.tp_group, bias=mixer.qkv_bias
         )

@@ -70,10 +70,24 @@ def attention_ops(mixer: Attention, sizes: Sizes) -> Iterator[Op]:
     )
     if mixer.gate != "none":
         gates = tokens * heads * width * (mixer.head_dim if mixer.gate == "element" else 1)
-        rows = () if mixer.gate == "element" else ((tokens, sizes.hidden, heads),)
-        saved = (Saved("gates", gates), Saved("gated_context", q, for_weight=True))
-        yield Op("gate", gemms=rows, moved_bytes=2 * q + gates, saved=saved, backward_work_bytes=q + gates)
+        of_heads = mixer.gate == "head"
+        yield Op(
+            "gate",
+            gemms=((sizes.own_tokens, sizes.hidden, mixer.heads),) if of_heads else (),
+            moved_bytes=2 * q + gates,
+            saved=(Saved("gates", gates), Saved("gated_context", q, for_weight=True)),
+            comms=tuple(_head_gate_comms(gates, sizes)) if of_heads else (),
+            backward_work_bytes=q + gates,
+        )
     yield out_op(tokens * heads * mixer.head_dim, heads * mixer.head_dim, sizes)
+
+
+def _head_gate_comms(own: int, sizes: Sizes) -> Iterator[Comm]:
+    """Of gates that ranks make for all heads: under sp of their own tokens, else of the same ones."""
+    if sizes.tp > 1 and sizes.sp:
+        yield from (Comm(phase, "all_to_all", "tp", own) for phase in "FB")
+    elif sizes.tp > 1:
+        yield Comm("B", "all_gather", "tp", own * sizes.tp)
 
 
 def alibi_bytes(mixer: Attention, sizes: Sizes) -> int:
