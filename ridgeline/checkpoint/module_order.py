@@ -14,10 +14,10 @@ from ridgeline.parallel.shards import LocalParam
 ATTENTION = ("core_attention.", "linear_proj.", "linear_qkv.", "q_layernorm.", "k_layernorm.")
 LATENT = (
     "linear_q_proj.", "linear_q_down_proj.", "q_layernorm.", "linear_q_up_proj.",
-    "linear_kv_down_proj.", "kv_layernorm.", "linear_kv_up_proj.", "linear_proj.",
+    "linear_kv_down_proj.", "kv_layernorm.", "linear_kv_up_proj.", "core_attention.", "linear_proj.",
 )  # fmt: skip
 MEGATRON_LATENT = (
-    "linear_proj.", "linear_q_proj.", "linear_q_down_proj.", "linear_q_up_proj.",
+    "core_attention.", "linear_proj.", "linear_q_proj.", "linear_q_down_proj.", "linear_q_up_proj.",
     "linear_kv_down_proj.", "linear_kv_up_proj.", "q_layernorm.", "kv_layernorm.",
 )  # fmt: skip
 """Megatron-core's own latent attention, in the place of ours."""

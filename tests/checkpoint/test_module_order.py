@@ -12,7 +12,10 @@ from tests.parity.cases.case import SHARED
 from tests.parity.cases.table import CASES
 from tests.pool import Pool
 
-EVERY_DAY = ("qwen3", "gemma2", "qwen2_moe", "gpt_oss", "deepseek_v3", "longcat_flash", "qwen3_next", "nemotron_h")
+EVERY_DAY = (
+    *("qwen3", "gemma2", "qwen2_moe", "gpt_oss", "deepseek_v3", "deepseek_v32", "longcat_flash", "qwen3_next"),
+    "nemotron_h",
+)
 
 
 def small_job(name: str) -> Job:
