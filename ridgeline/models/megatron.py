@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from ridgeline.core.job import FullRecompute, Job, SelectiveRecompute
-from ridgeline.core.model import Attention, FeedForward, LatentAttention, Mlp, ModelSpec, Moe, is_gated
+from ridgeline.core.model import Attention, FeedForward, Mlp, ModelSpec, Moe, is_gated
 from ridgeline.kernels.capabilities import capabilities_of
 from ridgeline.parallel.stages import StageMap, megatron_layout
 
@@ -112,8 +112,7 @@ def _attention_fields(job: Job) -> Fields:
 
 
 def _indexer_fields(job: Job) -> Fields:
-    indexed = any(isinstance(run.block.mixer, LatentAttention) and run.block.mixer.indexer for run in job.model.blocks)
-    return (("dsa_indexer_loss_coeff", job.objective.indexer_loss),) if indexed else ()
+    return (("dsa_indexer_loss_coeff", job.objective.indexer_loss),) if job.model.indexers else ()
 
 
 def _feed_forward_fields(job: Job) -> Fields:

@@ -181,6 +181,9 @@ def _step_collectives(job: Job, mesh: Mesh, held: Sequence[Held], *, has_head: b
         # Of each layer the tokens of every choice, how many found room, and the balance losses.
         counts = (job.model.num_layers + job.model.mtp) * (max(moe.experts + moe.zero_experts for moe in moes) + 2)
         yield _Key("step", "load of the experts", "all_reduce", "tp-cp-dp-pp", size, counts * 4), 1
+    if mesh.world_size > 1 and job.objective.indexer_loss and job.model.indexers:
+        size = mesh.world_size  # their sum, and of how many
+        yield _Key("step", "loss of the indexers", "all_reduce", "tp-cp-dp-pp", size, 2 * 4), 1
     if mesh.pp > 1:
         yield _Key("step", "loss and token counts", "broadcast", "pp", mesh.pp, _report_bytes(job)), 1
 

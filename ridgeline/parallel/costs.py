@@ -78,7 +78,13 @@ def op_parts(op: Op, costs: Costs) -> tuple[Parts, Parts]:
     there, back = attention_us(op, chip, costs.width) if op.attention_flops else (0.0, 0.0)
     moved = traffic_us(op.moved_bytes, chip, scattered=op.scattered) + launch if op.moved_bytes else 0.0
     forward = Parts(gemm=products.forward, attention=there, elementwise=moved)
-    backward = Parts(gemm=products.inputs, weight=products.weights, attention=back, elementwise=2 * moved)
+    share = op.backward_share
+    backward = Parts(
+        gemm=share * products.inputs,
+        weight=share * products.weights,
+        attention=share * back,
+        elementwise=share * 2 * moved,
+    )
     return _with_comms(forward, op, "F", costs), _with_comms(backward, op, "B", costs)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import attrs
 
 from ridgeline.core.job import Batch, Job
-from ridgeline.core.model import Attention, Block, Mlp, ModelSpec, Moe, Repeat
+from ridgeline.core.model import Attention, Block, Indexer, LatentAttention, Mlp, ModelSpec, Moe, Repeat
 from ridgeline.parallel.clusters import cluster_preset
 
 
@@ -36,6 +36,23 @@ def moe_model(
     sparse = attrs.evolve(dense, feed_forward=moe)
     first = (Repeat(block=dense, count=dense_layers),) if dense_layers else ()
     return attrs.evolve(model, blocks=(*first, Repeat(block=sparse, count=layers - dense_layers)))
+
+
+def indexed_model(*, layers: int = 4, topk: int = 8, **fields: Any) -> ModelSpec:
+    """A dense model whose attention sees the positions that an indexer chooses."""
+    mixer = LatentAttention(
+        heads=8,
+        q_lora_rank=48,
+        kv_lora_rank=40,
+        nope_head_dim=16,
+        rope_head_dim=8,
+        v_head_dim=24,
+        indexer=Indexer(heads=4, head_dim=32, topk=topk),
+    )
+    model = dense_model(layers=layers, **fields)
+    return attrs.evolve(
+        model, blocks=tuple(attrs.evolve(run, block=attrs.evolve(run.block, mixer=mixer)) for run in model.blocks)
+    )
 
 
 def job_of(model: ModelSpec, *, world_size: int = 8, **changes: Any) -> Job:

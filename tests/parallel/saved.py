@@ -14,8 +14,11 @@ from ridgeline.core.job import Job
 from ridgeline.kernels.device import open_device
 from ridgeline.kernels.reference.attention import attention
 from ridgeline.kernels.reference.grouped_matmul import grouped_matmul
+from ridgeline.kernels.reference.layer_norm import layer_norm
+from ridgeline.kernels.reference.lightning_indexer import lightning_indexer
 from ridgeline.kernels.reference.rms_norm import rms_norm
 from ridgeline.kernels.reference.rope import rope
+from ridgeline.kernels.reference.sparse_attention import sparse_attention
 from ridgeline.kernels.reference.swiglu import swiglu
 from ridgeline.models.program import lower
 from ridgeline.models.runtime.build import Built, build
@@ -60,11 +63,44 @@ def lean_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options:
     return _Lean.apply(lambda q, k, v: attention(q, k, v, **options).contiguous(), saves, q, k, v)
 
 
+def lean_lightning_indexer(*inputs: torch.Tensor, topk: int) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.no_grad():
+        indices, scores = lightning_indexer(*inputs, topk=topk)
+
+    def saves(output: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (*(x.contiguous() for x in inputs), indices)
+
+    return indices, _Lean.apply(lambda *inputs: scores, saves, *inputs)
+
+
+def lean_sparse_attention(
+    query: torch.Tensor,
+    latent: torch.Tensor,
+    indices: torch.Tensor,
+    *,
+    query_rope_bsnr: torch.Tensor,
+    key_rope_btr: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    def compute(query: torch.Tensor, latent: torch.Tensor, *turned: torch.Tensor) -> torch.Tensor:
+        turns = dict(zip(("query_rope_bsnr", "key_rope_btr"), turned, strict=True))
+        return sparse_attention(query, latent, indices, **turns, scale=scale).contiguous()
+
+    def saves(output: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        statistics = (torch.empty(output.shape[:3]) for _ in range(2))
+        return (*(x.contiguous() for x in inputs), indices.contiguous(), output, *statistics)
+
+    return _Lean.apply(compute, saves, query, latent, query_rope_bsnr, key_rope_btr)
+
+
 LEAN = {
     "rms_norm": lean_rms_norm,
     "swiglu": lean_swiglu,
     "rope": lean_rope,
     "attention": lean_attention,
+    "layer_norm": layer_norm,
+    "lightning_indexer": lean_lightning_indexer,
+    "sparse_attention": lean_sparse_attention,
     "grouped_matmul": grouped_matmul,  # which saves its rows, and nothing more
 }
 

@@ -7,7 +7,7 @@ import pytest
 from ridgeline.core.job import Comm, FullRecompute, Memory, Precision, SelectiveRecompute
 from ridgeline.parallel.mesh import rank_coords
 from ridgeline.parallel.plan import plan
-from tests.parallel.examples import dense_model, job_of, moe_model
+from tests.parallel.examples import dense_model, indexed_model, job_of, moe_model
 
 SMALL = {"world_size": 4, "batch__gbs": 4, "batch__seq_len": 16}
 DENSE = dense_model(layers=4)
@@ -17,6 +17,7 @@ TIED = dense_model(layers=4, tied_embeddings=True)
 MOE = moe_model(layers=4, experts=4, dense_layers=1)
 BALANCED = moe_model(layers=2, experts=4, mtp=2, moe={"aux_loss": 0.1, "aux_per_sequence": True, "zero_experts": 2})
 SHARED = moe_model(layers=2, experts=4, moe={"shared_ffn": 48})
+INDEXED = indexed_model(layers=2)
 PLAIN = Memory(distributed_optimizer=False)
 
 JOBS = {
@@ -84,6 +85,21 @@ JOBS = {
         layout__tp=2,
         layout__sp=True,
         memory=Memory(recompute=SelectiveRecompute(modules=("moe",)), distributed_optimizer=False),
+    ),
+    "tp2 sp, indexed": job_of(INDEXED, **SMALL, layout__tp=2, layout__sp=True),
+    "tp2 sp, indexed, the indexer left alone": job_of(
+        INDEXED, **SMALL, layout__tp=2, layout__sp=True, objective__indexer_loss=0.0
+    ),
+    "tp2 sp, indexed, full recompute": job_of(
+        INDEXED, **SMALL, layout__tp=2, layout__sp=True, memory=Memory(recompute=FullRecompute(num_layers=1))
+    ),
+    "tp2 sp pp2, indexed, core_attn": job_of(
+        INDEXED,
+        **SMALL,
+        layout__tp=2,
+        layout__sp=True,
+        layout__pp=2,
+        memory=Memory(recompute=SelectiveRecompute(modules=("core_attn",))),
     ),
 }
 

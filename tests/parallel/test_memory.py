@@ -15,7 +15,7 @@ from ridgeline.parallel.plan import plan
 from ridgeline.parallel.shards import rank_params
 from ridgeline.parallel.simulate import peak_in_flight
 from ridgeline.parallel.work import kept_bytes, stage_work
-from tests.parallel.examples import changed, dense_model, job_of, moe_model
+from tests.parallel.examples import changed, dense_model, indexed_model, job_of, moe_model
 
 GIB = 2**30
 SIZES = {"batch__seq_len": 128, "batch__gbs": 16, "batch__mbs": 2}
@@ -23,6 +23,7 @@ DENSE = dense_model(layers=4, hidden=128, ffn=352, vocab_size=512)
 NORMED = dense_model(layers=4, hidden=128, ffn=352, vocab_size=512, attention={"qk_norm": True}, kv_heads=8)
 GATED = dense_model(layers=4, hidden=128, ffn=352, vocab_size=512, attention={"gate": "head"})
 MOE = moe_model(layers=4, hidden=128, ffn=96, experts=8, vocab_size=512)
+INDEXED = indexed_model(topk=24, hidden=128, ffn=352, vocab_size=512)
 
 
 def recomputed(*modules):
@@ -50,6 +51,11 @@ FORWARDS = {
     "experts": job_of(MOE, world_size=1, **SIZES),
     "experts, ep2": job_of(MOE, world_size=2, **SIZES, layout__ep=2),
     "experts, ep2, all-gather": job_of(MOE, world_size=2, **SIZES, layout__ep=2, comm__moe_dispatcher="allgather"),
+    "indexed": job_of(INDEXED, world_size=1, **SIZES),
+    "indexed, one sample": job_of(INDEXED, world_size=1, **SIZES | {"batch__mbs": 1}),
+    "indexed, tp2 sp": job_of(INDEXED, world_size=2, **SIZES, layout__tp=2, layout__sp=True),
+    "indexed, left alone": job_of(INDEXED, world_size=1, **SIZES, objective__indexer_loss=0.0),
+    "indexed, core_attn": job_of(INDEXED, world_size=1, **SIZES, memory=recomputed("core_attn")),
     "experts recomputed": job_of(MOE, world_size=1, **SIZES, memory=recomputed("moe")),
 }
 

@@ -9,7 +9,7 @@ from ridgeline.core.errors import Problem
 from ridgeline.core.fields import at_least, check_spec, real, trait
 from ridgeline.core.frozen import frozen
 from ridgeline.core.model.feed_forwards import FeedForward, Moe
-from ridgeline.core.model.mixers import Mixer
+from ridgeline.core.model.mixers import Indexer, LatentAttention, Mixer
 
 Norm: TypeAlias = Literal["rms", "zero_centred_rms", "layer"]
 """``zero_centred_rms`` holds its weights as offsets from 1; ``layer`` is a LayerNorm with a bias."""
@@ -116,6 +116,13 @@ class ModelSpec:
         """Every kind of routed experts, in layers and beside them, each once."""
         parts = (part for run in self.blocks for part in (run.block.feed_forward, run.block.shortcut))
         return tuple(dict.fromkeys(part for part in parts if isinstance(part, Moe)))
+
+    @property
+    def indexers(self) -> tuple[Indexer, ...]:
+        """Every kind of indexer, each once."""
+        mixers = (run.block.mixer for run in self.blocks)
+        found = (mixer.indexer for mixer in mixers if isinstance(mixer, LatentAttention))
+        return tuple(dict.fromkeys(indexer for indexer in found if indexer is not None))
 
     @property
     def shares_embedding(self) -> bool:

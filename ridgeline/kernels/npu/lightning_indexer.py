@@ -31,4 +31,4 @@ def lightning_indexer(query_bsnd: Tensor, key_btd: Tensor, weights_bsn: Tensor, 
         sparse_mode=_CAUSAL_FROM_THE_END,
         return_value=True,
     )
-    return indices.squeeze(2).long(), scores.squeeze(2)
+    return indices.squeeze(2), scores.squeeze(2)

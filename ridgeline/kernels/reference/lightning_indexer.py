@@ -20,7 +20,7 @@ def lightning_indexer(query_bsnd: Tensor, key_btd: Tensor, weights_bsn: Tensor, 
         topk: k >= 1.
 
     Returns:
-        Indices, (b, s, k) int64, best first, -1 where fewer than k keys are seen; and their scores, (b, s, k), the
+        Indices, (b, s, k) int32, best first, -1 where fewer than k keys are seen; and their scores, (b, s, k), the
         dtype of the queries, ``-inf`` there.
 
     Source:
@@ -35,4 +35,4 @@ def lightning_indexer(query_bsnd: Tensor, key_btd: Tensor, weights_bsn: Tensor, 
     best, short = scores_bst.sort(dim=-1, descending=True, stable=True), max(0, topk - t)
     scores_bsk = torch.nn.functional.pad(best.values[..., :topk], (0, short), value=float("-inf"))
     indices_bsk = torch.nn.functional.pad(best.indices[..., :topk], (0, short), value=-1)
-    return indices_bsk.masked_fill(scores_bsk == float("-inf"), -1), scores_bsk.to(query_bsnd.dtype)
+    return indices_bsk.masked_fill(scores_bsk == float("-inf"), -1).int(), scores_bsk.to(query_bsnd.dtype)

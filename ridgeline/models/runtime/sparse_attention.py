@@ -7,19 +7,32 @@ elements of a head that turn, ``v`` = a value head's size, ``k`` = chosen positi
 from functools import partial
 from typing import Any
 
+import attrs
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.mappings import (
+    gather_from_sequence_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+)
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from ridgeline.core.model import LatentAttention
 from ridgeline.models.runtime.attention import attend
-from ridgeline.models.runtime.indexer import Indexer
+from ridgeline.models.runtime.indexer import Indexer, chosen_of
 from ridgeline.models.runtime.indexer_loss import attended, indexer_loss
 from ridgeline.models.runtime.kernels import Kernels
 from ridgeline.models.runtime.latent_attention import LatentSelfAttention, latent_scale
 from ridgeline.models.runtime.sequences import Sequences, each_document
+
+
+@attrs.frozen(eq=False)
+class Chosen:
+    """The positions that each query sees, (b, s, k), and of this rank's tokens their scores; None unless it learns."""
+
+    indices_bsk: torch.Tensor
+    scores_bsk: torch.Tensor | None
 
 
 class SparseLatentAttention(LatentSelfAttention):
@@ -36,31 +49,35 @@ class SparseLatentAttention(LatentSelfAttention):
         self, hidden_states: torch.Tensor, attention_mask: None = None, *, packed_seq_params: Sequences, **unused: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What attention adds to the stream, (s or s/tp, b, hidden), and no bias."""
-        sequences = packed_seq_params
+        sequences, core = packed_seq_params, self.core_attention
+        sizes = (self.mixer.kv_lora_rank, self.mixer.rope_head_dim)
         query_latent = self.query_input(hidden_states)
-        # The indexer learns from its own loss alone, and its loss changes nothing else.
-        index = self.core_attention.indexer(hidden_states.detach(), query_latent.detach(), sequences)
-        index_query, index_key, index_weights = index
+        index_query, index_key, index_weights = core.index(hidden_states, query_latent, sequences)
         plain, query_rope = self.queries(query_latent, sequences)
-        latent, turned = (self.whole(x) for x in self.latents(hidden_states))
-        keys = torch.cat((latent.unsqueeze(2), self.turn(turned.unsqueeze(2), sequences)), dim=-1)
+        latent, turned = self.whole(torch.cat(self.latents(hidden_states), dim=-1)).split(sizes, dim=-1)
+        latent, key_rope = latent.unsqueeze(2), self.turn(turned.unsqueeze(2), sequences)
         if sequences.cache is not None:
+            keys = torch.cat((latent, key_rope), dim=-1)
             keys, index_key = sequences.cache.extend(self.layer_number, keys, index_key)
+            latent, key_rope = keys.split(sizes, dim=-1)
+        chosen = core.chosen(index_query, index_key, index_weights, sequences.cu_seqlens)
         assert self.linear_kv_up_proj.weight is not None
         key_up, value_up = self.linear_kv_up_proj.weight.unflatten(0, (self.heads, -1)).split(self.up_parts, dim=1)
         query = torch.einsum("sbnp,npl->sbnl", plain, key_up)
-        latent, key_rope = keys.squeeze(2).split((latent.shape[-1], turned.shape[-1]), dim=-1)
-        inputs = (query, query_rope, latent, key_rope, index_query, index_key.squeeze(2), index_weights)
-        inputs = (*inputs, sequences.cu_seqlens)
-        context = attend(self.core_attention, inputs, recompute=self.recomputes and self.training)
-        return self.linear_proj(torch.einsum("sbnl,nvl->sbnv", context, value_up).flatten(2))
+        parts_bs = [x.transpose(0, 1) for x in (query, query_rope, latent.squeeze(2), key_rope.squeeze(2))]
+        inputs = (*parts_bs, chosen.indices_bsk, sequences.cu_seqlens)
+        context_bsnl = attend(core, inputs, recompute=self.recomputes and self.training)
+        if chosen.scores_bsk is not None:
+            context_bsnl = core.learning(context_bsnl, chosen.scores_bsk, inputs)
+        context_bsnv = torch.einsum("bsnl,nvl->bsnv", context_bsnl, value_up)
+        return self.linear_proj(context_bsnv.transpose(0, 1).flatten(2))
 
 
 class SparseCoreAttention(MegatronModule):
-    """The choice of positions, and attention to them.
+    """The choice of positions, attention to them, and what the choice learns from attention.
 
     Attributes:
-        lost: The sum over microbatches of a step so far of the indexer's mean loss, unweighted.
+        lost: The sum over microbatches of a step so far of the indexer's mean loss over this rank's tokens, unweighted.
     """
 
     def __init__(
@@ -79,43 +96,80 @@ class SparseCoreAttention(MegatronModule):
         self.indexer = Indexer(config, mixer=mixer, kernels=kernels, pg_collection=pg_collection)
         self.lost = torch.zeros(())
 
-    def forward(self, *parts_sb: torch.Tensor | None) -> torch.Tensor:
-        """The context, (s, b, n, l).
+    @property
+    def learns(self) -> bool:
+        """Whether this forward is one that an indexer learns from."""
+        return self.coefficient > 0 and self.training and torch.is_grad_enabled()
+
+    def index(self, hidden: torch.Tensor, query_latent: torch.Tensor, sequences: Sequences) -> tuple[torch.Tensor, ...]:
+        """As the `Indexer` gives them; it learns from its own loss alone, and its loss changes nothing else."""
+        with torch.set_grad_enabled(self.learns):
+            return self.indexer(hidden.detach(), query_latent.detach(), sequences)
+
+    def chosen(
+        self, query: torch.Tensor, key: torch.Tensor, weights: torch.Tensor, cu_seqlens: torch.Tensor | None
+    ) -> Chosen:
+        """Under sp each rank chooses for its own tokens, and is told the choice for all.
 
         Args:
-            parts_sb: Queries (s, b, n, l) and (s, b, n, r), latents (t, b, l), turned keys (t, b, r); of the indexer
-                queries, keys and weights; where documents end.
+            query: Of the indexer, as are key and weights, (s or s/tp, b, ...).
+            key: Of all tokens so far.
+            weights: As the queries.
+            cu_seqlens: Where documents end.
         """
-        *tensors_sb, cu_seqlens = parts_sb
-        tensors_bs = [x.transpose(0, 1) for x in tensors_sb if x is not None]
-        mix = partial(self._mix, tokens=tensors_bs[0].shape[:2].numel())
-        return each_document(mix, *tensors_bs, cu_seqlens=cu_seqlens).transpose(0, 1)
+        begin = self.tp_group.rank() * len(query) if self.config.sequence_parallel else len(key) - len(query)
+        tensors_bs = (x.transpose(0, 1) for x in (query, key.squeeze(2), weights))
+        options = {"begin": begin, "topk": min(self.topk, len(key)), "cu_seqlens": cu_seqlens}
+        with torch.set_grad_enabled(self.learns):
+            indices, scores = chosen_of(self.choose, *tensors_bs, **options)
+        if self.config.sequence_parallel:
+            whole = gather_from_sequence_parallel_region(indices.transpose(0, 1).contiguous(), group=self.tp_group)
+            indices = whole.transpose(0, 1)
+        return Chosen(indices, scores if self.learns else None)
 
-    def _mix(
+    def forward(
+        self,
+        query_bsnl: torch.Tensor,
+        query_rope_bsnr: torch.Tensor,
+        latent_btl: torch.Tensor,
+        key_rope_btr: torch.Tensor,
+        indices_bsk: torch.Tensor,
+        cu_seqlens: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The context, (b, s, n, l)."""
+
+        parts = (query_bsnl, query_rope_bsnr, latent_btl, key_rope_btr, indices_bsk)
+        return each_document(self._attended, *parts, cu_seqlens=cu_seqlens)
+
+    def _attended(
         self,
         query: torch.Tensor,
         query_rope: torch.Tensor,
         latent: torch.Tensor,
         key_rope: torch.Tensor,
-        index_query: torch.Tensor,
-        index_key: torch.Tensor,
-        index_weights: torch.Tensor,
-        *,
-        tokens: int,
+        indices: torch.Tensor,
     ) -> torch.Tensor:
-        """The context (b, s, n, l) of one document a sample, of ``tokens`` in the microbatch."""
-        learns = self.coefficient > 0 and self.training and torch.is_grad_enabled()
-        with torch.set_grad_enabled(learns):
-            indices, scores = self.choose(index_query, index_key, index_weights, topk=min(self.topk, latent.shape[1]))
-        inputs, turned = (query, latent, indices), {"query_rope_bsnr": query_rope, "key_rope_btr": key_rope}
-        context = self.attention(*inputs, **turned, scale=self.scale)
-        if not learns:
-            return context
-        target = attended(*inputs, **turned, scale=self.scale, tp_group=self.tp_group)
-        loss = indexer_loss(scores, target)
+        turned = {"query_rope_bsnr": query_rope, "key_rope_btr": key_rope}
+        return self.attention(query, latent, indices, **turned, scale=self.scale)
+
+    def learning(self, context_bsnl: torch.Tensor, scores_bsk: torch.Tensor, inputs: tuple[Any, ...]) -> torch.Tensor:
+        """The context, whose backward is also that of the indexer's loss.
+
+        Args:
+            context_bsnl: As `forward` gives it.
+            scores_bsk: Of the positions chosen for this rank's tokens.
+            inputs: What `forward` was given.
+        """
+        *parts, cu_seqlens = inputs
+        target_bsk = each_document(partial(attended, scale=self.scale), *parts, cu_seqlens=cu_seqlens)
+        tokens = target_bsk.shape[:2].numel()
+        if self.config.sequence_parallel:
+            whole = target_bsk.transpose(0, 1).contiguous()
+            target_bsk = reduce_scatter_to_sequence_parallel_region(whole, self.tp_group).transpose(0, 1)
+        loss = indexer_loss(scores_bsk, target_bsk)
         with torch.no_grad():
-            self.lost += loss / tokens
+            self.lost += loss / scores_bsk.shape[:2].numel()
         loss = self.coefficient * loss
         # Megatron-core divides all gradients by the step's tokens in the end, or this loss by its microbatches.
         loss = loss if self.config.calculate_per_token_loss else loss / tokens
-        return MoEAuxLossAutoScaler.apply(context, loss)  # pyright: ignore[reportReturnType]
+        return MoEAuxLossAutoScaler.apply(context_bsnl, loss)  # pyright: ignore[reportReturnType]

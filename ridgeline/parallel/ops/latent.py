@@ -11,9 +11,10 @@ Source:
 from collections.abc import Iterator
 
 from ridgeline.core.flops import attended_positions
-from ridgeline.core.model import Indexer, LatentAttention
+from ridgeline.core.model import LatentAttention
 from ridgeline.parallel.ops.attention import kept_weights, out_op, weights_bytes
 from ridgeline.parallel.ops.context import Spread, context_comms, context_work, merged_bytes
+from ridgeline.parallel.ops.indexed import indexer_ops, sparse_ops
 from ridgeline.parallel.ops.sizes import Sizes
 from ridgeline.parallel.ops.stream import column_comms
 from ridgeline.parallel.ops.words import Comm, Op, Saved
@@ -34,13 +35,16 @@ def latent_ops(mixer: LatentAttention, sizes: Sizes) -> Iterator[Op]:
         yield _latent_norm("q_layernorm", mixer.q_lora_rank, mixer.q_lora_rank, sizes)
         latent = Saved("q_latent", own * mixer.q_lora_rank * width, for_weight=True)
         yield _up("linear_q_up", mixer.q_lora_rank, heads * mixer.qk_head_dim, latent, sizes)
+    if mixer.indexer is not None and mixer.q_lora_rank is not None:
+        yield from indexer_ops(mixer.indexer, sizes, q_lora_rank=mixer.q_lora_rank)
     yield Op("linear_kv_down", gemms=((own, hidden, kv_latent),))
     # The norm's input is a view of the projection, which keeps the rotary part alive with it.
     yield _latent_norm("kv_layernorm", mixer.kv_lora_rank, kv_latent, sizes)
+    if mixer.indexer is not None:
+        yield from sparse_ops(mixer, mixer.indexer, sizes)
+        return
     latent = Saved("kv_latent", own * mixer.kv_lora_rank * width, for_weight=True)
     yield _up("linear_kv_up", mixer.kv_lora_rank, kv_columns, latent, sizes)
-    if mixer.indexer is not None and mixer.q_lora_rank is not None:
-        yield from _indexer_ops(mixer.indexer, mixer.q_lora_rank, sizes)
     yield Op(
         "rope",
         moved_bytes=2 * (2 * q + v),
@@ -98,23 +102,3 @@ def _rotary_comms(mixer: LatentAttention, sizes: Sizes) -> Iterator[Comm]:
         whole = sizes.tokens * mixer.rope_head_dim * sizes.width
         yield Comm("F", "all_gather", "tp", whole)
         yield Comm("B", "reduce_scatter", "tp", whole)
-
-
-def _indexer_ops(indexer: Indexer, q_lora_rank: int, sizes: Sizes) -> Iterator[Op]:
-    """Scores of every position by cheap heads, on each tp rank alike, and the choice of the best."""
-    tokens, width, seen = sizes.tokens, sizes.width, sizes.seq_len / 2
-    q = tokens * indexer.heads * indexer.head_dim * width
-    scores = int(tokens * seen * 4)
-    rows = (
-        (tokens, q_lora_rank, indexer.heads * indexer.head_dim),
-        (tokens, sizes.hidden, indexer.head_dim),
-        (tokens, sizes.hidden, indexer.heads),
-    )
-    saved = (
-        Saved("indexer_q", q, "core_attn"),
-        Saved("indexer_k", tokens * indexer.head_dim * width, "core_attn"),
-        Saved("chosen", tokens * indexer.topk * 4),
-    )
-    yield Op("indexer_proj", gemms=rows, moved_bytes=2 * q, saved=saved, backward_work_bytes=q)
-    flops = 2 * seen * tokens * indexer.heads * indexer.head_dim
-    yield Op("indexer", attention_flops=flops, moved_bytes=2 * scores, forward_work_bytes=scores)

@@ -47,6 +47,7 @@ class Sizes(NamedTuple):
     normalizes_head: bool
     loss_chunk: int | None
     moe_balance: float
+    indexer_learns: bool
 
 
 def sizes_of(job: Job) -> Sizes:
@@ -90,6 +91,7 @@ def sizes_of(job: Job) -> Sizes:
         normalizes_head=job.model.normalized_head,
         loss_chunk=job.memory.loss_chunk,
         moe_balance=job.memory.moe_balance,
+        indexer_learns=job.objective.indexer_loss > 0,
     )
 
 

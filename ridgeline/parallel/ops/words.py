@@ -52,6 +52,7 @@ class Op(NamedTuple):
         saved: Tensors it keeps that no other operation of the layer keeps already.
         comms: Its collectives.
         forward_work_bytes, backward_work_bytes: Tensors alive only while it runs, beyond those saved.
+        backward_share: Of the usual work of a backward what this one does, communication apart.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Op(NamedTuple):
     comms: tuple[Comm, ...] = ()
     forward_work_bytes: int = 0
     backward_work_bytes: int = 0
+    backward_share: float = 1.0
 
 
 def kept(ops: tuple[Op, ...], recomputed: tuple[str, ...]) -> int:

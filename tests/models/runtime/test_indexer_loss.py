@@ -29,8 +29,7 @@ def test_loss_and_gradients_are_megatrons(rows: int, monkeypatch: pytest.MonkeyP
 
     ours = [x.clone().requires_grad_() for x in index]
     indices, scores = lightning_indexer(*ours, topk=topk)
-    options = {"query_rope_bsnr": query_rope, "key_rope_btr": key_rope, "scale": SCALE}
-    target = indexer_loss.attended(query, keys, indices, **options, tp_group=ALONE)  # pyright: ignore[reportArgumentType]
+    target = indexer_loss.attended(query, query_rope, keys, key_rope, indices, scale=SCALE)
     loss = indexer_loss.indexer_loss(scores, target) / (b * s)
     loss.backward()
 
