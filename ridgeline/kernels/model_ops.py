@@ -1,5 +1,6 @@
 """Which ops the layers of a model call, and the sizes of those calls that kernels may limit."""
 
+import math
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -7,25 +8,36 @@ from typing import Any
 from ridgeline.core.model import (
     Activation,
     Attention,
+    FeedForward,
     GatedDeltaNet,
     Indexer,
     LatentAttention,
     Mamba2,
     Mixer,
     ModelSpec,
+    Moe,
     is_gated,
 )
 
-ACTIVATION_OPS: Mapping[Activation, tuple[str, Mapping[str, Any]]] = MappingProxyType(
+_ACTIVATION_OPS: Mapping[Activation, tuple[str, Mapping[str, Any]]] = MappingProxyType(
     {
         "swiglu": ("swiglu", MappingProxyType({})),
         "geglu": ("geglu", MappingProxyType({"approximate": False})),
         "geglu_tanh": ("geglu", MappingProxyType({"approximate": True})),
         "squared_relu": ("squared_relu", MappingProxyType({})),
-        "shifted_swiglu": ("clamped_swiglu", MappingProxyType({"interleaved": False})),
     }
 )
-"""The op of an activation, and what it is called with beside the tensor; the others are torch's own everywhere."""
+BOUND_BY_THEIR_OPS: tuple[Activation, ...] = ("shifted_swiglu", "bounded_swiglu")
+"""Of other activations, inputs are bounded before."""
+
+
+def activation_op(activation: Activation, limit: float | None) -> tuple[str, Mapping[str, Any]] | None:
+    """The op of an activation, and what it is called with beside the tensor; None for those of torch everywhere."""
+    if activation == "bounded_swiglu" and limit is not None:
+        return "bounded_swiglu", {"limit": limit}
+    if activation == "shifted_swiglu":
+        return "clamped_swiglu", {"interleaved": False, "limit": math.inf if limit is None else limit}
+    return _ACTIVATION_OPS.get("swiglu" if activation == "bounded_swiglu" else activation)
 
 
 def has_modified_scores(mixer: Attention) -> bool:
@@ -72,12 +84,23 @@ def _ops(model: ModelSpec) -> Iterator[str]:
     yield "layer_norm" if model.norm == "layer" else "rms_norm"
     for run in model.blocks:
         yield from _mixer_ops(run.block.mixer)
-        if run.block.feed_forward is not None and run.block.feed_forward.activation in ACTIVATION_OPS:
-            yield ACTIVATION_OPS[run.block.feed_forward.activation][0]
+        for part in (run.block.feed_forward, run.block.shortcut):
+            yield from _feed_forward_ops(part)
     if any(moe.score == "sparsemixer" for moe in model.moes):
         yield "sparsemixer"
     if any(not moe.bias for moe in model.moes):
         yield "grouped_matmul"
+
+
+def _feed_forward_ops(part: FeedForward | None) -> Iterator[str]:
+    if part is None:
+        return
+    limits = [part.limit]
+    if isinstance(part, Moe) and part.shared_ffn is not None:
+        limits.append(part.shared_limit)
+    for limit in limits:
+        if called := activation_op(part.activation, limit):
+            yield called[0]
 
 
 def _mixer_ops(mixer: Mixer | None) -> Iterator[str]:

@@ -197,6 +197,7 @@ KERNELS: Mapping[str, tuple[Kernel, ...]] = MappingProxyType(
         "adamw": _both("adamw", "npu_apply_adam_w", dtypes=("float32",)),
         "add_rms_norm": _both("add_rms_norm", "npu_add_rms_norm"),
         "attention": _both("attention", "npu_fusion_attention", *_HEADS),
+        "bounded_swiglu": _both("bounded_swiglu", "npu_swiglu"),
         "causal_conv1d": _torch_everywhere("causal_conv1d"),
         "clamped_swiglu": _both("clamped_swiglu", "npu_clipped_swiglu"),
         "cross_entropy": _both("cross_entropy", "npu_cross_entropy_loss", Limit(trait="tokens", maximum=200_000)),

@@ -85,6 +85,7 @@ TRAITS: Mapping[type, Mapping[str, Any]] = MappingProxyType(
         Mlp: {"limit": ANY},
         Moe: {
             "limit": ANY,
+            "shared_limit": ANY,
             "router_bias": ANY,
             "bias": ANY,
             "score": ANY,
@@ -176,9 +177,11 @@ def _model_faults(model: ModelSpec) -> Iterator[str]:
             if part is not None:
                 yield from _trait_faults(part, f"model.blocks.{place}")
         part = block.feed_forward
-        if part is not None and part.limit is not None and not is_gated(part.activation):
-            usual = f"bounds a gate and an up-projection, which activation={part.activation!r} has not; leave it out"
-            yield f"model.blocks.feed_forward.limit={part.limit}: {usual}"
+        for name in ("limit", "shared_limit"):
+            limit = getattr(part, name, None)
+            if part is not None and limit is not None and not is_gated(part.activation):
+                rule = f"bounds a gate and an up-projection, which activation={part.activation!r} has not"
+                yield f"model.blocks.feed_forward.{name}={limit}: {rule}; leave it out"
         if block.shortcut is not None:
             yield from _trait_faults(block.shortcut, "model.blocks.shortcut")
             if block.norms != "pre":

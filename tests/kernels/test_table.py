@@ -80,6 +80,7 @@ def test_the_page_names_every_op() -> None:
             "npu_grouped_matmul_add_",
             "npu_moe_gating_top_k_softmax",
             "npu_rms_norm_backward",
+            "npu_swiglu_backward",
         }
     )
 

@@ -50,6 +50,7 @@ BIASED = attrs.evolve(MOE, bias=True, router_bias=True, activation="shifted_swig
 OWN = Attention(heads=4, kv_heads=2, head_dim=10, qk_norm=True, qk_norm_after_rope=True)
 SHARING = attrs.evolve(OWN, shares_kv=True)
 DELTA = GatedDeltaNet(key_heads=2, value_heads=4, key_head_dim=6, value_head_dim=10)
+BOUNDED = attrs.evolve(MOE, shared_ffn=44, activation="bounded_swiglu", limit=0.2, shared_limit=0.3)
 WIDE = Attention(heads=6, kv_heads=2, head_dim=10, qk_norm=True, gate="head", window=7)
 NARROW = Attention(heads=4, kv_heads=1, head_dim=12, qkv_bias=True, gate="head", rope=Rope(base=500.0, share=0.5))
 GATED = Attention(heads=4, kv_heads=2, head_dim=12, qk_norm=True, gate="element", rope=Rope(share=0.5))
@@ -82,6 +83,7 @@ MODELS = {
     "ahead": layers_of((LATENT, MLP), *[(LATENT, ROUTED)] * 3, mtp=2),
     "tied ahead": layers_of(*[(GATED, MLP)] * 4, mtp=1, tied_embeddings=True, embedding_scale=3.0),
     "head gates": layers_of(*[(WIDE, MLP), (NARROW, MLP)] * 2),
+    "bounded": layers_of(*[(WIDE, BOUNDED), (WIDE, attrs.evolve(BOUNDED, shared_limit=None))] * 2),
     "mamba": one_part_layers(MAMBA, MLP, MAMBA, GATED, norm="zero_centred_rms"),
     "dense": model_of(*[MLP] * 4),
     "tied": model_of(*[MLP] * 4, tied=True),

@@ -83,6 +83,7 @@ EVERY_DAY = {
     *(("ahead", name) for name in ("tp2 sp", "pp2 vpp2")),
     ("tied ahead", "tp2 pp2"),
     *(("head gates", name) for name in ("tp2", "tp2 sp", "pp2 vpp2")),
+    ("bounded", "tp2 sp ep2"),
     *(("mamba", name) for name in ("tp2 sp", "pp2 vpp2")),
 }
 CASES = [

@@ -8,10 +8,11 @@ from ridgeline.core.fields import at_least, check_spec, real, trait
 from ridgeline.core.frozen import frozen
 
 Activation: TypeAlias = Literal[
-    "swiglu", "geglu", "geglu_tanh", "shifted_swiglu", "gelu", "gelu_tanh", "relu", "squared_relu"
+    "swiglu", "geglu", "geglu_tanh", "shifted_swiglu", "bounded_swiglu", "gelu", "gelu_tanh", "relu", "squared_relu"
 ]
 """Gated ones take a gate and an up-projection of the same width: ``act(gate) * up``; ``shifted_swiglu`` is
-``gate * sigmoid(1.702 * gate) * (up + 1)``. ``tanh`` names the approximation of GELU."""
+``gate * sigmoid(1.702 * gate) * (up + 1)``. ``tanh`` names the approximation of GELU. A limit bounds the gate from
+above and ``up`` on both sides; in a ``bounded_swiglu`` not the gate, but what SiLU makes of it."""
 
 
 def is_gated(activation: Activation) -> bool:
@@ -23,7 +24,7 @@ def is_gated(activation: Activation) -> bool:
 class Mlp:
     """``down(activation(gate(x), up(x)))``, without a gate ``down(activation(up(x)))``.
 
-    ``ffn_hidden`` is the width of gate and of up. ``limit`` clamps them: the gate from above, ``up`` on both sides.
+    ``ffn_hidden`` is the width of gate and of up, ``limit`` what bounds them.
     """
 
     kind: ClassVar[str] = "mlp"
@@ -32,6 +33,10 @@ class Mlp:
     bias: bool = False
     limit: float | None = trait(None, above=0.0)
     __attrs_post_init__ = check_spec
+
+    def _problems(self) -> Iterator[Problem]:
+        if self.activation == "bounded_swiglu" and self.limit is None:
+            yield Problem("limit", None, "is what activation='bounded_swiglu' is bounded by", "set it, or use 'swiglu'")
 
 
 @frozen(kw_only=True)
@@ -54,6 +59,7 @@ class Moe:
             after a step each by ``expert_bias_rate``, up where the expert had less than a mean load, down where more.
         router_bias, bias: Of the router, and of the experts' products.
         shared_ffn: Width of the experts that every token meets, all together; ``shared_gate`` puts a sigmoid on them.
+        limit, shared_limit: What bounds the gate and the up-projection of routed and of shared experts.
         zero_experts: Further choices of the router that give back the token as it is.
         capacity_factor: Tokens beyond this times an equal share are dropped, and (``pad_to_capacity``) made up to it.
             Of each rank's tokens, an expert keeps those of the greatest weight (``probs``) or the first (``position``).
@@ -86,6 +92,7 @@ class Moe:
     zero_experts: int = trait(0, minimum=0)
     activation: Activation = "swiglu"
     limit: float | None = trait(None, above=0.0)
+    shared_limit: float | None = trait(None, above=0.0)
     capacity_factor: float | None = trait(None, above=0.0)
     pad_to_capacity: bool = trait(False)
     drop: Literal["probs", "position"] = trait("probs")
@@ -100,6 +107,11 @@ class Moe:
             yield Problem("group_topk", self.group_topk, f"must be <= groups={self.groups}")
         if self.shared_gate and self.shared_ffn is None:
             yield Problem("shared_gate", True, "needs shared experts to gate", "set shared_ffn")
+        if self.shared_limit is not None and self.shared_ffn is None:
+            yield Problem("shared_limit", self.shared_limit, "needs shared experts to bound", "set shared_ffn")
+        if self.activation == "bounded_swiglu" and self.limit is None and self.shared_limit is None:
+            way_out = "set it, set shared_limit, or use 'swiglu'"
+            yield Problem("limit", None, "is what activation='bounded_swiglu' is bounded by", way_out)
         if self.pad_to_capacity and self.capacity_factor is None:
             yield Problem("pad_to_capacity", True, "needs a capacity", "set capacity_factor")
         elif self.pad_to_capacity and (self.capacity_factor or 0.0) * self.topk > self.experts:

@@ -1,6 +1,5 @@
 """The activation between the two projections of a feed-forward."""
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -12,8 +11,8 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
 
-from ridgeline.core.model import Activation, FeedForward
-from ridgeline.kernels.model_ops import ACTIVATION_OPS
+from ridgeline.core.model import Activation
+from ridgeline.kernels.model_ops import BOUND_BY_THEIR_OPS, activation_op
 from ridgeline.models.runtime.kernels import Kernels
 
 TORCH: Mapping[Activation, tuple[Callable[..., torch.Tensor], Mapping[str, Any]]] = MappingProxyType(
@@ -26,17 +25,15 @@ TORCH: Mapping[Activation, tuple[Callable[..., torch.Tensor], Mapping[str, Any]]
 """Those that torch itself computes in one kernel on every device."""
 
 
-def activation_spec(part: FeedForward, kernels: Kernels) -> ModuleSpec:
+def activation_spec(activation: Activation, limit: float | None, kernels: Kernels) -> ModuleSpec:
     """A feed-forward's activation as Megatron-core builds it; gated ones take a fused projection of gate, then up."""
-    if part.activation in TORCH:
-        function, options = TORCH[part.activation]
+    if (called := activation_op(activation, limit)) is None:
+        function, options = TORCH[activation]
     else:
-        op, options = ACTIVATION_OPS[part.activation]
+        op, options = called
         function = kernels[op]
-    if part.activation == "shifted_swiglu":
-        options = {**options, "limit": math.inf if part.limit is None else part.limit}
-    elif part.limit is not None:
-        function = partial(_bounded, function=function, limit=part.limit)
+    if limit is not None and activation not in BOUND_BY_THEIR_OPS:
+        function = partial(_bounded, function=function, limit=limit)
     return ModuleSpec(module=ActivationModule, params={"function": function, "options": options})
 
 

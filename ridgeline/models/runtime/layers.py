@@ -133,7 +133,7 @@ def _attention(mixer: Attention, norm: Norm, kernels: Kernels) -> ModuleSpec:
 
 
 def _feed_forward(feed_forward: FeedForward, kernels: Kernels) -> ModuleSpec:
-    activation = activation_spec(feed_forward, kernels)
+    activation = activation_spec(feed_forward.activation, feed_forward.limit, kernels)
     if isinstance(feed_forward, Mlp):
         return ModuleSpec(
             module=MLP,
@@ -144,7 +144,6 @@ def _feed_forward(feed_forward: FeedForward, kernels: Kernels) -> ModuleSpec:
                 linear_fc2=BiasedRowParallelLinear if feed_forward.bias else RowParallelLinear,
             ),
         )
-    products = MLPSubmodules(linear_fc1=ColumnParallelLinear, activation_func=activation, linear_fc2=RowParallelLinear)
     if feed_forward.bias:
         biased = MLPSubmodules(
             linear_fc1=BiasedColumnParallelLinear,
@@ -156,7 +155,11 @@ def _feed_forward(feed_forward: FeedForward, kernels: Kernels) -> ModuleSpec:
         grouped = MLPSubmodules(linear_fc1=ColumnWeight, activation_func=activation, linear_fc2=RowWeight)
         product = {"grouped_matmul": kernels["grouped_matmul"]}
         experts = ModuleSpec(module=GroupedExperts, params=product, submodules=grouped)
-    shared = ModuleSpec(module=SharedExpertMLP, submodules=products) if feed_forward.shared_ffn is not None else None
+    shared = None
+    if feed_forward.shared_ffn is not None:
+        own = activation_spec(feed_forward.activation, feed_forward.shared_limit, kernels)
+        products = MLPSubmodules(linear_fc1=ColumnParallelLinear, activation_func=own, linear_fc2=RowParallelLinear)
+        shared = ModuleSpec(module=SharedExpertMLP, submodules=products)
     module, params = ExpertLayer, {}
     if feed_forward.input_jitter:
         module, params = JitteredExpertLayer, {"jitter": feed_forward.input_jitter}

@@ -1,6 +1,6 @@
 """A dense feed-forward, and the shared experts of a sparse one."""
 
-from ridgeline.core.model import Mlp, Moe, is_gated
+from ridgeline.core.model import Activation, Mlp, Moe, is_gated
 from ridgeline.parallel.ops.sizes import Sizes
 from ridgeline.parallel.ops.stream import column_comms, dropped, row_comms, whole
 from ridgeline.parallel.ops.words import Op, Saved
@@ -17,7 +17,7 @@ def mlp_ops(mlp: Mlp, sizes: Sizes) -> tuple[Op, ...]:
     weight = sizes.hidden * ffn * width
     rows = 2 if is_gated(mlp.activation) else 1
     before = () if mlp.activation == "relu" else (Saved("gate_up", rows * activation, "mlp"),)
-    passes = rows + 1
+    passes = activation_passes(mlp.activation, mlp.limit)
     if "activation" in sizes.plain and rows == 2:
         passes = 5  # the gate's activation is written, and read for the product
         # The gate on its own and its activation; tanh's approximation of GELU, written out, two more on its way.
@@ -37,7 +37,8 @@ def mlp_ops(mlp: Mlp, sizes: Sizes) -> tuple[Op, ...]:
             "mlp",
             moved_bytes=passes * activation,
             saved=before,
-            backward_work_bytes=(rows + 1) * activation,
+            forward_work_bytes=bounded_copies(mlp.activation, mlp.limit) * activation,
+            backward_work_bytes=(rows + 1 + bounded_copies(mlp.activation, mlp.limit)) * activation,
         ),
         Op(
             "linear_fc2",
@@ -51,13 +52,25 @@ def mlp_ops(mlp: Mlp, sizes: Sizes) -> tuple[Op, ...]:
     )
 
 
+def bounded_copies(activation: Activation, limit: float | None) -> int:
+    """Of gate and of up while a kernel runs that takes them bounded: each by itself, then both as one."""
+    return 4 if activation == "bounded_swiglu" and limit is not None else 0
+
+
+def activation_passes(activation: Activation, limit: float | None) -> int:
+    """How often an activation reads or writes its width: gate and up, what it makes of them, each copy twice."""
+    return (3 if is_gated(activation) else 2) + 2 * bounded_copies(activation, limit)
+
+
 def shared_expert_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
     """The experts that every token meets: an MLP whose input the router keeps already."""
     if moe.shared_ffn is None:
         return ()
     own, width = sizes.own_tokens, sizes.width
     ops = []
-    for op in mlp_ops(Mlp(ffn_hidden=moe.shared_ffn, activation=moe.activation), sizes):
+    bounded = moe.shared_limit is not None
+    activation = moe.activation if bounded or moe.activation != "bounded_swiglu" else "swiglu"
+    for op in mlp_ops(Mlp(ffn_hidden=moe.shared_ffn, activation=activation, limit=moe.shared_limit), sizes):
         saved = tuple(
             one._replace(name=f"shared_{one.name}", dropped_by=one.dropped_by.replace("mlp", "moe"))
             for one in op.saved

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ridgeline.core.model import Moe, is_gated
 from ridgeline.parallel.ops.dispatch import dispatcher_comms, place_ops
-from ridgeline.parallel.ops.mlp import shared_expert_ops
+from ridgeline.parallel.ops.mlp import activation_passes, bounded_copies, shared_expert_ops
 from ridgeline.parallel.ops.sizes import Sizes
 from ridgeline.parallel.ops.words import Comm, Op, Saved
 
@@ -70,12 +70,13 @@ def moe_ops(moe: Moe, sizes: Sizes) -> tuple[Op, ...]:
         Op(
             f"expert_{moe.activation}",
             "moe",
-            moved_bytes=(columns + 1) * activation + 2 * activation,
+            moved_bytes=(activation_passes(moe.activation, moe.limit) + 2) * activation,
             # the activation's input and, since the tokens' weights multiply it, its output; then the product
             saved=(
                 Saved("expert_gate_up", columns * activation, "moe"),
                 Saved("expert_activation", activation, "moe activation"),
             ),
+            forward_work_bytes=bounded_copies(moe.activation, moe.limit) * activation,
             backward_work_bytes=((columns + 1) * activation + rows * ffn * 4) // local_experts,
         ),
         Op(

@@ -134,6 +134,12 @@ CASES: Mapping[str, Case] = MappingProxyType(
             kwargs=lambda: {"eps": 1e-5},
         ),
         "swiglu": Case(op="swiglu", kernel="npu_swiglu", args=lambda: (leaf(4, 3, 16),)),
+        "bounded_swiglu": Case(
+            op="bounded_swiglu",
+            kernel="npu_swiglu",
+            args=lambda: (leaf(40, 16, scale=3.0),),
+            kwargs=lambda: {"limit": 2.5},
+        ),
         "geglu tanh": Case(
             op="geglu", kernel="npu_geglu", args=lambda: (leaf(4, 16),), kwargs=lambda: {"approximate": True}
         ),

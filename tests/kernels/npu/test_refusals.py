@@ -12,6 +12,7 @@ from ridgeline.core.errors import LoweringError
 from ridgeline.kernels.npu.adamw import adamw
 from ridgeline.kernels.npu.add_rms_norm import add_rms_norm
 from ridgeline.kernels.npu.attention import attention
+from ridgeline.kernels.npu.bounded_swiglu import bounded_swiglu
 from ridgeline.kernels.npu.clamped_swiglu import clamped_swiglu
 from ridgeline.kernels.npu.cross_entropy import cross_entropy
 from ridgeline.kernels.npu.geglu import geglu
@@ -50,6 +51,9 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "op='swiglu': gate_up.shape[-1]=5: must be even: a gate and an up half": lambda: swiglu(zeros(2, 5)),
     "op='geglu': gate_up.shape[-1]=5: must be even: a gate and an up half": lambda: geglu(
         zeros(2, 5), approximate=True
+    ),
+    "op='bounded_swiglu': gate_up.shape[-1]=3: must be even: a gate and an up half": lambda: bounded_swiglu(
+        zeros(2, 3), limit=1.0
     ),
     "op='clamped_swiglu': gate_up.dim()=1: must be 2 or more; unsqueeze": lambda: clamped_swiglu(zeros(4)),
     "op='rope': cos_sb1d.shape[-1]=896: must be even and <= 894": lambda: rope(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ridgeline.kernels.reference.add_rms_norm import add_rms_norm
+from ridgeline.kernels.reference.bounded_swiglu import bounded_swiglu
 from ridgeline.kernels.reference.clamped_swiglu import clamped_swiglu
 from ridgeline.kernels.reference.geglu import geglu
 from ridgeline.kernels.reference.layer_norm import layer_norm
@@ -102,6 +103,24 @@ def test_clamped_swiglu_is_gpt_osss(shape: tuple[int, ...], limit: float, alpha:
     torch.testing.assert_close(x.grad, other.grad)
     halves = torch.cat((x[..., ::2], x[..., 1::2]), -1)
     torch.testing.assert_close(clamped_swiglu(halves, limit=limit, alpha=alpha, interleaved=False), expected)
+
+
+@given(SHAPES, st.floats(0.5, 8))
+def test_bounded_swiglu_is_steps(shape: tuple[int, ...], limit: float) -> None:
+    """Output and gradient equal those of transformers' experts, which bound what SiLU makes of the gate."""
+    step = pytest.importorskip("transformers.models.step3p7.modeling_step3p7")
+
+    class Experts:
+        _apply_gate = step.Step3p7Experts._apply_gate
+
+    experts = Experts()
+    experts.limit, experts.act_fn = limit, torch.nn.functional.silu  # pyright: ignore[reportAttributeAccessIssue]  as above
+    x, other = ((3 * wide(*shape)).detach().requires_grad_() for _ in range(2))
+    out, expected = bounded_swiglu(x, limit=limit), experts._apply_gate(other)
+    torch.testing.assert_close(out, expected)
+    out.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(x.grad, other.grad)
 
 
 @given(SHAPES)
