@@ -20,7 +20,7 @@ FIELDS = (
     *DECODER_FIELDS,
     Field("intermediate_size", int),
     Field("num_key_value_heads", int | None, None),
-    Field("original_max_position_embeddings", int | None, None),
+    Field("original_max_position_embeddings", int, 4096),
     Field("sliding_window", int | None, None),
     Field("attention_bias", bool, False, only=(False,)),
     Field("embd_pdrop", float, 0.0, only=(0.0,)),
@@ -31,6 +31,10 @@ FIELDS = (
 def _spec_of(hf: Values, rope: Rope) -> ModelSpec:
     kind = None if rope.scaling is None else rope.scaling.kind
     require(kind in (None, LongRope.kind), "rope_scaling.rope_type", kind, "must be 'longrope'; use it or none")
+    if isinstance(rope.scaling, LongRope):
+        within, original = rope.scaling.original_max_position, hf["original_max_position_embeddings"]
+        rule = f"which is what counts, contradicts {within} beside the factors"
+        require(within == original, "original_max_position_embeddings", original, rule, "give the same in both places")
     attention = attention_of({**hf, "head_dim": None}, rope, window=hf["sliding_window"])
     block = Block(mixer=attention, feed_forward=Mlp(ffn_hidden=hf["intermediate_size"]))
     return decoder_of(hf, (block,) * hf["num_hidden_layers"])
