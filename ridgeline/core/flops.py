@@ -28,7 +28,7 @@ def matmul_params(model: ModelSpec) -> float:
     """Weights that one token is multiplied with: projections, ``topk`` experts, router and head (also when tied)."""
     layers = sum(run.count * block_matmul_params(run.block, model) for run in model.blocks)
     ends = sum(math.prod(p.shape) for p in outer_params(model) if p.name.startswith("mtp.") and "eh_proj" in p.name)
-    mtp = model.mtp * block_matmul_params(model.blocks[-1].block, model)
+    mtp = model.mtp * block_matmul_params(model.block_ahead, model)
     return layers + mtp + ends + (1 + model.mtp) * model.vocab_size * model.hidden
 
 
@@ -88,7 +88,7 @@ def mixer_flops_per_token(mixer: Mixer | None, seq_len: int, convention: Convent
 def forward_flops_per_token(model: ModelSpec, seq_len: int, *, attention: Convention) -> float:
     """Forward FLOPs of the whole model, per token of a sequence of ``seq_len``."""
     mixers = sum(run.count * mixer_flops_per_token(run.block.mixer, seq_len, attention) for run in model.blocks)
-    mtp = model.mtp * mixer_flops_per_token(model.blocks[-1].block.mixer, seq_len, attention)
+    mtp = model.mtp * mixer_flops_per_token(model.block_ahead.mixer, seq_len, attention)
     return 2 * matmul_params(model) + mixers + mtp
 
 

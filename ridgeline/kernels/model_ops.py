@@ -58,8 +58,8 @@ def model_traits(model: ModelSpec, *, tp: int, ep: int, etp: int) -> Mapping[str
         sizes = (model.hidden, moe.ffn_hidden // etp * (2 if is_gated(moe.activation) else 1))
         own = {"in_features": max(sizes), "out_features": max(sizes), "local_experts": moe.experts // ep}
         traits = traits | {name: max(size, traits.get(name, 0)) for name, size in own.items()}
-    for run in model.blocks:
-        match run.block.mixer:
+    for block in model.kinds:
+        match block.mixer:
             case Attention(heads=heads, head_dim=head_dim, softcap=softcap, sinks=sinks):
                 own = {
                     "heads": heads // tp,
@@ -82,9 +82,9 @@ def model_traits(model: ModelSpec, *, tp: int, ep: int, etp: int) -> Mapping[str
 
 def _ops(model: ModelSpec) -> Iterator[str]:
     yield "layer_norm" if model.norm == "layer" else "rms_norm"
-    for run in model.blocks:
-        yield from _mixer_ops(run.block.mixer)
-        for part in (run.block.feed_forward, run.block.shortcut):
+    for block in model.kinds:
+        yield from _mixer_ops(block.mixer)
+        for part in (block.feed_forward, block.shortcut):
             yield from _feed_forward_ops(part)
     if any(moe.score == "sparsemixer" for moe in model.moes):
         yield "sparsemixer"

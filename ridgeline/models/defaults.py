@@ -128,8 +128,8 @@ def _splits(model: ModelSpec, cluster: Cluster, layout: Layout, given: frozenset
 
 def _divides(model: ModelSpec, tp: int) -> bool:
     """Whether tp divides the heads and widths of every block."""
-    attentions = [run.block.mixer for run in model.blocks if isinstance(run.block.mixer, Attention)]
-    mlps = [run.block.feed_forward for run in model.blocks if isinstance(run.block.feed_forward, Mlp)]
+    attentions = [block.mixer for block in model.kinds if isinstance(block.mixer, Attention)]
+    mlps = [block.feed_forward for block in model.kinds if isinstance(block.feed_forward, Mlp)]
     return all(
         attention.heads % tp == 0 and (attention.kv_heads % tp == 0 or tp % attention.kv_heads == 0)
         for attention in attentions

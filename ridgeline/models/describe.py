@@ -77,7 +77,10 @@ def _drawing(model: ModelSpec) -> Iterator[str]:
         yield from _block_lines(block, norm)
     yield norm
     if model.mtp:
-        yield f"{model.mtp} x multi-token prediction: norms, projection of {2 * model.hidden:,}, a layer like the last"
+        layer = "a layer like the last" if model.mtp_block is None else "and"
+        yield f"{model.mtp} x multi-token prediction: norms, projection of {2 * model.hidden:,}, {layer}"
+        if model.mtp_block is not None:
+            yield from _block_lines(model.mtp_block, norm)
     yield "head: the embedding" if model.tied_embeddings else f"head {model.vocab_size:,} x {model.hidden:,}"
 
 

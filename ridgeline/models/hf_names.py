@@ -100,7 +100,7 @@ def _bound(spec: ModelSpec, params: Iterable[tuple[int | None, Param]]) -> Itera
     assert family.weights is not None
     for layer, param in params:
         name, place = (param.name, layer) if layer is not None else _published_place(param.name, spec.num_layers)
-        block = None if place is None else blocks[min(place, spec.num_layers - 1)]
+        block = None if place is None else blocks[place] if place < spec.num_layers else spec.block_ahead
         weights = family.weights
         if place is not None and place >= spec.num_layers and family.mtp_weights is not None:
             weights, place = family.mtp_weights, place - spec.num_layers

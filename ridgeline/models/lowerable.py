@@ -59,6 +59,8 @@ TRAITS: Mapping[type, Mapping[str, Any]] = MappingProxyType(
         ModelSpec: {
             "norm": ANY,
             "mtp": ANY,
+            "mtp_block": ANY,
+            "mtp_before_norm": ANY,
             "learned_positions": ANY,
             "embedding_scale": ANY,
             "embedding_norm": ANY,
@@ -145,7 +147,7 @@ def _job_faults(job: Job) -> Iterator[str]:
     if job.layout.schedule_name not in SCHEDULES:
         usual = " or ".join(map(repr, SCHEDULES))
         yield f"layout.schedule={job.layout.schedule!r}: is planned only, nothing runs it yet; use {usual}"
-    for mixer in dict.fromkeys(run.block.mixer for run in job.model.blocks):
+    for mixer in dict.fromkeys(block.mixer for block in job.model.kinds):
         if isinstance(mixer, Attention) and mixer.qk_norm_over == "layer" and mixer.kv_heads % job.layout.tp:
             rule = f"one norm over all heads has no lowering where kv_heads={mixer.kv_heads} are held more than once"
             yield f"layout.tp={job.layout.tp}: {rule}; use a divisor of it"
@@ -166,8 +168,9 @@ def _model_faults(model: ModelSpec) -> Iterator[str]:
     for trait in ("learned_positions", "embedding_norm"):
         if model.mtp and getattr(model, trait):
             yield f"model.{trait}=True: has no lowering beside mtp={model.mtp}; use False, or mtp=0"
-    for run in model.blocks:
-        block = run.block
+    if model.mtp and model.mtp_before_norm and model.norm == "layer":
+        yield "model.mtp_before_norm=True: has a lowering for RMSNorms only; use False"
+    for block in model.kinds:
         yield from _trait_faults(block, "model.blocks")
         if block.norms == "sandwich" and (block.mixer is None or block.feed_forward is None):
             yield "model.blocks.norms='sandwich': has no lowering in a layer of one part; use 'pre'"
@@ -213,8 +216,8 @@ def _attention_faults(model: ModelSpec) -> Iterator[str]:
     if any(mixer.shares_kv for mixer in mixers):
         if any(block.shortcut or block.norms != "pre" for block in model.layers()):
             yield "model.blocks.mixer.shares_kv=True: has no lowering beside a shortcut or norms='sandwich'; use False"
-        if model.mtp and mixers[-1].shares_kv:
-            yield f"model.mtp={model.mtp}: its layer is like the last, which shares keys and values; use 0"
+        if model.mtp and isinstance(ahead := model.block_ahead.mixer, Attention) and ahead.shares_kv:
+            yield f"model.mtp={model.mtp}: its layer shares keys and values, as the last does; use 0, or a mtp_block"
 
 
 def _trait_faults(spec: Any, path: str) -> Iterator[str]:
@@ -228,7 +231,7 @@ def _trait_faults(spec: Any, path: str) -> Iterator[str]:
 
 
 def _uniform_faults(model: ModelSpec) -> Iterator[str]:
-    blocks = model.layers()
+    blocks = model.kinds
     for kind, (place, *names) in UNIFORM.items():
         parts = model.moes if kind is Moe else [p for block in blocks if isinstance(p := getattr(block, place), kind)]
         for name in names:

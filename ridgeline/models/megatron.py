@@ -102,7 +102,7 @@ def _feed_forwards(model: ModelSpec) -> list[FeedForward]:
 
 def _attention_fields(job: Job) -> Fields:
     """Of the layers' attention, whose modules hold their own sizes, see ridgeline.models.runtime.attention."""
-    mixers = [run.block.mixer for run in job.model.blocks]
+    mixers = [block.mixer for block in job.model.kinds]
     normed = [mixer for mixer in mixers if isinstance(mixer, Attention) and mixer.qk_norm]
     return (
         ("num_attention_heads", job.layout.tp),  # read by no module of ours

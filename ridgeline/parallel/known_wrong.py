@@ -71,7 +71,7 @@ def _value_at(job: Job, path: str) -> object:
 
 
 def _has_mixer(job: Job, kind: type) -> bool:
-    return any(isinstance(run.block.mixer, kind) for run in job.model.blocks)
+    return any(isinstance(block.mixer, kind) for block in job.model.kinds)
 
 
 def _has_experts(job: Job) -> bool:

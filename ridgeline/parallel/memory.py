@@ -139,7 +139,7 @@ def _alibi_bytes(job: Job, sizes: Sizes) -> int:
     """
     if "alibi" not in sizes.plain:
         return 0
-    mixers = (run.block.mixer for run in job.model.blocks)
+    mixers = (block.mixer for block in job.model.kinds)
     each = max((alibi_bytes(mixer, sizes) for mixer in mixers if isinstance(mixer, Attention)), default=0)
     return each + 2 * each // job.batch.mbs
 

@@ -19,8 +19,7 @@ def no_effect(job: Job) -> Iterator[str]:
     if job.adapter and job.precision.masters == "low_bits":
         yield "precision.masters='low_bits' saves next to nothing: only adapters have masters"
     if isinstance(recompute, SelectiveRecompute):
-        blocks = [run.block for run in job.model.blocks]
-        kinds = {part.kind for b in blocks for part in (b.mixer, b.feed_forward, b.shortcut) if part}
+        kinds = {part.kind for b in job.model.kinds for part in (b.mixer, b.feed_forward, b.shortcut) if part}
         for module in recompute.modules:
             needs = "latent_attention" if module == "mla_up_proj" else module
             if needs in ("mlp", "moe", "latent_attention") and needs not in kinds:

@@ -118,7 +118,7 @@ def _mtp_runs(job: Job, sizes: Sizes) -> Iterator[Run]:
     recompute = job.memory.recompute
     whole = isinstance(recompute, FullRecompute) and recompute.method == "uniform"
     parts = recompute.modules if isinstance(recompute, SelectiveRecompute) else ()
-    yield Run(mtp_ops(job.model.blocks[-1].block, sizes), job.model.mtp, parts, group=int(whole))
+    yield Run(mtp_ops(job.model.block_ahead, sizes), job.model.mtp, parts, group=int(whole))
 
 
 def _stage_runs(job: Job, stages: StageMap, ops: dict[Block, tuple[Op, ...]]) -> Iterator[tuple[Run, ...]]:

@@ -2,7 +2,8 @@
 
 One document of ``T`` tokens ``t`` at a time, no tensor of the code under test but its weights. Equations (21) to (25);
 the order of the projection's halves is that of the published weights, embedding first, and what the paper calls the
-main model's representation is what its output head reads.
+main model's representation is what its output head reads; Step-3.5-Flash's layers read before each norm (vllm-project,
+vllm/model_executor/models/step3p5_mtp.py: the norm is of the head alone).
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from torch import distributed
 from torch.nn import functional
 
 from ridgeline.core.job import Job
-from ridgeline.core.model import Attention, ModelSpec
+from ridgeline.core.model import Attention, Block, ModelSpec
 from ridgeline.kernels.device import open_device
 from ridgeline.models.program import lower
 from ridgeline.models.runtime.build import build
@@ -30,26 +31,26 @@ def losses_of(model: ModelSpec, weights: Weights, tokens: torch.Tensor, labels: 
     head = weights["output_layer.weight"]
     hidden = weights["embedding.word_embeddings.weight"][tokens]
     for layer in range(model.num_layers):
-        hidden = _block(model, weights, f"decoder.layers.{layer}.", hidden)
-    hidden = _norm(hidden, weights["decoder.final_layernorm.weight"], model)
-    losses = [functional.cross_entropy(hidden @ head.T, labels, reduction="sum")]
+        hidden = _block(model, weights, f"decoder.layers.{layer}.", hidden, model.layers()[layer])
+    read = _norm(hidden, weights["decoder.final_layernorm.weight"], model)
+    losses = [functional.cross_entropy(read @ head.T, labels, reduction="sum")]
     embedded = weights["embedding.word_embeddings.weight"][tokens]
     for depth in range(1, model.mtp + 1):
-        part = f"mtp.layers.{depth - 1}."
+        part, said = f"mtp.layers.{depth - 1}.", hidden if model.mtp_before_norm else read
         # Positions 1 .. T-k, each beside the token k places on.
         halves = (
             _norm(embedded[depth:], weights[part + "enorm.weight"], model),
-            _norm(hidden[: len(tokens) - depth], weights[part + "hnorm.weight"], model),
+            _norm(said[: len(tokens) - depth], weights[part + "hnorm.weight"], model),
         )
         hidden = torch.cat(halves, dim=-1) @ weights[part + "eh_proj.weight"].T
-        hidden = _block(model, weights, part + "transformer_layer.", hidden)
-        hidden = _norm(hidden, weights[part + "final_layernorm.weight"], model)
-        losses.append(functional.cross_entropy(hidden @ head.T, labels[depth:], reduction="sum"))
+        hidden = _block(model, weights, part + "transformer_layer.", hidden, model.mtp_block or model.layers()[-1])
+        read = _norm(hidden, weights[part + "final_layernorm.weight"], model)
+        losses.append(functional.cross_entropy(read @ head.T, labels[depth:], reduction="sum"))
     return losses
 
 
-def _block(model: ModelSpec, weights: Weights, prefix: str, x: torch.Tensor) -> torch.Tensor:
-    mixer = model.blocks[-1].block.mixer
+def _block(model: ModelSpec, weights: Weights, prefix: str, x: torch.Tensor, block: Block) -> torch.Tensor:
+    mixer = block.mixer
     assert isinstance(mixer, Attention)
     normed = _norm(x, weights[prefix + "input_layernorm.weight"], model)
     fused = (normed @ weights[prefix + "self_attention.linear_qkv.weight"].T).unflatten(-1, (mixer.kv_heads, -1))

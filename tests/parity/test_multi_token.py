@@ -5,13 +5,19 @@ import numpy as np
 import pytest
 import torch
 
-from ridgeline.core.model import Attention, Mlp
+from ridgeline.core.model import Attention, Block, Mlp
 from tests.parity import multi_token
 from tests.parity.on_ranks import documents
 from tests.parity.small import job_of, layers_of
 from tests.parity.wholes import different, whole_gradients
 
 PLAIN = layers_of(*[(Attention(heads=4, kv_heads=2, head_dim=10), Mlp(ffn_hidden=52))] * 2, mtp=2)
+OF_ITS_OWN = attrs.evolve(
+    PLAIN,
+    mtp_before_norm=True,
+    mtp_block=Block(mixer=Attention(heads=6, kv_heads=2, head_dim=8), feed_forward=Mlp(ffn_hidden=52)),
+)
+MODELS = {"like the last": PLAIN, "of its own, before norms": OF_ITS_OWN}
 LENGTHS = ((9, 15), (1, 20, 3))
 LAYOUTS = {
     "alone": (1, {}),
@@ -20,18 +26,21 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_losses_and_gradients_are_those_of_the_paper(ranks, layout):
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [*(("like the last", layout) for layout in LAYOUTS), ("of its own, before norms", "tp2 sp")],
+)
+def test_losses_and_gradients_are_those_of_the_paper(ranks, name, layout):
     """Of documents packed in samples: each document alone, summed, over the tokens of the main loss."""
-    world_size, fields = LAYOUTS[layout]
+    model, (world_size, fields) = MODELS[name], LAYOUTS[layout]
     fields = {"batch__gbs": 2, "objective__mtp_loss": 0.3, **fields}
     results = ranks.run(
-        multi_token.compute_masked, world_size, job_of(PLAIN, world_size=world_size, **fields), LENGTHS, 0
+        multi_token.compute_masked, world_size, job_of(model, world_size=world_size, **fields), LENGTHS, 0
     )
-    (held,) = ranks.run(multi_token.weights_of, 1, job_of(PLAIN, batch__gbs=2))
+    (held,) = ranks.run(multi_token.weights_of, 1, job_of(model, batch__gbs=2))
     weights = {name: tensor.requires_grad_() for name, tensor in held.items()}
-    texts = documents(LENGTHS, PLAIN.vocab_size)
-    by_document = [multi_token.losses_of(PLAIN, weights, tokens, labels) for tokens, labels in texts if len(tokens) > 2]
+    texts = documents(LENGTHS, model.vocab_size)
+    by_document = [multi_token.losses_of(model, weights, tokens, labels) for tokens, labels in texts if len(tokens) > 2]
     tokens, labels = next(text for text in texts if len(text[0]) == 1)  # too short to look ahead
     alone = multi_token.losses_of(attrs.evolve(PLAIN, mtp=0), weights, tokens, labels)
     count = sum(map(sum, LENGTHS))

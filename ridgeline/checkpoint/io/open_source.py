@@ -69,4 +69,4 @@ def hf_model(folder: Path) -> ModelSpec:
     """
     model = model_from_hf(without_quantisation(read_hf_config(folder)), name=folder.resolve().name)
     holds = hf_mtp_name(model) in hf_tensors(folder)
-    return attrs.evolve(model, mtp=(model.mtp or 1) if holds else 0)
+    return attrs.evolve(model, mtp=model.mtp or 1) if holds else attrs.evolve(model, mtp=0, mtp_block=None)

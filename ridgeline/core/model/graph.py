@@ -67,8 +67,10 @@ class ModelSpec:
     Attributes:
         family: The Hugging Face family it came from and goes back to.
         norm: Of every layer, and before the head.
-        mtp: Multi-token-prediction layers (DeepSeek-V3, arXiv 2412.19437, section 2.2), each with a block like the last
-            one; embedding and head are the model's.
+        mtp: Multi-token-prediction layers (DeepSeek-V3, arXiv 2412.19437, section 2.2); embedding and head are the
+            model's.
+        mtp_block: The block of each of them; None is one like the last layer's.
+        mtp_before_norm: They read what goes into the norm before the head, and not what comes out of it.
         learned_positions: A table of ``max_position`` learned vectors added to the embedding.
         embedding_scale, embedding_norm: What is done to an embedded token.
         residual_scale: Of each part's output before it joins the stream.
@@ -87,6 +89,8 @@ class ModelSpec:
     norm_eps: float = real(1e-5, above=0.0)
     tied_embeddings: bool = False
     mtp: int = at_least(0, default=0)
+    mtp_block: Block | None = trait(None)
+    mtp_before_norm: bool = trait(False)
     learned_positions: bool = trait(False)
     embedding_scale: float = trait(1.0, above=0.0)
     embedding_norm: bool = trait(False)
@@ -112,15 +116,26 @@ class ModelSpec:
         return tuple(run.block for run in self.blocks for _ in range(run.count))
 
     @property
+    def block_ahead(self) -> Block:
+        """The block of a layer of multi-token prediction."""
+        return self.mtp_block or self.blocks[-1].block
+
+    @property
+    def kinds(self) -> tuple[Block, ...]:
+        """Every kind of block, that of multi-token prediction too, each once."""
+        ahead = (self.block_ahead,) if self.mtp else ()
+        return tuple(dict.fromkeys((*(run.block for run in self.blocks), *ahead)))
+
+    @property
     def moes(self) -> tuple[Moe, ...]:
         """Every kind of routed experts, in layers and beside them, each once."""
-        parts = (part for run in self.blocks for part in (run.block.feed_forward, run.block.shortcut))
+        parts = (part for block in self.kinds for part in (block.feed_forward, block.shortcut))
         return tuple(dict.fromkeys(part for part in parts if isinstance(part, Moe)))
 
     @property
     def indexers(self) -> tuple[Indexer, ...]:
         """Every kind of indexer, each once."""
-        mixers = (run.block.mixer for run in self.blocks)
+        mixers = (block.mixer for block in self.kinds)
         found = (mixer.indexer for mixer in mixers if isinstance(mixer, LatentAttention))
         return tuple(dict.fromkeys(indexer for indexer in found if indexer is not None))
 

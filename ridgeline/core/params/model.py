@@ -41,7 +41,7 @@ def mtp_params(model: ModelSpec) -> Iterator[Param]:
         for part in ("enorm", "hnorm"):
             yield from _norm(name + part, model.hidden, model.norm, place="last")
         yield Param(name + "eh_proj.weight", (model.hidden, 2 * model.hidden), "column", place="last")
-        for param in block_params(model.blocks[-1].block, model):
+        for param in block_params(model.block_ahead, model):
             yield attrs.evolve(param, name=f"{name}transformer_layer.{param.name}", place="last")
         yield from _norm(name + "final_layernorm", model.hidden, model.norm, place="last")
 

@@ -18,7 +18,8 @@ def finish_ends(chunk: GPTModel, model: ModelSpec, kernels: Kernels) -> None:
     if chunk.pre_process and model.embedding_norm:
         chunk.embedding.norm = _norm(chunk, model, kernels)
     if model.mtp:  # upstream has it after the last layer, which may lie on an earlier stage
-        chunk.decoder.final_layernorm = _norm(chunk, model, kernels) if chunk.post_process else None
+        later = model.mtp_before_norm
+        chunk.decoder.final_layernorm = _norm(chunk, model, kernels, later=later) if chunk.post_process else None
     if hasattr(chunk, "embedding") and (model.embedding_norm or model.embedding_scale != 1.0):
         chunk.embedding.register_forward_hook(partial(_embedded, scale=model.embedding_scale))
     if chunk.post_process and model.head_bias:
@@ -30,11 +31,9 @@ def finish_ends(chunk: GPTModel, model: ModelSpec, kernels: Kernels) -> None:
         chunk.output_layer.register_forward_hook(hook)
 
 
-def _norm(chunk: GPTModel, model: ModelSpec, kernels: Kernels) -> torch.nn.Module:
-    config = chunk.config
-    norm = build_module(
-        norm_spec(model.norm, kernels), config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon
-    )
+def _norm(chunk: GPTModel, model: ModelSpec, kernels: Kernels, *, later: bool = False) -> torch.nn.Module:
+    config, spec = chunk.config, norm_spec(model.norm, kernels, later=later)
+    norm = build_module(spec, config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon)
     assert isinstance(norm, torch.nn.Module)
     return norm
 

@@ -95,6 +95,6 @@ def _routers(built: Built) -> Iterator[tuple[int, ExpertRouter]]:
 
 
 def _feed_forwards(model: ModelSpec) -> list[FeedForward | None]:
-    """Of all layers, or the experts beside them; then of those of multi-token prediction, which are like the last."""
-    blocks = [*model.layers(), *[model.layers()[-1]] * model.mtp]
+    """Of all layers, or the experts beside them; then of those of multi-token prediction."""
+    blocks = [*model.layers(), *[model.block_ahead] * model.mtp]
     return [block.shortcut or block.feed_forward for block in blocks]

@@ -17,6 +17,7 @@ from ridgeline.models.runtime.initial import fill, initial_std
 from ridgeline.models.runtime.kernels import Kernels
 from ridgeline.models.runtime.layers import decoder_spec
 from ridgeline.models.runtime.multi_token import ahead, hidden_ahead, prediction_spec, tokens_left
+from ridgeline.models.runtime.norms import LaterNorm
 from ridgeline.models.runtime.sequences import Sequences
 
 
@@ -58,9 +59,11 @@ class LanguageModel(GPTModel):
         def head(hidden_sbh: torch.Tensor) -> torch.Tensor:
             return self.output_layer(hidden_sbh, weight=weight, runtime_gather_output=runtime_gather_output)[0]
 
+        final = self.decoder.final_layernorm
+        read = final.normed(hidden_states) if isinstance(final, LaterNorm) else hidden_states
         if labels is None:
-            return head(hidden_states).transpose(0, 1).contiguous()
-        losses = [self.compute_language_model_loss(labels, head(hidden_states))]
+            return head(read).transpose(0, 1).contiguous()
+        losses = [self.compute_language_model_loss(labels, head(read))]
         if self.training:
             samples, size = labels.shape
             left_bs = tokens_left(packed_seq_params, samples=samples, size=size, device=labels.device)

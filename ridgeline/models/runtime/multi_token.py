@@ -1,7 +1,8 @@
 """Multi-token prediction: layers after the last one that guess the tokens after the next.
 
 Layer k takes what the one before it says of a position and the embedding of the token k places on, and predicts the
-token after that; embedding and head are the model's. A position whose document ends before has no loss.
+token after that; embedding and head are the model's. A position whose document ends before has no loss. What one layer
+says to the next is what its norm gives the head or, in models whose layers read before norms, what that norm is given.
 
 Legend: ``s`` = sequence, ``b`` = microbatch, ``h`` = hidden.
 
@@ -40,7 +41,7 @@ from ridgeline.models.runtime.sequences import Sequences
 
 
 class PredictionLayer(MegatronModule):
-    """One depth: two norms, a projection of both together, a block like the model's last one, and a norm."""
+    """One depth: two norms, a projection of both together, a block, and a norm."""
 
     def __init__(
         self,
@@ -61,29 +62,34 @@ class PredictionLayer(MegatronModule):
         assert isinstance(tp, torch.distributed.ProcessGroup)
         self.eh_proj = column_parallel(config, 2 * model.hidden, model.hidden, tp)
         self.transformer_layer = build_module(
-            layer_spec(model.blocks[-1].block, model, kernels),
+            layer_spec(model.block_ahead, model, kernels),
             config=config,
             # Layers count on after the model's; a layer adds its stage's offset itself.
             layer_number=model.num_layers + layer_number - get_transformer_layer_offset(config, vp_stage),
             vp_stage=vp_stage,
         )
         self.final_layernorm = norm()
+        self.before_norm = model.mtp_before_norm
 
-    def forward(self, hidden_sbh: torch.Tensor, embedded_sbh: torch.Tensor, sequences: Sequences) -> torch.Tensor:
-        """What the head and the next depth read, (s or s/tp, b, h)."""
+    def forward(
+        self, hidden_sbh: torch.Tensor, embedded_sbh: torch.Tensor, sequences: Sequences
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the head reads, and what the next depth does, (s or s/tp, b, h) each."""
 
-        def run(hidden_sbh: torch.Tensor, embedded_sbh: torch.Tensor) -> torch.Tensor:
+        def run(hidden_sbh: torch.Tensor, embedded_sbh: torch.Tensor) -> tuple[torch.Tensor, ...]:
             joined, _ = self.eh_proj(torch.cat((self.enorm(embedded_sbh), self.hnorm(hidden_sbh)), dim=-1))
             joined = gather_from_tensor_model_parallel_region(joined)
             if self.config.sequence_parallel:
                 joined = scatter_to_sequence_parallel_region(joined)
             output, _ = self.transformer_layer(joined, attention_mask=None, packed_seq_params=sequences)
-            return self.final_layernorm(output)
+            return (self.final_layernorm(output), output) if self.before_norm else (self.final_layernorm(output),)
 
         config = self.config
         if self.training and config.recompute_granularity == "full" and config.recompute_method == "uniform":
-            return checkpoint(run, False, hidden_sbh, embedded_sbh)
-        return run(hidden_sbh, embedded_sbh)
+            outputs = checkpoint(run, False, hidden_sbh, embedded_sbh)
+        else:
+            outputs = run(hidden_sbh, embedded_sbh)
+        return outputs[0], outputs[-1]
 
 
 def prediction_spec(model: ModelSpec, kernels: Kernels) -> MultiTokenPredictionBlockSubmodules | None:
@@ -95,11 +101,11 @@ def prediction_spec(model: ModelSpec, kernels: Kernels) -> MultiTokenPredictionB
 def hidden_ahead(
     chunk: GPTModel, hidden_sbh: torch.Tensor, tokens_bs: torch.Tensor, left_bs: torch.Tensor, sequences: Sequences
 ) -> Iterator[torch.Tensor]:
-    """What the head reads at each depth, (s or s/tp, b, h), from what it reads for the next token."""
+    """What the head reads at each depth, (s or s/tp, b, h), from what the first depth reads of the model."""
     for depth, layer in enumerate(chunk.mtp.layers, start=1):
         embedded_sbh = chunk.embedding(input_ids=ahead(tokens_bs, depth, left_bs), position_ids=None)
-        hidden_sbh = layer(hidden_sbh, embedded_sbh, sequences)
-        yield hidden_sbh
+        read_sbh, hidden_sbh = layer(hidden_sbh, embedded_sbh, sequences)
+        yield read_sbh
 
 
 def tokens_left(sequences: Sequences, *, samples: int, size: int, device: torch.device) -> torch.Tensor:

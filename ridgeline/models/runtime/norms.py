@@ -33,13 +33,13 @@ class RmsNorm(torch.nn.Module):
 
 
 class LaterNorm(RmsNorm):
-    """A norm of heads that Megatron-core, which would take it before they turn, passes over."""
+    """A norm that Megatron-core passes over: of heads that turn first, of what multi-token prediction reads first."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x
 
     def normed(self, x: torch.Tensor) -> torch.Tensor:
-        """The norm, for when they have turned."""
+        """The norm, for when its time has come."""
         return super().forward(x)
 
 

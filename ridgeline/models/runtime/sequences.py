@@ -119,7 +119,7 @@ def turns_alike(model: ModelSpec, length: int, other: int) -> bool:
 
 
 def _turns(model: ModelSpec) -> set[Turn]:
-    return {turn for run in model.blocks for turn in turns_of(run.block.mixer)}
+    return {turn for block in model.kinds for turn in turns_of(block.mixer)}
 
 
 def turns_of(mixer: Mixer | None) -> Iterator[Turn]:

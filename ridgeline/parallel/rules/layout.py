@@ -38,10 +38,10 @@ def tensor_parallel(job: Job) -> Iterator[Problem]:
     layout = job.layout
     sizes: dict[str, int] = {}
     kv_heads: set[int] = set()
-    for run in job.model.blocks:
-        sizes.update(_split_over_tp(run.block))
-        if isinstance(run.block.mixer, Attention):
-            kv_heads.add(run.block.mixer.kv_heads)
+    for block in job.model.kinds:
+        sizes.update(_split_over_tp(block))
+        if isinstance(block.mixer, Attention):
+            kv_heads.add(block.mixer.kv_heads)
     fitting = [
         tp
         for tp in divisors(gcd(*sizes.values()) if sizes else 1)
@@ -109,7 +109,7 @@ def context_parallel(job: Job) -> Iterator[Problem]:
         yield Problem("layout.ulysses", layout.ulysses, rule, "use 1, or layout.cp_algorithm='hybrid'")
     if layout.cp == 1:
         return
-    for mixer in dict.fromkeys(run.block.mixer for run in job.model.blocks):
+    for mixer in dict.fromkeys(block.mixer for block in job.model.kinds):
         if isinstance(mixer, (GatedDeltaNet, Mamba2)):
             heads = mixer.groups if isinstance(mixer, Mamba2) else mixer.key_heads
             if heads % (layout.tp * layout.cp):

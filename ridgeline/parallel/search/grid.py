@@ -178,7 +178,7 @@ def _unasked(job: Job, values: Mapping[str, tuple[Any, ...]], given: Mapping[str
 
 def _derived(job: Job) -> dict[str, tuple[Any, ...]]:
     world, node, seq_len = job.cluster.world_size, job.cluster.devices_per_node, job.batch.seq_len
-    blocks = [run.block for run in job.model.blocks]
+    blocks = job.model.kinds
     attentions = [block.mixer for block in blocks if isinstance(block.mixer, Attention)]
     mlps = [block.feed_forward for block in blocks if isinstance(block.feed_forward, Mlp)]
     moes = [block.feed_forward for block in blocks if isinstance(block.feed_forward, Moe)]
