@@ -49,8 +49,8 @@ RUNS: Mapping[str, tuple[object, ...]] = MappingProxyType(
 )
 """What this runtime can do of fields that a plan understands whole."""
 
-SCHEDULES = ("1f1b", "interleaved_1f1b")
-"""What Megatron-core runs."""
+SCHEDULES = ("1f1b", "interleaved_1f1b", "gpipe")
+"""Those whose actions this runtime carries out."""
 
 ANY = object()
 

@@ -10,8 +10,10 @@ from ridgeline.models.megatron import Fields, ddp_fields, optimizer_fields, tran
 from ridgeline.parallel.actions import Action
 from ridgeline.parallel.mesh import PROCESS_GROUPS, ExpertCoords, RankCoords, expert_coords, group_of, rank_coords
 from ridgeline.parallel.plan import Plan
+from ridgeline.parallel.schedule import forward_only
 from ridgeline.parallel.shards import Box, LocalParam, padded_vocab, rank_params, slices_of
 from ridgeline.parallel.stages import StageMap
+from ridgeline.parallel.traffic import Step, steps_of
 
 
 @attrs.frozen(kw_only=True)
@@ -82,7 +84,9 @@ class RankProgram:
         kernels: The kernel chosen for each op.
         transformer, ddp, optimizer: Fields of Megatron-core's three configs.
         data: The samples it reads.
-        actions: Its forwards and backwards of one step, in order.
+        owners: The pipeline rank of each stage of the model.
+        steps: Its forwards and backwards of one step, in order, with what it sends and receives.
+        evaluation: The same of a step that only tells the loss.
     """
 
     job: Job
@@ -99,7 +103,14 @@ class RankProgram:
     ddp: Fields
     optimizer: Fields
     data: DataSlice
-    actions: tuple[Action, ...]
+    owners: tuple[int, ...]
+    steps: tuple[Step, ...]
+    evaluation: tuple[Step, ...]
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        """Its forwards and backwards of one step, in order."""
+        return tuple(step.action for step in self.steps)
 
     def __str__(self) -> str:
         """A section for each field but the job."""
@@ -143,7 +154,9 @@ def lower(plan: Plan, rank: int) -> RankProgram:
             num_microbatches=job.num_microbatches,
             seq_len=job.batch.seq_len,
         ),
-        actions=plan.schedule.ranks[coords.pp_rank],
+        owners=tuple(map(plan.stages.owner, range(plan.stages.num_stages))),
+        steps=steps_of(plan.schedule)[coords.pp_rank],
+        evaluation=steps_of(forward_only(plan.schedule))[coords.pp_rank],
     )
 
 

@@ -28,6 +28,7 @@ LAYOUTS = {
     "uneven vpp2": (2, {"layout__pp": 2, "layout__vpp": 2, "layout__stages": (0, 1, 3, 0)}),
     "noop": (2, {"layout__pp": 2, "layout__vpp": 2, "layout__noop_layers": (0, 3, 5, 7)}),
     "pp4": (4, {"layout__pp": 4}),
+    "pp2 gpipe": (2, {"layout__pp": 2, "layout__schedule": "gpipe"}),
     "tp2 pp2": (4, {"layout__tp": 2, "layout__pp": 2}),
     "tp2 pp2 sp vpp2": (4, {"layout__tp": 2, "layout__pp": 2, "layout__sp": True, "layout__vpp": 2, "batch__gbs": 16}),
     "ep2 alltoall": (2, {"layout__ep": 2}),

@@ -15,7 +15,7 @@ from ridgeline.models.program import RankProgram
 from ridgeline.models.runtime.model import build_chunk, build_config, in_precision, initialize, mark, resolved
 from ridgeline.models.runtime.rope import RotaryTable
 from ridgeline.models.runtime.sequences import Turn, tables_of
-from ridgeline.parallel.runtime.execute import wrap_chunks
+from ridgeline.parallel.runtime.gradients import wrap_chunks
 from ridgeline.parallel.runtime.groups import process_groups
 from ridgeline.parallel.runtime.optimizer import build_optimizer
 
@@ -39,6 +39,11 @@ class Built:
     config: TransformerConfig
     tables: Mapping[Turn, RotaryTable]
     device: torch.device
+
+    @property
+    def by_stage(self) -> dict[int, DistributedDataParallel]:
+        """Each chunk by its stage."""
+        return {part.stage: chunk for part, chunk in zip(self.program.chunks, self.chunks, strict=True)}
 
 
 @contextmanager

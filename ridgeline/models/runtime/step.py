@@ -1,19 +1,21 @@
 """One training step and one evaluation step of a built rank."""
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
 import torch
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
+from ridgeline.models.program import Chunk
 from ridgeline.models.runtime.build import Built
 from ridgeline.models.runtime.expert_load import ExpertLoad, forget_load, load_of_step, move_expert_biases
 from ridgeline.models.runtime.indexer_report import forget_indexer_loss, indexer_loss_of_step
 from ridgeline.models.runtime.sequences import Microbatch, Sequences, sequences_of
 from ridgeline.parallel.lr import lr_at
-from ridgeline.parallel.runtime.execute import run_schedule, share_sums
+from ridgeline.parallel.runtime.execute import run_schedule
+from ridgeline.parallel.runtime.gradients import share_sums
 from ridgeline.parallel.runtime.optimizer import update
 
 
@@ -123,7 +125,7 @@ def run_chunk(
         labels: (b, s), read by the last stage only.
         options: Of GPTModel's forward.
     """
-    part = built.program.chunks[built.chunks.index(chunk)]  # pyright: ignore[reportArgumentType]  one of them
+    part = part_of(built, chunk)
     device = built.device
     embeds = part.pre_process or (part.post_process and built.program.job.model.mtp > 0)
     return chunk(
@@ -134,6 +136,11 @@ def run_chunk(
         packed_seq_params=_sequences(built, batch),
         **options,
     )
+
+
+def part_of(built: Built, chunk: torch.nn.Module) -> Chunk:
+    """The part of the model that a chunk of this rank is."""
+    return built.program.chunks[built.chunks.index(chunk)]  # pyright: ignore[reportArgumentType]  one of them
 
 
 def _position_ids(built: Built, batch: Microbatch) -> torch.Tensor | None:
@@ -158,53 +165,57 @@ def _run(
     data, batches = built.program.data, list(microbatches)
     # With more or fewer, ranks would wait for each other for ever.
     assert len(batches) == data.num_microbatches, f"{len(batches)} microbatches, not {data.num_microbatches}"
+    _weigh_aside(built)
     reports = run_schedule(
-        built.chunks,
+        built.by_stage,
         functools.partial(_forward_step, built),
+        steps=built.program.evaluation if forward_only else built.program.steps,
+        owners=built.program.owners,
         microbatches=batches,
         seq_len=data.seq_len,
         mbs=data.mbs,
-        forward_only=forward_only,
+        device=built.device,
         whole_gradients=whole,
     )
     depths = 1 if forward_only else 1 + built.program.job.model.mtp
     sums = torch.stack(reports).sum(0) if reports else torch.zeros(2 * depths + 1, device=built.device)
-    *sums, tokens = share_sums(sums).tolist()
+    *sums, tokens = share_sums(sums, last=built.program.owners[-1]).tolist()
     totals, means = sums[:depths], sums[depths:]
     if built.program.job.objective.per_token:
+        if not forward_only and tokens:
+            for chunk in built.chunks:
+                chunk.scale_gradients(1.0 / tokens)
         loss, *further = (total / max(tokens, 1.0) for total in totals)
     else:
         loss, *further = (mean / (data.num_microbatches * data.dp) for mean in means)
     return MeanLoss(loss, round(tokens), tuple(further))
 
 
-def _forward_step(built: Built, microbatches: Iterator[Microbatch], chunk: torch.nn.Module) -> tuple[torch.Tensor, Any]:
-    """One microbatch through one chunk: its output, and how that becomes a loss if the chunk is the last stage."""
-    batch = next(microbatches)
-    _weigh_aside(built)
-    loss = functools.partial(_loss, batch.loss_mask, weight=built.program.job.objective.mtp_loss)
-    return run_chunk(built, chunk, batch, labels=batch.labels), loss
+def _forward_step(built: Built, chunk: torch.nn.Module, batch: Microbatch) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """One microbatch through one chunk: its output, or of the last stage the loss to go back from, and a report."""
+    output = run_chunk(built, chunk, batch, labels=batch.labels)
+    return _loss(built, batch.loss_mask, output) if part_of(built, chunk).post_process else (output, None)
 
 
 def _weigh_aside(built: Built) -> None:
-    """Weigh what layers add to the loss as a microbatch's loss is; upstream does so for models with experts alone."""
-    if built.config.num_moe_experts is None and built.config.dsa_indexer_loss_coeff:
-        weight = 1.0 if built.config.calculate_per_token_loss else 1.0 / built.program.data.num_microbatches
-        MoEAuxLossAutoScaler.set_loss_scale(torch.full((1,), weight, device=built.device))
+    """Weigh what layers add to the loss as a microbatch's loss is."""
+    weight = 1.0 if built.config.calculate_per_token_loss else 1.0 / built.program.data.num_microbatches
+    MoEAuxLossAutoScaler.set_loss_scale(torch.full((1,), weight, device=built.device))
 
 
-def _loss(
-    loss_mask: torch.Tensor, losses: torch.Tensor, *, weight: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A microbatch's losses, (b, s) or of every depth (d, b, s), as one number to go back from; its tokens; a report.
+def _loss(built: Built, loss_mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A microbatch's losses, (b, s) or of every depth (d, b, s), as one number to go back from; and a report.
 
-    That holds the sum and the mean of each depth, and the tokens. Further depths count ``weight`` together, each over
-    the tokens of the first, as in DeepSeek-V3 (arXiv 2412.19437, equation 24); a token's mask goes with its label.
+    That holds the sum and the mean of each depth, and the tokens. Further depths count together as much as the
+    objective says, each over the tokens of the first, as in DeepSeek-V3 (arXiv 2412.19437, equation 24); a token's mask
+    goes with its label. A loss per token is divided by the step's tokens in the end, with the gradients.
     """
     mask_bs = loss_mask.to(losses.device, torch.float32, non_blocking=True)
     by_depth = losses.float().reshape(-1, *mask_bs.shape)
     sums = torch.stack([(loss * mask_bs.roll(-depth, dims=1)).sum() for depth, loss in enumerate(by_depth)])
     tokens = mask_bs.sum()
     report = torch.cat((sums.detach(), sums.detach() / tokens.clamp(min=1), tokens.unsqueeze(0)))
-    total = sums[0] + weight * sums[1:].sum() / max(1, len(sums) - 1)
-    return total, tokens.to(torch.int), report
+    total = sums[0] + built.program.job.objective.mtp_loss * sums[1:].sum() / max(1, len(sums) - 1)
+    if not built.program.job.objective.per_token:
+        total = total / tokens.clamp(min=1) / built.program.data.num_microbatches
+    return total, report

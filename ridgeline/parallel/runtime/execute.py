@@ -1,79 +1,166 @@
-"""The schedule carried out: forwards and backwards of all microbatches, through Megatron-core's executor."""
+"""The schedule carried out: a rank's actions in their order, with what they send and receive."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
+import attrs
 import torch
 from megatron.core import parallel_state
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.transformer.module import MegatronModule
+from megatron.core.pipeline_parallel.schedules import custom_backward, deallocate_output_tensor
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.utils import get_attr_wrapped_model, get_model_config
 from torch import distributed
 
-ForwardStep = Callable[[Iterator[Any], torch.nn.Module], tuple[torch.Tensor, Callable[[torch.Tensor], Any] | None]]
-"""The next microbatch through a chunk: its output, and what makes that a loss; None reports the output itself."""
+from ridgeline.parallel.actions import Action
+from ridgeline.parallel.runtime.gradients import Chunks, before_action, completion_of, finish_gradients
+from ridgeline.parallel.runtime.transfers import Input, Transfers, made_by, post, take, wait
+from ridgeline.parallel.traffic import Step
+
+ForwardStep: TypeAlias = Callable[[torch.nn.Module, Any], tuple[torch.Tensor, Any]]
+"""A microbatch through a chunk whose input has been set: what the next stage needs, or the loss to go back from; and a
+report, None of chunks that have nothing to tell."""
+
+Cell: TypeAlias = tuple[int, int]
+"""A stage and a microbatch."""
 
 
-def wrap_chunks(
-    chunks: Sequence[MegatronModule], config: TransformerConfig, ddp: DistributedDataParallelConfig
-) -> list[DistributedDataParallel]:
-    """Put each chunk's gradients in buffers that are reduced over dp, and tell the config when to reduce them."""
-    wrapped = [
-        DistributedDataParallel(config, ddp, chunk, disable_bucketing=index > 0) for index, chunk in enumerate(chunks)
-    ]
-    config.finalize_model_grads_func = finalize_model_grads
-    if ddp.overlap_grad_reduce:
-        no_sync = [chunk.no_sync for chunk in wrapped]
-        config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]  # pyright: ignore[reportAttributeAccessIssue]
-    return wrapped
+@attrs.frozen(kw_only=True, eq=False)
+class Run:
+    """One step on its way.
+
+    Attributes:
+        chunks: Of this rank, by stage.
+        config: Of all of them.
+        forward: Of one microbatch and one chunk.
+        microbatches: Of this dp rank.
+        last_stage: Of the model.
+        trains: Whether forwards are kept for backwards.
+        transfers: Between this rank's actions and others.
+        kept: Input and output of each forward whose backward is to come.
+        reports: Of microbatches.
+    """
+
+    chunks: Chunks
+    config: TransformerConfig
+    forward: ForwardStep
+    microbatches: Sequence[Any]
+    last_stage: int
+    trains: bool
+    transfers: Transfers
+    kept: dict[Cell, tuple[torch.Tensor | None, torch.Tensor]] = attrs.field(factory=dict, init=False)
+    reports: dict[int, Any] = attrs.field(factory=dict, init=False)
 
 
 def run_schedule(
-    chunks: Sequence[torch.nn.Module],
-    forward_step: ForwardStep,
+    chunks: Chunks,
+    forward: ForwardStep,
     *,
+    steps: Sequence[Step],
+    owners: Sequence[int],
     microbatches: Sequence[Any],
     seq_len: int,
     mbs: int,
-    forward_only: bool = False,
+    device: torch.device,
     whole_gradients: bool = False,
 ) -> list[Any]:
     """Run every microbatch through every chunk of this rank, and its backward, in the order of the schedule.
 
+    Gradients are reduced in the end, where there are backwards.
+
     Args:
-        chunks: Of this rank, in order.
-        forward_step: Of one microbatch and one chunk.
-        microbatches: Of this dp rank.
+        chunks: Of this rank, by stage.
+        forward: Of one microbatch and one chunk.
+        steps: This rank's actions, with what they send and receive.
+        owners: The pipeline rank of each stage.
+        microbatches: Of this dp rank, as many as the actions number.
         seq_len: Tokens of a sample.
         mbs: Samples of a microbatch.
-        forward_only: Leave the backwards out.
+        device: Where they are computed.
         whole_gradients: Reduce each gradient to every dp rank, even if the optimizer needs but a shard of it.
 
     Returns:
-        What was reported of each microbatch, on ranks that hold the last stage; nothing elsewhere.
+        What was reported of each microbatch, in their order.
     """
-    iterators = [iter(microbatches) for _ in chunks]
-    several = len(chunks) > 1
-    return get_forward_backward_func()(
-        forward_step_func=forward_step,
-        data_iterator=iterators if several else iterators[0],
-        model=list(chunks) if several else chunks[0],
-        num_microbatches=len(microbatches),
-        seq_length=seq_len,
-        micro_batch_size=mbs,
-        forward_only=forward_only,
-        force_all_reduce=whole_gradients,
+    actions = [step.action for step in steps]
+    trains = any(action.kind != "F" for action in actions)
+    config: Any = get_model_config(next(iter(chunks.values())))
+    run = Run(
+        chunks=chunks,
+        config=config,
+        forward=forward,
+        microbatches=microbatches,
+        last_stage=len(owners) - 1,
+        trains=trains,
+        transfers=_transfers(config, owners, seq_len=seq_len, mbs=mbs, device=device),
+    )
+    completion = completion_of(chunks, actions, whole=whole_gradients)
+    made, send_to = None, None
+    for step in steps:
+        post(run.transfers, made=made, send_to=send_to, receives=step.receives)
+        before_action(completion, step.action)
+        made, send_to = _carried_out(run, step.action), step.send_to
+        if made is not None and send_to is None:
+            run.transfers.inputs[made_by(step.action)] = made
+    post(run.transfers, made=made, send_to=send_to, receives=())
+    wait(run.transfers)
+    if trains:
+        finish_gradients(completion, whole=whole_gradients)
+    return [run.reports[microbatch] for microbatch in sorted(run.reports)]
+
+
+def _transfers(
+    config: TransformerConfig, owners: Sequence[int], *, seq_len: int, mbs: int, device: torch.device
+) -> Transfers:
+    group = parallel_state.get_pipeline_model_parallel_group()
+    assert isinstance(group, distributed.ProcessGroup)
+    parts = config.context_parallel_size * (config.tensor_model_parallel_size if config.sequence_parallel else 1)
+    return Transfers(
+        group=group,
+        owners=owners,
+        shape=(seq_len // parts, mbs, config.hidden_size),
+        dtype=config.pipeline_dtype,
+        device=device,
+        at_once=config.batch_p2p_comm,
     )
 
 
-def share_sums(sums: torch.Tensor) -> torch.Tensor:
-    """Add up over dp what the ranks of the last stage counted, and tell the ranks of all stages."""
-    pipeline = parallel_state.get_pipeline_model_parallel_group()
-    assert isinstance(pipeline, distributed.ProcessGroup)
-    last = parallel_state.get_pipeline_model_parallel_last_rank()
-    if distributed.get_rank() == last:
-        distributed.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
-    if pipeline.size() > 1:
-        distributed.broadcast(sums, src=last, group=pipeline)
-    return sums
+def _carried_out(run: Run, action: Action) -> torch.Tensor | None:
+    """What an action makes for another one."""
+    stage, kind, microbatch = action
+    match kind:
+        case "F":
+            return _forward(run, stage, microbatch)
+        case "B":
+            return _backward(run, stage, microbatch)
+        case _:
+            raise AssertionError(action)  # lowering refuses all others
+
+
+def _forward(run: Run, stage: int, microbatch: int) -> torch.Tensor | None:
+    """What the next stage needs."""
+    received = take(run.transfers, Input(stage, True, microbatch)) if stage else None
+    if received is not None and run.trains:
+        received.requires_grad_()
+    get_attr_wrapped_model(run.chunks[stage], "set_input_tensor")([received])
+    output, report = run.forward(run.chunks[stage], run.microbatches[microbatch])
+    if report is not None:
+        run.reports[microbatch] = report
+    if run.trains:
+        run.kept[stage, microbatch] = received, output
+    if stage == run.last_stage:
+        return None
+    sent = output.detach()
+    if run.trains:
+        deallocate_output_tensor(output, run.config.deallocate_pipeline_outputs)
+    return sent
+
+
+def _backward(run: Run, stage: int, microbatch: int) -> torch.Tensor | None:
+    """What the stage before needs: the gradient of its output."""
+    gradient = None if stage == run.last_stage else take(run.transfers, Input(stage, False, microbatch))
+    received, output = run.kept.pop((stage, microbatch))
+    if run.config.deallocate_pipeline_outputs:
+        custom_backward(output, gradient)
+    else:
+        torch.autograd.backward(output, gradient)
+    return None if received is None else received.grad
