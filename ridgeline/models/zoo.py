@@ -25,7 +25,7 @@ class Preset:
 
     Attributes:
         name: Ours: the repository's name in lower case, without ``Meta-`` and ``-hf``.
-        source: The Hugging Face repository and file; of a model that has none, its paper.
+        source: The Hugging Face repository and file; of a model that has none, its paper, checkpoint or launch script.
         retrieved: When the copies were read, ISO date.
         copies: The public copies they were read from.
         config: The fields of the file that define the architecture, and its token ids.
@@ -92,7 +92,7 @@ def _preset(name: str, entry: Mapping[str, Any], series: Mapping[str, Any]) -> P
     return Preset(
         name=name,
         source=entry["source"],
-        retrieved=series["retrieved"],
+        retrieved=entry.get("retrieved", series["retrieved"]),
         copies=tuple(series["copies"][copy] for copy in entry["copies"]),
         config=MappingProxyType({key: value for key, value in config.items() if key not in unsourced}),
         unsourced=unsourced,

@@ -1,6 +1,7 @@
 """Published names and shapes, against transformers' own models and files."""
 
 import json
+import re
 from typing import Any
 
 import attrs
@@ -116,7 +117,10 @@ def assembled(source: RowSource, tensors: dict[str, torch.Tensor]) -> torch.Tens
     return torch.cat([tensors[run.tensor][run.start : run.start + run.count] for run in row_runs(source, rows)])
 
 
-LIKE_OTHERS = ("deepseek-r1", "deepseek-v2", "deepseek-v2.5", "kimi-k2", "glm-4.5", "glm-5")  # larger, named alike
+LIKE_OTHERS = ("deepseek-r1", "deepseek-v2", "deepseek-v2.5", "deepseek-coder-v2-base", "kimi-k2", "glm-4.5", "glm-5")
+"""Larger models, named as smaller ones are."""
+ROOT_IN_FILES = {"nemotron_h": "backbone."}
+"""What files say where transformers' class says ``model.``; it converts when it reads and writes."""
 NAMED = [
     name
     for name in model_names()
@@ -133,7 +137,9 @@ def test_names_and_shapes_of_every_size(name: str):
     used = [place for source in sources.values() for place in used_by(source)]
     assert len(used) == len(set(used))
     assert {name for name, _ in used} == shapes.keys()
-    state = {key: shape for key, shape in built(name).shapes.items() if key not in hf_derived(spec)}
+    root = ROOT_IN_FILES.get(spec.family, "model.")
+    state = {re.sub(r"^model\.", root, key): shape for key, shape in built(name).shapes.items()}
+    state = {key: shape for key, shape in state.items() if key not in hf_derived(spec)}
     # block_sparse_moe in some files, and the router a gate
     parts = (".mlp.experts.", ".mlp.gate.weight", ".mlp.router.weight", ".mlp.e_score_correction_bias")
     experts = [key for key in state if any(part in key for part in parts)]

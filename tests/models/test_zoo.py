@@ -23,6 +23,8 @@ UNDECIDED = {"max_window_layers", "sliding_window", "use_sliding_window"}
 UNDECIDED |= {"initializer_range", "attention_dropout", "residual_dropout"}
 # Of one size of Bloom, what all sizes have in common.
 UNDECIDED |= {"apply_residual_connection_post_layernorm", "hidden_dropout", "layer_norm_epsilon", "slow_but_exact"}
+# A file of a published repository, a paper, a checkpoint that only Megatron-LM reads, or a launch script.
+SOURCE = re.compile(r"[\w.-]+/[\w.-]+/(config\.json|release)|arXiv \d{4}\.\d{5}, table [\d.]+|[\w/.-]+\.sh")
 KNOWN = [name for name in model_names() if model_preset(name).family not in REMOTE]
 
 
@@ -52,6 +54,8 @@ def test_the_written_config_is_the_published_one(name: str):
         assert written["head_dim"] == published["hidden_size"] // published["num_attention_heads"]
     if "seq_length" in hf_config_of(spec) and "seq_length" not in preset_of(name).config:
         ignored.add("seq_length")  # of Bloom's training, where transformers has no limit
+    if (older := published.pop("attention_head_dim", None)) is not None:  # Nemotron-H's first name for it
+        assert older == written["head_dim"]
     published["architectures"] = written["architectures"]  # some were published under a class with another name
     for config in (published, written):
         (config.get("rope_parameters") or {}).pop("type", None)  # transformers 4's name for rope_type
@@ -70,7 +74,7 @@ def test_a_preset_comes_back_from_its_config(name: str):
 def test_a_preset_says_where_it_comes_from(name: str):
     """Source, date and copies are recorded, and no field is both held and called unsourced."""
     preset = preset_of(name)
-    assert re.fullmatch(r"[\w.-]+/[\w.-]+/config\.json|arXiv \d{4}\.\d{5}, table [\d.]+", preset.source)
+    assert SOURCE.fullmatch(preset.source)
     assert date.fromisoformat(preset.retrieved) <= date.today()
     assert preset.copies
     assert not set(preset.unsourced) & set(preset.config)
@@ -79,6 +83,9 @@ def test_a_preset_says_where_it_comes_from(name: str):
 
 
 SIZES = """
+aquila-7b                     7,295,537,152   7,295,537,152
+aquila2-34b                  34,233,796,608  34,233,796,608
+aquila2-7b                    7,655,698,432   7,655,698,432
 baichuan-13b                 13,264,901,120  13,264,901,120
 baichuan-7b                   7,000,559,616   7,000,559,616
 baichuan2-13b                13,896,668,160  13,896,668,160
@@ -90,11 +97,16 @@ chatglm3-6b                   6,243,584,000   6,243,584,000
 codellama-13b                13,016,028,160  13,016,028,160
 codellama-34b                33,743,970,304  33,743,970,304
 codellama-7b                  6,738,546,688   6,738,546,688
+codeqwen1.5-7b-chat           7,250,284,544   7,250,284,544
+deepseek-coder-v2-base      235,741,434,880  21,375,800,320
 deepseek-llm-7b-base          6,910,365,696   6,910,365,696
+deepseek-math-7b-base         6,910,365,696   6,910,365,696
 deepseek-r1                 682,636,487,424  37,552,297,472
 deepseek-r1-distill-llama-70b  70,553,706,496  70,553,706,496
 deepseek-r1-distill-llama-8b   8,030,261,248   8,030,261,248
 deepseek-r1-distill-qwen-1.5b   1,777,088,000   1,777,088,000
+deepseek-r1-distill-qwen-14b  14,770,033,664  14,770,033,664
+deepseek-r1-distill-qwen-32b  32,763,876,352  32,763,876,352
 deepseek-r1-distill-qwen-7b   7,615,616,512   7,615,616,512
 deepseek-v2                 235,741,434,880  21,375,800,320
 deepseek-v2-lite             15,706,484,224   2,661,150,208
@@ -123,9 +135,12 @@ gpt3-760m                       760,300,032     760,300,032
 grok-1                      315,684,820,992  83,756,587,008
 hunyuan-a52b-instruct       388,701,405,440  51,322,077,440
 hunyuan-a52b-pretrain       388,698,128,640  51,318,800,640
+internlm-65b                 66,454,298,624  66,454,298,624
 internlm-7b                   7,321,948,160   7,321,948,160
 internlm2-20b                19,861,149,696  19,861,149,696
 internlm2-7b                  7,737,708,544   7,737,708,544
+internlm2.5-1.8b-chat         1,889,110,016   1,889,110,016
+internlm2.5-20b              19,861,149,696  19,861,149,696
 internlm2.5-20b-chat         19,861,149,696  19,861,149,696
 internlm2.5-7b                7,737,708,544   7,737,708,544
 internlm3-8b-instruct         8,804,241,408   8,804,241,408
@@ -133,6 +148,10 @@ kimi-k2                     1,026,408,232,448  32,861,500,928
 ling-1t                     999,705,328,640  51,054,427,136
 ling-flash-2.0              102,889,705,216   6,152,277,760
 ling-mini-2.0                16,255,643,392   1,432,973,056
+llama-13b                    13,015,864,320  13,015,864,320
+llama-30b                    32,528,943,616  32,528,943,616
+llama-65b                    65,285,660,672  65,285,660,672
+llama-7b                      6,738,415,616   6,738,415,616
 llama2-13b                   13,015,864,320  13,015,864,320
 llama2-70b                   68,976,648,192  68,976,648,192
 llama2-7b                     6,738,415,616   6,738,415,616
@@ -145,6 +164,10 @@ llama3.2-1b                   1,235,814,400   1,235,814,400
 llama3.2-3b                   3,212,749,824   3,212,749,824
 llama3.3-70b                 70,553,706,496  70,553,706,496
 longcat-flash-chat          560,664,980,480  27,954,818,048
+magistral-small-2506         23,572,403,200  23,572,403,200
+mamba2-2.7b                   2,702,599,680   2,702,599,680
+mamba2-8b-3t-4k               8,236,999,680   8,236,999,680
+mamba2-hybrid-8b-3t-4k        8,654,517,248   8,654,517,248
 minicpm-2b-128k               3,007,736,064   3,007,736,064
 minicpm-2b-sft-bf16           2,724,880,896   2,724,880,896
 minicpm-moe-8x2b             13,873,291,776   4,318,142,976
@@ -155,22 +178,27 @@ mistral-7b-v0.1               7,241,732,096   7,241,732,096
 mistral-7b-v0.3               7,248,023,552   7,248,023,552
 mixtral-8x22b               140,620,634,112  39,152,031,744
 mixtral-8x7b                 46,702,792,704  12,879,925,248
+nemotron-h-8b-base-8k         8,100,852,736   8,100,852,736
 phi-3.5-mini-instruct         3,821,079,552   3,821,079,552
 phi-3.5-moe-instruct         41,873,153,344   6,640,999,744
 phi-4-mini-instruct           3,836,021,760   3,836,021,760
 plm-1.8b-base                 1,825,458,176   1,825,458,176
+qwen-14b                     14,167,290,880  14,167,290,880
 qwen-1_8b                     1,836,828,672   1,836,828,672
 qwen-72b                     72,287,920,128  72,287,920,128
 qwen-7b                       7,721,324,544   7,721,324,544
 qwen1.5-0.5b                    463,987,712     463,987,712
+qwen1.5-1.8b                  1,836,828,672   1,836,828,672
 qwen1.5-110b                111,209,914,368 111,209,914,368
 qwen1.5-14b-chat             14,167,290,880  14,167,290,880
 qwen1.5-32b-chat             32,512,218,112  32,512,218,112
+qwen1.5-4b-chat               3,950,369,280   3,950,369,280
 qwen1.5-72b-chat             72,287,920,128  72,287,920,128
 qwen1.5-7b-chat               7,721,324,544   7,721,324,544
 qwen1.5-moe-a2.7b            14,315,784,192   2,689,173,504
 qwen2-0.5b                      494,032,768     494,032,768
 qwen2-1.5b                    1,543,714,304   1,543,714,304
+qwen2-57b-a14b               57,408,658,944  14,249,270,784
 qwen2-72b                    72,706,203,648  72,706,203,648
 qwen2-7b                      7,615,616,512   7,615,616,512
 qwen2.5-0.5b                    494,032,768     494,032,768
@@ -193,8 +221,11 @@ qwen3-32b                    32,762,123,264  32,762,123,264
 qwen3-4b                      4,022,468,096   4,022,468,096
 qwen3-8b                      8,190,735,360   8,190,735,360
 qwen3-coder-480b-a35b       480,154,875,392  35,474,765,312
+qwen3-coder-next             79,674,391,296   3,874,929,408
 qwen3-next-80b-a3b-thinking  79,674,391,296   3,874,929,408
+qwq-32b                      32,763,876,352  32,763,876,352
 qwq-32b-preview              32,763,876,352  32,763,876,352
+ring-1t                     999,705,328,640  51,054,427,136
 seed-oss-36b-instruct        36,151,104,512  36,151,104,512
 yi-1.5-34b                   34,388,917,248  34,388,917,248
 yi-1.5-6b                     6,061,035,520   6,061,035,520

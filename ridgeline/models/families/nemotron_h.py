@@ -5,7 +5,7 @@ from itertools import groupby
 from types import MappingProxyType, NoneType
 from typing import Any
 
-from ridgeline.core.model import Attention, Block, Mamba2, Mlp, ModelSpec, Moe, Repeat, Rope
+from ridgeline.core.model import Activation, Attention, Block, Mamba2, Mlp, ModelSpec, Moe, Repeat, Rope
 from ridgeline.models.families.mamba2 import STEP_LIMIT, mamba_weights
 from ridgeline.models.family import Family, Field, Values, require
 from ridgeline.models.hf_template import Template, direct, grouped_qkv
@@ -21,6 +21,9 @@ KINDS: Mapping[str, str] = MappingProxyType(
     }
 )
 """What older files call a layer, letter by letter or word by word."""
+
+ACTIVATIONS: Mapping[str, Activation] = MappingProxyType({"relu2": "squared_relu", "gelu": "gelu"})
+"""Ours for each activation of an MLP."""
 
 FIELDS = (
     Field("vocab_size", int),
@@ -41,7 +44,7 @@ FIELDS = (
     Field("attention_dropout", float, 0.0, only=(0.0,)),
     Field("sliding_window", int | None, None, only=(None,)),
     Field("intermediate_size", int),
-    Field("mlp_hidden_act", str, "relu2", only=("relu2",)),
+    Field("mlp_hidden_act", str, "relu2", only=tuple(ACTIVATIONS)),
     Field("mlp_bias", bool, False),
     Field("mamba_num_heads", int),
     Field("mamba_head_dim", int),
@@ -77,7 +80,9 @@ FIELDS = (
 
 def _spec_of(hf: Values, rope: Rope) -> ModelSpec:
     kinds = _kinds(hf)
-    require(not (hf["mlp_bias"] and "moe" in kinds), "mlp_bias", True, "is not modelled beside experts")
+    if "moe" in kinds:
+        require(not hf["mlp_bias"], "mlp_bias", True, "is not modelled beside experts")
+        require(hf["mlp_hidden_act"] == "relu2", "mlp_hidden_act", hf["mlp_hidden_act"], "is not modelled of experts")
     blocks = _blocks(hf)
     return ModelSpec(
         vocab_size=hf["vocab_size"],
@@ -136,7 +141,7 @@ def _blocks(hf: Values) -> Mapping[str, Block]:
         groups=hf["n_group"],
         group_topk=hf["topk_group"],
     )
-    mlp = Mlp(ffn_hidden=hf["intermediate_size"], activation="squared_relu", bias=hf["mlp_bias"])
+    mlp = Mlp(ffn_hidden=hf["intermediate_size"], activation=ACTIVATIONS[hf["mlp_hidden_act"]], bias=hf["mlp_bias"])
     return {
         "linear_attention": Block(mixer=mamba),
         "full_attention": Block(mixer=attention),
@@ -196,7 +201,8 @@ def _fields_of(block: Block) -> tuple[str, dict[str, Any]]:
                 "time_step_min": mixer.step_min,
             }
         case Mlp() as mlp:
-            return "mlp", {"intermediate_size": mlp.ffn_hidden, "mlp_bias": mlp.bias}
+            act = next((theirs for theirs, ours in ACTIVATIONS.items() if ours == mlp.activation), "relu2")
+            return "mlp", {"intermediate_size": mlp.ffn_hidden, "mlp_hidden_act": act, "mlp_bias": mlp.bias}
         case Moe() as moe:
             return "moe", {
                 "n_routed_experts": moe.experts,

@@ -31,7 +31,8 @@ NO_FLAGS = frozenset(
     (
         *("baichuan-13b", "baichuan2-7b", "baichuan2-13b", "bloom", "gemma", "gemma2", "glm_moe_dsa"),
         *("gpt2", "gpt_oss", "grok-1", "internlm3", "minicpm3", "minimax_m2", "phi3", "phimoe", "plm"),
-        *("hunyuan", "qwen3_next", "internlm2.5-7b", "internlm2.5-20b-chat", "longcat_flash", "minicpm-2b-128k"),
+        *("hunyuan", "qwen3_next", "longcat_flash", "minicpm-2b-128k", "mamba2", "nemotron_h"),
+        *(f"internlm2.5-{size}" for size in ("1.8b-chat", "7b", "20b", "20b-chat")),
     )
 )
 """Families and models with something that no flag of Megatron-LM or MindSpeed-LLM says, or none for all layers."""
