@@ -7,13 +7,15 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from ridgeline.apps.output import write_json
-from ridgeline.core.codec import FORMATS, dumps
+from ridgeline.core.codec import FORMATS, dumps, unstructure
 from ridgeline.core.errors import Problem, SpecError, nearest
 from ridgeline.core.params import mtp_params, num_active_params, num_params
 from ridgeline.models.describe import draw_model, traits_of
+from ridgeline.models.references import Reference, references, references_of
 from ridgeline.models.zoo import model_names, model_preset, preset_of
 
 HEAD = "| model | family | layers | parameters | active | context | traits | source, read |"
+ROWS = "| MindSpeed-LLM's row | model | tokens | cluster | layout, batch | script |"
 
 
 def models(
@@ -51,6 +53,10 @@ def _show(name: str, *, format: str) -> None:
         sys.stderr.write(f"  from {copy}\n")
     if preset.unsourced:
         sys.stderr.write(f"  no copy showed: {', '.join(preset.unsourced)}\n")
+    for row in references_of(name):
+        sys.stderr.write(
+            f"MindSpeed-LLM trains {_kept(row)} at {row.seq_len:,} on {row.nodes} x {row.devices}: {_layout(row)}\n"
+        )
     sys.stderr.write(f"\n{draw_model(model)}\n\n")
     sys.stdout.write(dumps(model, format=format))
 
@@ -70,6 +76,7 @@ def _entry(name: str) -> dict[str, Any]:
         "source": preset.source,
         "retrieved": preset.retrieved,
         "unsourced": list(preset.unsourced),
+        "references": [{**unstructure(row), "layout": dict(row.layout)} for row in references_of(name)],
     }
 
 
@@ -78,6 +85,19 @@ def _row(name: str) -> str:
     total, active = num_params(model), num_active_params(model)
     size = f"{total / 1e9:7.2f}B" + (f", {active / 1e9:.2f}B active" if active != total else "")
     return f"{name:34}{model.family:14}{model.num_layers:4} layers  {size:28}{', '.join(traits_of(model))}"
+
+
+def _kept(row: Reference) -> str:
+    return "it" if row.layers is None else f"{row.layers} layers of it"
+
+
+def _layout(row: Reference) -> str:
+    fields = {**row.layout, "mbs": row.mbs, "gbs": row.gbs}
+    return ", ".join(name if value is True else f"{name} {_value(value)}" for name, value in fields.items())
+
+
+def _value(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _markdown() -> Iterator[str]:
@@ -95,3 +115,16 @@ def _markdown() -> Iterator[str]:
             f"{entry['source'].removesuffix('/config.json')}, {entry['retrieved']}",
         )
         yield f"| {entry['name']} | {entry['family']} | {' | '.join(numbers)} | {traits} | {source} |"
+    yield ""
+    yield "## The tables of MindSpeed-LLM"
+    yield ""
+    yield "Each row of its tables of models (v26.1.0: dense, MoE, SSM), the model of that size, and how its script trains it,"
+    yield "as `ridgeline import` reads the script; `tests/models/test_references.py` plans each."
+    yield ""
+    yield ROWS
+    yield "|---|---|--:|--:|---|---|"
+    for row in references():
+        of = row.reason or f"{row.model}" + (f", {row.layers} layers" if row.layers else "")
+        cluster = f"{row.nodes} x {row.devices}"
+        name = f"{row.family} {row.size}, {row.listed}"
+        yield f"| {name} | {of} | {row.seq_len:,} | {cluster} | {_layout(row)} | {row.script} |"
