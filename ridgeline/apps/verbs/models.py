@@ -118,8 +118,8 @@ def _markdown() -> Iterator[str]:
     yield ""
     yield "## The tables of MindSpeed-LLM"
     yield ""
-    yield "Each row of its tables of models (v26.1.0: dense, MoE, SSM), the model of that size, and how its script trains it,"
-    yield "as `ridgeline import` reads the script; `tests/models/test_references.py` plans each."
+    yield "Each row of its tables of models (v26.1.0: dense, MoE, SSM), the model of that size, and how its script"
+    yield "trains it, as `ridgeline import` reads the script; `tests/models/test_references.py` plans each."
     yield ""
     yield ROWS
     yield "|---|---|--:|--:|---|---|"
