@@ -77,6 +77,19 @@ class Layout:
         return self.schedule or ("interleaved_1f1b" if self.vpp > 1 else "1f1b")
 
     @property
+    def context_degrees(self) -> tuple[int, int]:
+        """How many of the cp ranks pass keys and values on, and how many exchange heads."""
+        match self.cp_algorithm:
+            case "ring":
+                return self.cp, 1
+            case "ulysses":
+                return 1, self.cp
+            case "hybrid":
+                return self.cp // self.ulysses, self.ulysses
+            case "kv_allgather":
+                return 1, 1
+
+    @property
     def placement(self) -> Placement:
         """Which pipeline rank owns which stage."""
         return "v" if self.schedule in V_SHAPED else "loop"

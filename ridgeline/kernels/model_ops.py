@@ -45,9 +45,12 @@ def has_modified_scores(mixer: Attention) -> bool:
     return mixer.positions == "alibi" or mixer.softcap is not None or mixer.sinks
 
 
-def model_ops(model: ModelSpec) -> tuple[str, ...]:
-    """The ops that the layers of a model call, each once, by name."""
-    return tuple(sorted(set(_ops(model))))
+def model_ops(model: ModelSpec, *, ring: int = 1) -> tuple[str, ...]:
+    """The ops that the layers of a model call, each once, by name; keys and values go round ``ring`` ranks."""
+    ops = set(_ops(model))
+    if ring > 1 and "attention" in ops:
+        ops = ops - {"attention"} | {"partial_attention", "partial_attention_grad"}
+    return tuple(sorted(ops))
 
 
 def model_traits(model: ModelSpec, *, tp: int, ep: int, etp: int) -> Mapping[str, int]:

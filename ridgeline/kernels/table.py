@@ -256,6 +256,10 @@ KERNELS: Mapping[str, tuple[Kernel, ...]] = MappingProxyType(
             needs=_ATLAS_A2,
         ),
         "nf4_matmul": _torch_alone("nf4_matmul", "torch_npu's four-bit weights are integers", module="nf4"),
+        "partial_attention": _both("partial_attention", "npu_fusion_attention", *_HEADS),
+        "partial_attention_grad": _both(
+            "partial_attention_grad", "npu_fusion_attention_grad", *_HEADS, module="partial_attention"
+        ),
         "permute": _both("permute", "npu_moe_token_permute", *_ROWS),
         "permute_by_map": _both("permute_by_map", "npu_moe_token_permute_with_routing_map", *_ROWS, module="permute"),
         "rms_norm": _both("rms_norm", "npu_rms_norm"),

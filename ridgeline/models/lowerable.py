@@ -16,6 +16,7 @@ from ridgeline.core.job import FullRecompute, Job, SelectiveRecompute
 from ridgeline.core.model import (
     Attention,
     Block,
+    GatedDeltaNet,
     LatentAttention,
     Mamba2,
     Mlp,
@@ -24,6 +25,7 @@ from ridgeline.core.model import (
     Rope,
     is_gated,
 )
+from ridgeline.kernels.model_ops import has_modified_scores
 
 RUNS: Mapping[str, tuple[object, ...]] = MappingProxyType(
     {
@@ -143,7 +145,7 @@ def lowering_faults(job: Job) -> tuple[str, ...]:
 
 def _job_faults(job: Job) -> Iterator[str]:
     if job.layout.cp > 1:
-        yield f"layout.cp={job.layout.cp}: the runtime's attention sees its own part of the sequence only; use 1"
+        yield from _context_faults(job)
     if job.layout.schedule_name not in SCHEDULES:
         usual = " or ".join(map(repr, SCHEDULES))
         yield f"layout.schedule={job.layout.schedule!r}: is planned only, nothing runs it yet; use {usual}"
@@ -161,6 +163,23 @@ def _job_faults(job: Job) -> Iterator[str]:
         yield f"comm.moe_overlap={job.comm.moe_overlap}: is planned only, {rule}; leave 'weight_gradients' out"
     if dropout := getattr(job.objective, "dropout", 0.0):
         yield f"objective.dropout={dropout}: is planned only, training runs without; use 0.0"
+
+
+def _context_faults(job: Job) -> Iterator[str]:
+    """What has no lowering where cp splits samples."""
+    layout, model = job.layout, job.model
+    if layout.cp_algorithm == "kv_allgather":
+        yield "layout.cp_algorithm='kv_allgather': is planned only, nothing runs it yet; use 'ring' or 'ulysses'"
+    if layout.context_degrees[0] > 1 and job.batch.packing == "eod_reset":
+        way_out = "use layout.cp_algorithm='ulysses'"
+        yield f"batch.packing='eod_reset': keys and values of packed documents do not go round; {way_out}"
+    for mixer in dict.fromkeys(run.block.mixer for run in model.blocks):
+        if isinstance(mixer, (GatedDeltaNet, Mamba2)):
+            yield f"layout.cp={layout.cp}: {mixer.kind} runs over its own part of a sample only; use 1"
+        if isinstance(mixer, LatentAttention) and mixer.indexer is not None:
+            yield f"layout.cp={layout.cp}: an indexer chooses among its own part of a sample only; use 1"
+        if isinstance(mixer, Attention) and has_modified_scores(mixer):
+            yield f"layout.cp={layout.cp}: ALiBi, softcap and sinks have no lowering beside it; use 1"
 
 
 def _model_faults(model: ModelSpec) -> Iterator[str]:

@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from ridgeline.core.job import FullRecompute, Job, SelectiveRecompute
+from ridgeline.core.layout import Layout
 from ridgeline.core.model import Attention, FeedForward, Mlp, ModelSpec, Moe, is_gated
 from ridgeline.kernels.capabilities import capabilities_of
 from ridgeline.parallel.stages import StageMap, megatron_layout
@@ -51,7 +52,7 @@ def transformer_fields(job: Job, stages: StageMap) -> Fields:
         ("virtual_pipeline_model_parallel_size", layout.vpp if layout.vpp > 1 else None),
         ("pipeline_model_parallel_layout", megatron_layout(stages) if layout.pp > 1 else None),
         ("microbatch_group_size_per_vp_stage", layout.microbatch_group_size or layout.pp),
-        ("context_parallel_size", layout.cp),
+        *_context_fields(layout),
         ("expert_model_parallel_size", layout.ep),
         ("expert_tensor_parallel_size", layout.etp),
         ("sequence_parallel", layout.sp),
@@ -93,6 +94,16 @@ def optimizer_fields(job: Job) -> Fields:
         ("params_dtype", DTYPES[job.precision.params]),
         ("use_distributed_optimizer", job.memory.distributed_optimizer),
         ("overlap_param_gather", job.comm.overlap_param_gather),
+    )
+
+
+def _context_fields(layout: Layout) -> Fields:
+    if layout.cp == 1:
+        return (("context_parallel_size", 1),)
+    return (
+        ("context_parallel_size", layout.cp),
+        ("cp_algorithm", layout.cp_algorithm),
+        ("repeat_kv", layout.repeat_kv),
     )
 
 

@@ -8,6 +8,7 @@ from ridgeline.core.job import Job
 from ridgeline.models.lowerable import check_lowerable
 from ridgeline.models.megatron import Fields, ddp_fields, optimizer_fields, transformer_fields
 from ridgeline.parallel.actions import Action
+from ridgeline.parallel.context import Pieces, context_pieces
 from ridgeline.parallel.mesh import PROCESS_GROUPS, ExpertCoords, RankCoords, expert_coords, group_of, rank_coords
 from ridgeline.parallel.plan import Plan
 from ridgeline.parallel.schedule import forward_only
@@ -35,10 +36,11 @@ class Chunk:
 
 @attrs.frozen(kw_only=True)
 class DataSlice:
-    """Which samples of a step the rank reads.
+    """Which samples of a step the rank reads, and which positions of them it computes.
 
     A step reads ``gbs`` samples after those already consumed; microbatch ``m`` of a dp rank starts at
-    ``consumed + (m * dp + dp_rank) * mbs`` and holds ``mbs`` of them, as Megatron-LM's samplers do.
+    ``consumed + (m * dp + dp_rank) * mbs`` and holds ``mbs`` of them, as Megatron-LM's samplers do. cp ranks read the
+    same samples, and of each compute the positions of ``pieces``; of all where that is empty.
     """
 
     dp_rank: int
@@ -46,6 +48,12 @@ class DataSlice:
     mbs: int
     num_microbatches: int
     seq_len: int
+    pieces: Pieces = ()
+
+    @property
+    def cp(self) -> int:
+        """Ranks that share each sample."""
+        return self.seq_len // sum(end - begin for begin, end in self.pieces) if self.pieces else 1
 
     def samples(self, consumed: int) -> Iterator[range]:
         """The samples of each microbatch of the step that starts after ``consumed`` samples.
@@ -153,6 +161,7 @@ def lower(plan: Plan, rank: int) -> RankProgram:
             mbs=job.batch.mbs,
             num_microbatches=job.num_microbatches,
             seq_len=job.batch.seq_len,
+            pieces=context_pieces(job.layout, coords.cp_rank, seq_len=job.batch.seq_len) if mesh.cp > 1 else (),
         ),
         owners=tuple(map(plan.stages.owner, range(plan.stages.num_stages))),
         steps=steps_of(plan.schedule)[coords.pp_rank],

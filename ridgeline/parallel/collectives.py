@@ -175,7 +175,7 @@ def _step_collectives(job: Job, mesh: Mesh, held: Sequence[Held], *, has_head: b
     for axes in norms:
         if (size := group_size_of(axes, mesh)) > 1:
             yield _Key("step", "norm of the gradients", "all_reduce", axes, size, 4), 1
-    if mesh.dp * mesh.cp > 1 and (has_head or job.objective.per_token):
+    if mesh.dp * mesh.cp > 1 and has_head:
         yield _Key("step", "loss and token counts", "all_reduce", "dp-cp", mesh.dp * mesh.cp, _report_bytes(job)), 1
     if (size := mesh.world_size) > 1 and (moes := job.model.moes):
         # Of each layer the tokens of every choice, how many found room, and the balance losses.

@@ -86,10 +86,6 @@ def _sequence_parallel(job: Job) -> Job:
     return attrs.evolve(job, layout=attrs.evolve(job.layout, sp=True))
 
 
-def _per_token_loss(job: Job) -> Job:
-    return attrs.evolve(job, objective=attrs.evolve(job.objective, per_token=True))
-
-
 RULES: tuple[KnownWrong, ...] = (
     KnownWrong(
         name="pp2-vpp-batched-p2p",
@@ -114,11 +110,10 @@ RULES: tuple[KnownWrong, ...] = (
         name="masked-loss-under-cp",
         reference=f"{MEGATRON}/issues/7452, finding 9; {MEGATRON}/pull/7513",
         applies=lambda job: job.layout.cp > 1 and job.batch.packing == "eod_reset" and not job.objective.per_token,
-        action="repair",
+        action="avoid",
         path="objective.per_token",
         sentence="with cp>1, a loss averaged by microbatch is divided by each cp rank's own count of tokens; "
-        "set to true",
-        repair=_per_token_loss,
+        "ours by the count of all",
     ),
     KnownWrong(
         name="latent-attention-tp",

@@ -146,7 +146,7 @@ def kernels_of(job: Job) -> tuple[Choice, ...]:
     policy, deterministic = job.run.kernels, job.run.deterministic
     return tuple(
         select(op, device=device, dtype=dtype, traits=traits, policy=policy, deterministic=deterministic)
-        for op in model_ops(job.model)
+        for op in model_ops(job.model, ring=job.layout.context_degrees[0])
     )
 
 

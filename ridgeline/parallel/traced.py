@@ -209,7 +209,7 @@ class _Key(NamedTuple):
 
 
 def _collectives(plan: Plan, trace: Trace, pp_rank: int) -> Iterator[CollectiveRow]:
-    """By kind, group and size; of what goes to a neighbour in the pipeline the group is but that."""
+    """By kind, group and size: that of the pipeline's neighbours is the pair, and of a ring the whole."""
     planned: Counter[_Key] = Counter()
     about: dict[_Key, tuple[str, list[str]]] = {}
     for row in plan.collectives:
@@ -222,11 +222,13 @@ def _collectives(plan: Plan, trace: Trace, pp_rank: int) -> Iterator[CollectiveR
         about.setdefault(key, (row.axes, []))[1].append(row.why)
     traced: Counter[_Key] = Counter()
     pipeline = set(group_of(trace.rank, plan.mesh, "pp"))
+    rings = [key.ranks for key in planned if key.kind == "p2p" and not isinstance(key.ranks, int)]
     for one in trace.collectives:
         if len(one.ranks) == 1:  # Megatron-core calls some where there is nobody to talk to
             continue
         pair = len(one.ranks) == 2 and set(one.ranks) <= pipeline
-        key = _Key(one.kind, 2 if pair else one.ranks, one.size_bytes)
+        ring = next((ring for ring in rings if one.kind == "p2p" and set(one.ranks) <= set(ring)), one.ranks)
+        key = _Key(one.kind, 2 if pair else ring, one.size_bytes)
         traced[key] += one.times
         about.setdefault(key, ("pp" if pair else _ranks_text(one.ranks), []))[1].append(one.module)
     for key in dict.fromkeys((*planned, *traced)):

@@ -81,9 +81,9 @@ def test_what_cannot_be_lowered_is_named_at_once():
     blocks = tuple(Repeat(block=b, count=1) for b in (block, wider, experts, attrs.evolve(experts, feed_forward=MOE)))
     model = attrs.evolve(MODELS["mixed"], blocks=blocks, norm="layer")
     with pytest.raises(LoweringError) as caught:
-        check_lowerable(job_of(model, layout__cp=2))
+        check_lowerable(job_of(model, layout__cp=2, layout__cp_algorithm="kv_allgather"))
     assert str(caught.value).splitlines() == [
-        "layout.cp=2: the runtime's attention sees its own part of the sequence only; use 1",
+        "layout.cp_algorithm='kv_allgather': is planned only, nothing runs it yet; use 'ring' or 'ulysses'",
         "model.blocks.feed_forward.topk=[2, 3]: Megatron-core has one for all layers; use one value",
         "model.blocks.mixer.qk_norm_over=['head', 'layer']: Megatron-core has one way to sum their gradients for all "
         "layers; use one value",

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from ridgeline.core.job import Comm, FullRecompute, Memory, Precision, SelectiveRecompute
+from ridgeline.core.job import Comm, FullRecompute, Memory, Precision, Pretraining, SelectiveRecompute
 from ridgeline.parallel.mesh import rank_coords
 from ridgeline.parallel.plan import plan
 from tests.parallel.examples import dense_model, indexed_model, job_of, moe_model
@@ -44,6 +44,25 @@ JOBS = {
     ),
     "tp2 sp, mlp recomputed": job_of(
         DENSE, **SMALL, layout__tp=2, layout__sp=True, memory=Memory(recompute=SelectiveRecompute(modules=("mlp",)))
+    ),
+    "cp4 ring": job_of(NORMED, **SMALL, layout__cp=4),
+    "cp2 ulysses, tp2 sp": job_of(
+        NORMED, **SMALL, layout__cp=2, layout__cp_algorithm="ulysses", layout__tp=2, layout__sp=True
+    ),
+    "cp4 hybrid, per token": job_of(
+        NORMED,
+        **SMALL,
+        layout__cp=4,
+        layout__cp_algorithm="hybrid",
+        layout__ulysses=2,
+        objective=Pretraining(per_token=True),
+    ),
+    "cp2 ring pp2, attention recomputed": job_of(
+        DENSE,
+        **SMALL,
+        layout__cp=2,
+        layout__pp=2,
+        memory=Memory(recompute=SelectiveRecompute(modules=("core_attn",))),
     ),
     "ep4": job_of(MOE, **SMALL, layout__ep=4),
     "ep2 pp2, all-gather": job_of(MOE, **SMALL, layout__ep=2, layout__pp=2, comm=Comm(moe_dispatcher="allgather")),
@@ -108,7 +127,8 @@ def planned_of(planned, pp_rank):
     counts = Counter()
     for row in planned.collectives:
         if row.counts[pp_rank]:
-            counts[row.kind, row.group_size, row.size_bytes] += row.counts[pp_rank]
+            group_size = 2 if row.kind == "p2p" else row.group_size  # of a ring, but seen between two of its ranks
+            counts[row.kind, group_size, row.size_bytes] += row.counts[pp_rank]
     return counts
 
 

@@ -71,7 +71,6 @@ def test_a_repair_is_told_exactly_when_something_changed(job):
         (job_of(DENSE, layout__pp=2, layout__vpp=2, comm__p2p="batched"), "comm.p2p", "batched", "overlapped"),
         (job_of(GDN, layout__tp=2), "layout.sp", False, True),
         (job_of(MLA, layout__tp=2), "layout.sp", False, True),
-        (job_of(DENSE, layout__cp=2, batch__packing="eod_reset"), "objective.per_token", False, True),
     ],
 )
 def test_repairs(job, path, before, after):

@@ -9,6 +9,7 @@ from tests.parity.small import MODELS, job_of
 from tests.parity.wholes import different, whole_gradients
 
 EXPERTS_OVER_TP = {"layout__tp": 2, "layout__sp": True, "layout__etp": 2}
+ULYSSES = {"layout__cp": 2, "layout__cp_algorithm": "ulysses"}
 LAYOUTS = {
     "tp2": (2, {"layout__tp": 2}),
     "tp2 sp": (2, {"layout__tp": 2, "layout__sp": True}),
@@ -62,6 +63,16 @@ LAYOUTS = {
             "comm__moe_overlap": ("shared_experts",),
         },
     ),
+    "cp2 ulysses": (2, ULYSSES),
+    "cp4 ulysses": (4, {**ULYSSES, "layout__cp": 4}),
+    "tp2 sp cp2 ulysses": (4, {**ULYSSES, "layout__tp": 2, "layout__sp": True}),
+    "pp2 cp2 ulysses": (4, {**ULYSSES, "layout__pp": 2}),
+    "cp2 ring": (2, {"layout__cp": 2}),
+    "cp4 ring": (4, {"layout__cp": 4}),
+    "cp2 ring dp2 distributed optimizer": (4, {"layout__cp": 2, "memory__distributed_optimizer": True}),
+    "tp2 sp cp2 ring": (4, {"layout__cp": 2, "layout__tp": 2, "layout__sp": True}),
+    "pp2 cp2 ring": (4, {"layout__cp": 2, "layout__pp": 2}),
+    "cp4 hybrid": (4, {"layout__cp": 4, "layout__cp_algorithm": "hybrid", "layout__ulysses": 2}),
 }
 EXPERTS_ONLY = {name for name in LAYOUTS if "ep2" in name or "etp2" in name}
 NEEDS_SP = {"tp2", "tp2 pp2"}
@@ -71,8 +82,15 @@ DENSE = ("dense", "tied", "tied ahead", "mamba", "head gates")
 
 SPLITS_PAIRS = {name for name in LAYOUTS if "vpp2" in name or name in ("uneven", "noop", "pp4")}
 
+SHARES_SAMPLES = {name for name in LAYOUTS if "cp" in name}
+WHOLE_SAMPLES = ("delta", "mamba", "indexed", "ahead", "tied ahead", "biased experts")
+"""Models that the runtime refuses to train with cp."""
+
 EVERY_DAY = {
-    *(("dense", name) for name in LAYOUTS if name not in EXPERTS_ONLY),
+    *(("dense", name) for name in LAYOUTS if name not in EXPERTS_ONLY and name != "pp2 cp2 ulysses"),
+    *(("latent", name) for name in ("cp2 ring", "cp4 hybrid")),
+    *(("moe", name) for name in ("cp2 ulysses", "tp2 sp cp2 ring")),
+    ("shared kv", "cp2 ring"),
     *(("tied", name) for name in ("tp2", "pp2 vpp2", "tp2 pp2")),
     *(("shared" if "beside" in name else "moe", name) for name in ("pp2", *EXPERTS_ONLY)),
     *(("biased experts", name) for name in ("tp2 sp etp2", "tp2 sp ep2")),
@@ -93,6 +111,7 @@ CASES = [
     for layout in LAYOUTS
     if not (layout in EXPERTS_ONLY and model in DENSE)
     if not (layout in SPLITS_PAIRS and model in ("shortcut", "shared kv"))
+    if not (layout in SHARES_SAMPLES and model in WHOLE_SAMPLES)
     if not (layout in NEEDS_SP and model not in DENSE)
 ]
 

@@ -69,8 +69,7 @@ def flash_attention(
     Takes up to 256 heads, head_dim up to 768 and not below that of the values; no soft-cap; ALiBi with as many queries
     as keys; prefixes of up to 32 sequences.
     """
-    refuse_dtypes("flash_attention", query=query, key=key, value=value)
-    _check(query, value, layout=layout, heads=heads, mask=mask, softcap=softcap, q_lengths=q_lengths, key=key)
+    check_call(query, key, value, layout=layout, heads=heads, mask=mask, softcap=softcap, q_lengths=q_lengths)
     arguments = mask_arguments(mask, device=query.device)
     ends = {
         "actual_seq_qlen": None if q_lengths is None else list(itertools.accumulate(q_lengths)),
@@ -132,18 +131,24 @@ def mask_arguments(mask: Mask, *, device: torch.device) -> MaskArguments:
     return MaskArguments(atten_mask=triangle, sparse_mode=4, before=before, after=after)
 
 
-def _check(
+def check_call(
     query: Tensor,
+    key: Tensor,
     value: Tensor,
     *,
     layout: Layout,
     heads: int,
     mask: Mask,
-    softcap: float | None,
-    q_lengths: Sequence[int] | None,
-    key: Tensor,
+    softcap: float | None = None,
+    q_lengths: Sequence[int] | None = None,
 ) -> None:
+    """Refuse what the kernel cannot take.
+
+    Raises:
+        LoweringError: The value, the rule, and what would work.
+    """
     op = "flash_attention"
+    refuse_dtypes(op, query=query, key=key, value=value)
     refuse_unless(layout in LAYOUTS, op, "layout", layout, one_of(LAYOUTS))
     dims = 4 if layout in ("BSND", "BNSD") else 3
     for path, tensor in (("query", query), ("key", key), ("value", value)):

@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 from megatron.core import tensor_parallel
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.transformer_config import TransformerConfig
 
 from ridgeline.core.model import Attention
+from ridgeline.models.runtime.config import LayerConfig
+from ridgeline.models.runtime.context.attention import shared_attention
 from ridgeline.models.runtime.head_gates import HeadGates
-from ridgeline.models.runtime.kernels import Kernel
+from ridgeline.models.runtime.kernels import Kernel, Kernels
 from ridgeline.models.runtime.norms import LaterNorm
 from ridgeline.models.runtime.sequences import HandedKv, Sequences, turn_of
 
@@ -24,12 +26,19 @@ class CoreAttention(MegatronModule):
     """Softmax attention between the projections: causal, within a window and within documents."""
 
     def __init__(
-        self, config: TransformerConfig, *, scale: float, window: int | None, attention: Kernel, **unused: Any
+        self,
+        config: LayerConfig,
+        *,
+        scale: float,
+        window: int | None,
+        kernels: Kernels,
+        pg_collection: ProcessGroupCollection,
+        **unused: Any,
     ) -> None:
         super().__init__(config)
         self.scale = scale
         self.window = window
-        self.attention = attention
+        self.attention = shared_attention(config, kernels, pg_collection)
 
     def forward(
         self,
@@ -52,9 +61,7 @@ class RotaryAttention(SelfAttention):
     to every layer, whatever the schedule or the recomputation.
     """
 
-    def __init__(
-        self, config: TransformerConfig, *args: Any, mixer: Attention, rotate: Kernel | None, **kwargs: Any
-    ) -> None:
+    def __init__(self, config: LayerConfig, *args: Any, mixer: Attention, rotate: Kernel | None, **kwargs: Any) -> None:
         super().__init__(_config_of(mixer, config), *args, **kwargs)
         self.turn = turn_of(mixer)
         self.interleaved = mixer.rope.interleaved
@@ -104,7 +111,7 @@ def attend(core: Any, inputs: tuple[Any, ...], *, recompute: bool) -> torch.Tens
     return tensor_parallel.checkpoint(core, False, *inputs) if recompute else core(*inputs)
 
 
-def _config_of(mixer: Attention, config: TransformerConfig) -> TransformerConfig:
+def _config_of(mixer: Attention, config: LayerConfig) -> LayerConfig:
     """The chunk's config, which Megatron-core reads the sizes of all attention from, with those of this one."""
     own = copy.copy(config)
     own.num_attention_heads = mixer.heads

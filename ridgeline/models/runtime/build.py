@@ -72,7 +72,13 @@ def build(program: RankProgram, device: Device, *, local_rank: int = 0) -> Itera
         ddp = DistributedDataParallelConfig(**resolved(program.ddp))
         chunks = wrap_chunks([in_precision(config, chunk) for chunk in bare], config, ddp)
         optimizer = build_optimizer(chunks, resolved(program.optimizer))
-        tables = tables_of(job.model, seq_len=job.batch.seq_len, device=target, dtype=config.params_dtype)
+        tables = tables_of(
+            job.model,
+            seq_len=job.batch.seq_len,
+            pieces=program.data.pieces,
+            device=target,
+            dtype=config.params_dtype,
+        )
         try:
             yield Built(
                 program=program, chunks=chunks, optimizer=optimizer, config=config, tables=tables, device=target

@@ -12,7 +12,11 @@ class LayerConfig(TransformerConfig):
     Attributes:
         moe_dispatcher: How tokens reach their experts; upstream knows two ways of the three.
         moe_overlap: What runs while they are on their way.
+        cp_algorithm: How attention sees the positions of other cp ranks.
+        repeat_kv: Keys and values are repeated for all heads before heads change places.
     """
 
     moe_dispatcher: str = "alltoall"
     moe_overlap: tuple[str, ...] = ()
+    cp_algorithm: str = "ring"
+    repeat_kv: bool = False

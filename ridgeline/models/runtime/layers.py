@@ -98,7 +98,7 @@ def _mixer(mixer: Mixer, norm: Norm, kernels: Kernels) -> ModuleSpec:
             params = {"mixer": mixer, "norm": latent_norm, "core_attention": core, "rotate": kernels["rope"]}
             return ModuleSpec(module=SparseLatentAttention, params=params)
         case LatentAttention():
-            core = partial(CoreAttention, scale=latent_scale(mixer), window=None, attention=kernels["attention"])
+            core = partial(CoreAttention, scale=latent_scale(mixer), window=None, kernels=kernels)
             params = {"mixer": mixer, "norm": latent_norm, "core_attention": core, "rotate": kernels["rope"]}
             return ModuleSpec(module=LatentSelfAttention, params=params)
         case GatedDeltaNet():
@@ -119,7 +119,7 @@ def _attention(mixer: Attention, norm: Norm, kernels: Kernels) -> ModuleSpec:
     if has_modified_scores(mixer):
         core = partial(ModifiedCoreAttention, mixer=mixer, scale=scale, flash_attention=kernels["flash_attention"])
     else:
-        core = partial(CoreAttention, scale=scale, window=mixer.window, attention=kernels["attention"])
+        core = partial(CoreAttention, scale=scale, window=mixer.window, kernels=kernels)
     return ModuleSpec(
         module=SharedKvAttention if mixer.shares_kv else RotaryAttention,
         params={"mixer": mixer, "rotate": kernels.get("rope")},

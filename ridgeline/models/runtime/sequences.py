@@ -8,7 +8,9 @@ import torch
 
 from ridgeline.core.model import Attention, Indexer, LatentAttention, Mixer, ModelSpec, Rope
 from ridgeline.kernels.documents import document_lengths
+from ridgeline.models.runtime.context.slices import own_positions
 from ridgeline.models.runtime.rope import RotaryTable, rope_frequencies, rotary_table
+from ridgeline.parallel.context import Pieces
 
 Turn: TypeAlias = tuple[Rope, int]
 """Rotary positions, and how many elements of a head they turn."""
@@ -43,8 +45,8 @@ class Sequences:
 
     Attributes:
         tables: The rotary table of each kind of positions in the model.
-        cu_seqlens: Where documents begin and the last one ends, counted over b*s tokens, sample after sample: int32, on
-            the host; None when each sample is one document.
+        cu_seqlens: Where documents begin and the last one ends, counted over all tokens of all samples, one after
+            another: int32, on the host; None when each sample is one document.
         cache: Earlier keys and values; None when training.
         handed: Where a layer leaves the keys and values that others share, and finds them; None where no layer does.
     """
@@ -74,19 +76,24 @@ class Microbatch(Protocol):
     def cu_seqlens(self) -> torch.Tensor | None: ...
 
 
-def sequences_of(model: ModelSpec, batch: Microbatch, *, device: torch.device, dtype: torch.dtype) -> Sequences:
-    """What the attention of every layer needs of a microbatch, on the device."""
+def sequences_of(
+    model: ModelSpec, batch: Microbatch, *, pieces: Pieces, device: torch.device, dtype: torch.dtype
+) -> Sequences:
+    """What the attention of every layer needs of a microbatch, on the device, where this rank computes ``pieces``."""
     if batch.cu_seqlens is None:
-        return Sequences(tables=tables_of(model, seq_len=batch.tokens.shape[1], device=device, dtype=dtype))
-    positions, longest = batch.position_ids.to(device, non_blocking=True), int(batch.cu_seqlens.diff().max())
+        seq_len = batch.tokens.shape[1]
+        return Sequences(tables=tables_of(model, seq_len=seq_len, pieces=pieces, device=device, dtype=dtype))
+    positions = own_positions(batch.position_ids, pieces).to(device, non_blocking=True)
+    longest = int(batch.cu_seqlens.diff().max())
     return Sequences(tables=rotary_tables(model, positions, longest=longest, dtype=dtype), cu_seqlens=batch.cu_seqlens)
 
 
 def tables_of(
-    model: ModelSpec, *, seq_len: int, device: torch.device, dtype: torch.dtype
+    model: ModelSpec, *, seq_len: int, pieces: Pieces, device: torch.device, dtype: torch.dtype
 ) -> Mapping[Turn, RotaryTable]:
     """The rotary tables of samples that are one document each, the same for all of a length."""
-    return rotary_tables(model, torch.arange(seq_len, device=device).unsqueeze(0), longest=seq_len, dtype=dtype)
+    positions_bs = own_positions(torch.arange(seq_len, device=device).unsqueeze(0), pieces)
+    return rotary_tables(model, positions_bs, longest=seq_len, dtype=dtype)
 
 
 def rotary_tables(

@@ -10,11 +10,11 @@ from typing import Any
 
 import attrs
 import torch
-from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from ridgeline.core.model import Attention
 from ridgeline.models.runtime.attention import RotaryAttention
+from ridgeline.models.runtime.config import LayerConfig
 from ridgeline.models.runtime.linears import column_parallel
 from ridgeline.models.runtime.sequences import HandedKv, Sequences
 
@@ -22,7 +22,7 @@ from ridgeline.models.runtime.sequences import HandedKv, Sequences
 class SharedKvAttention(RotaryAttention):
     """Queries of its own, keys and values of the nearest layer below that has them."""
 
-    def __init__(self, config: TransformerConfig, *args: Any, mixer: Attention, **kwargs: Any) -> None:
+    def __init__(self, config: LayerConfig, *args: Any, mixer: Attention, **kwargs: Any) -> None:
         super().__init__(config, *args, mixer=mixer, **kwargs)
         self.linear_q = column_parallel(
             self.config, self.config.hidden_size, self.query_projection_size, self.tp_group, bias=mixer.qkv_bias

@@ -10,6 +10,7 @@ from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
 from ridgeline.models.program import Chunk
 from ridgeline.models.runtime.build import Built
+from ridgeline.models.runtime.context.slices import own_positions
 from ridgeline.models.runtime.expert_load import ExpertLoad, forget_load, load_of_step, move_expert_biases
 from ridgeline.models.runtime.indexer_report import forget_indexer_loss, indexer_loss_of_step
 from ridgeline.models.runtime.sequences import Microbatch, Sequences, sequences_of
@@ -129,10 +130,10 @@ def run_chunk(
     device = built.device
     embeds = part.pre_process or (part.post_process and built.program.job.model.mtp > 0)
     return chunk(
-        input_ids=batch.tokens.to(device, non_blocking=True) if embeds else None,
+        input_ids=_own(built, batch.tokens).to(device, non_blocking=True) if embeds else None,
         position_ids=_position_ids(built, batch) if part.pre_process else None,
         attention_mask=None,
-        labels=labels.to(device, non_blocking=True) if labels is not None and part.post_process else None,
+        labels=_own(built, labels).to(device, non_blocking=True) if labels is not None and part.post_process else None,
         packed_seq_params=_sequences(built, batch),
         **options,
     )
@@ -148,14 +149,19 @@ def _position_ids(built: Built, batch: Microbatch) -> torch.Tensor | None:
     if not built.program.job.model.learned_positions:
         return None
     if batch.cu_seqlens is None:
-        return torch.arange(batch.tokens.shape[1], device=built.device).expand(batch.tokens.shape)
-    return batch.position_ids.to(built.device, non_blocking=True)
+        return _own(built, torch.arange(batch.tokens.shape[1], device=built.device).expand(batch.tokens.shape))
+    return _own(built, batch.position_ids).to(built.device, non_blocking=True)
+
+
+def _own(built: Built, x_bs: torch.Tensor) -> torch.Tensor:
+    return own_positions(x_bs, built.program.data.pieces)
 
 
 def _sequences(built: Built, batch: Microbatch) -> Sequences:
     if batch.cu_seqlens is None and batch.tokens.shape[1] == built.program.data.seq_len:
         return Sequences(tables=built.tables)
-    return sequences_of(built.program.job.model, batch, device=built.device, dtype=built.config.params_dtype)
+    options = {"device": built.device, "dtype": built.config.params_dtype}
+    return sequences_of(built.program.job.model, batch, pieces=built.program.data.pieces, **options)
 
 
 def _run(
@@ -199,7 +205,8 @@ def _forward_step(built: Built, chunk: torch.nn.Module, batch: Microbatch) -> tu
 
 def _weigh_aside(built: Built) -> None:
     """Weigh what layers add to the loss as a microbatch's loss is."""
-    weight = 1.0 if built.config.calculate_per_token_loss else 1.0 / built.program.data.num_microbatches
+    data = built.program.data
+    weight = 1.0 if built.config.calculate_per_token_loss else data.cp / data.num_microbatches
     MoEAuxLossAutoScaler.set_loss_scale(torch.full((1,), weight, device=built.device))
 
 
@@ -209,13 +216,18 @@ def _loss(built: Built, loss_mask: torch.Tensor, losses: torch.Tensor) -> tuple[
     That holds the sum and the mean of each depth, and the tokens. Further depths count together as much as the
     objective says, each over the tokens of the first, as in DeepSeek-V3 (arXiv 2412.19437, equation 24); a token's mask
     goes with its label. A loss per token is divided by the step's tokens in the end, with the gradients.
+
+    Losses and tokens are those of this cp rank's positions, means are over the tokens of all. Megatron-core divides the
+    sum of gradients over dp and cp by the number of both, where a loss is no sum.
     """
+    objective = built.program.job.objective
     mask_bs = loss_mask.to(losses.device, torch.float32, non_blocking=True)
-    by_depth = losses.float().reshape(-1, *mask_bs.shape)
-    sums = torch.stack([(loss * mask_bs.roll(-depth, dims=1)).sum() for depth, loss in enumerate(by_depth)])
-    tokens = mask_bs.sum()
-    report = torch.cat((sums.detach(), sums.detach() / tokens.clamp(min=1), tokens.unsqueeze(0)))
-    total = sums[0] + built.program.job.objective.mtp_loss * sums[1:].sum() / max(1, len(sums) - 1)
-    if not built.program.job.objective.per_token:
-        total = total / tokens.clamp(min=1) / built.program.data.num_microbatches
+    by_depth = losses.float().reshape(-1, *losses.shape[-2:])
+    masks = [_own(built, mask_bs.roll(-depth, dims=1)) for depth in range(len(by_depth))]
+    sums = torch.stack([(loss * mask).sum() for loss, mask in zip(by_depth, masks, strict=True)])
+    all_tokens = mask_bs.sum().clamp(min=1)
+    report = torch.cat((sums.detach(), sums.detach() / all_tokens, masks[0].sum().unsqueeze(0)))
+    total = sums[0] + objective.mtp_loss * sums[1:].sum() / max(1, len(sums) - 1)
+    if not objective.per_token:
+        total = total / all_tokens / built.program.data.num_microbatches * built.program.data.cp
     return total, report

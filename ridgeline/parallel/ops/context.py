@@ -47,7 +47,8 @@ def context_comms(spread: Spread, sizes: Sizes) -> Iterator[Comm]:
     if sizes.ring > 1:
         axes = "ring" if parted else "cp"
         yield Comm("F", "p2p", axes, kv, repeats=sizes.ring - 1, beside=True)
-        yield Comm("B", "p2p", axes, 2 * kv, repeats=sizes.ring - 1, beside=True)
+        # Those keys and values once more, and behind them their gradients.
+        yield Comm("B", "p2p", axes, kv, repeats=2 * (sizes.ring - 1), beside=True)
 
 
 class ContextWork(NamedTuple):
@@ -86,4 +87,4 @@ def kv_kept(spread: Spread, sizes: Sizes) -> int:
 
 
 def _repeats(spread: Spread, sizes: Sizes) -> bool:
-    return sizes.ulysses > 1 and (sizes.repeats_kv or spread.kv_heads // sizes.tp < sizes.ulysses)
+    return sizes.ulysses > 1 and (sizes.repeats_kv or max(1, spread.kv_heads // sizes.tp) % sizes.ulysses > 0)

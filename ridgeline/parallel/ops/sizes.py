@@ -9,7 +9,6 @@ one's is made; an npu makes those of all experts in one product.
 from typing import NamedTuple
 
 from ridgeline.core.job import Dpo, Job, SelectiveRecompute
-from ridgeline.core.layout import Layout
 from ridgeline.core.model import Norm
 from ridgeline.parallel.shards import padded_vocab
 
@@ -56,7 +55,7 @@ def sizes_of(job: Job) -> Sizes:
     Of preference pairs, chosen and rejected go through together.
     """
     layout, recompute = job.layout, job.memory.recompute
-    ring, ulysses = _context_degrees(layout)
+    ring, ulysses = layout.context_degrees
     preference = job.objective.loss if isinstance(job.objective, Dpo) else ""
     samples = job.batch.mbs * (2 if preference else 1)
     tokens = job.batch.seq_len // (layout.cp * layout.slices) * samples
@@ -93,15 +92,3 @@ def sizes_of(job: Job) -> Sizes:
         moe_balance=job.memory.moe_balance,
         indexer_learns=job.objective.indexer_loss > 0,
     )
-
-
-def _context_degrees(layout: Layout) -> tuple[int, int]:
-    match layout.cp_algorithm:
-        case "ring":
-            return layout.cp, 1
-        case "ulysses":
-            return 1, layout.cp
-        case "hybrid":
-            return layout.cp // layout.ulysses, layout.ulysses
-        case "kv_allgather":
-            return 1, 1

@@ -12,6 +12,11 @@ from ridgeline.core.errors import LoweringError
 from ridgeline.core.layout import Layout
 
 
+def _parts_of_cp(layout: Layout) -> list[int] | None:
+    """Ranks side by side that exchange heads, and how many such groups pass keys and values on."""
+    return [layout.ulysses, layout.cp // layout.ulysses] if layout.cp_algorithm == "hybrid" else None
+
+
 @contextmanager
 def process_groups(layout: Layout, *, world_size: int, seed: int) -> Iterator[None]:
     """Create every group of the mesh among the ranks of torch.distributed, and forget them on leaving.
@@ -36,6 +41,7 @@ def process_groups(layout: Layout, *, world_size: int, seed: int) -> Iterator[No
         pipeline_model_parallel_size=layout.pp,
         virtual_pipeline_model_parallel_size=layout.vpp if layout.vpp > 1 else None,
         context_parallel_size=layout.cp,
+        hierarchical_context_parallel_sizes=_parts_of_cp(layout),
         expert_model_parallel_size=layout.ep,
         expert_tensor_parallel_size=layout.etp,
         order=layout.order,
