@@ -11,7 +11,16 @@ from ridgeline.checkpoint.names import params_of, stored, stored_box
 from ridgeline.checkpoint.pieces import Buffer, Piece, row_major
 from ridgeline.core.model import ModelSpec
 from ridgeline.models.hf_names import hf_shapes, hf_sources
-from ridgeline.models.hf_source import RowRun, RowSource, Source, Stacked, Transposed, published_shapes, row_runs
+from ridgeline.models.hf_source import (
+    RowRun,
+    RowSource,
+    Source,
+    Stacked,
+    StackedRows,
+    Transposed,
+    published_shapes,
+    row_runs,
+)
 
 
 @attrs.frozen
@@ -46,6 +55,12 @@ def placed(source: Source, shape: Shape) -> Iterator[tuple[str, Box, int, Shape]
             box = Box((turn * part, *(0 for _ in shape[1:])), (part, *shape[1:]))
             strides = (source.turns, *(shape[0] for _ in shape[1:]))
             yield source.name, box, source.expert * width + turn, strides
+        return
+    if isinstance(source, StackedRows):
+        part = (shape[0] // len(source.names), *shape[1:])
+        for place, name in enumerate(source.names):
+            box = Box((place * part[0], *(0 for _ in shape[1:])), part)
+            yield name, box, source.expert * prod(part), row_major(part)
         return
     if isinstance(source, Transposed):
         widths = {name: form[1] for name, form in published_shapes(source, shape).items()}

@@ -50,6 +50,7 @@ class Family:
         rope_base: The base of the rotary positions where the file gives none.
         rotary_share: The share of a head that rotates where the file gives none; None where all of it always does.
         interleaved: Rotary dims are paired as neighbours.
+        rope_by_layer: Kinds of layers turn apart, and ``spec_of`` reads of each how.
         mixers, feed_forwards: The kinds of parts its layers may have.
         spec_of: Checked values and rotary positions to a spec, its name and family left to the caller.
         config_of: The inverse, for a spec of this family's kinds of layer.
@@ -66,6 +67,7 @@ class Family:
     rope_base: float = 10000.0
     rotary_share: float | None = None
     interleaved: bool = False
+    rope_by_layer: bool = False
     mixers: tuple[type[Mixer | None], ...] = (Attention,)
     feed_forwards: tuple[type[FeedForward | None], ...]
     spec_of: Callable[[Values, Rope], ModelSpec]

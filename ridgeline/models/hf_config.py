@@ -9,7 +9,7 @@ import msgspec
 
 from ridgeline.core.codec import unstructure
 from ridgeline.core.errors import Problem, SpecError, nearest
-from ridgeline.core.model import ModelSpec
+from ridgeline.core.model import ModelSpec, Rope
 from ridgeline.models.families.table import ARCHITECTURES, BORROWED, FAMILIES, MODEL_TYPES
 from ridgeline.models.family import Family, read_fields
 from ridgeline.models.hf_rope import read_rope
@@ -81,9 +81,11 @@ def model_from_hf(config: Mapping[str, Any], *, name: str = "custom") -> ModelSp
     """
     family = family_of(config)
     values, problems = read_fields(config, family.fields)
-    rope, rope_problems = read_rope(
-        config, base=family.rope_base, share=family.rotary_share, interleaved=family.interleaved
-    )
+    rope, rope_problems = Rope(), []
+    if not family.rope_by_layer:
+        rope, rope_problems = read_rope(
+            config, base=family.rope_base, share=family.rotary_share, interleaved=family.interleaved
+        )
     if problems or rope_problems or rope is None:
         raise SpecError([*problems, *rope_problems])
     return attrs.evolve(family.spec_of(values, rope), name=name, family=family.name)

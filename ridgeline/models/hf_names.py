@@ -39,14 +39,15 @@ def hf_shapes(spec: ModelSpec) -> Mapping[str, Shape]:
 def hf_derived(spec: ModelSpec) -> frozenset[str]:
     """Tensors that files may hold and that say nothing: a tied head again, old releases' frequencies and masks.
 
-    Of multi-token prediction too: it shares embedding and head, and DeepSeek's files hold them again with its layers.
+    Of multi-token prediction too: it shares embedding and head, and files of DeepSeek and Step hold them again with its
+    layers.
     """
     layers = range(spec.num_layers + spec.mtp)
     frequencies = (f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in layers)
     again = (
         f"model.layers.{layer}.{name}.weight"
         for layer in layers[spec.num_layers :]
-        for name in ("embed_tokens", "shared_head.head")
+        for name in ("embed_tokens", "shared_head.head", "transformer.shared_head.output")
     )
     masks = (f"transformer.h.{layer}.attn.{name}" for layer in layers for name in ("bias", "masked_bias"))
     of_all = "transformer.rotary_pos_emb.inv_freq"

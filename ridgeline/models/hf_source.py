@@ -72,6 +72,15 @@ class Stacked:
     turns: int
 
 
+@frozen
+class StackedRows:
+    """One of ``experts`` in tensors that stack them: its rows of the first, then of the next."""
+
+    names: tuple[str, ...]
+    expert: int
+    experts: int
+
+
 RowSource: TypeAlias = Direct | GateUp | GroupedQkv | Rows
 """Whole rows, rearranged."""
 
@@ -83,7 +92,7 @@ class Transposed:
     rows: RowSource
 
 
-Source: TypeAlias = RowSource | Transposed | Stacked
+Source: TypeAlias = RowSource | Transposed | Stacked | StackedRows
 
 
 def row_runs(source: RowSource, rows: int) -> tuple[RowRun, ...]:
@@ -116,6 +125,8 @@ def published_shapes(source: Source, shape: Shape) -> dict[str, Shape]:
     """The tensors a source reads and their shapes, for our tensor of ``shape``."""
     if isinstance(source, Stacked):
         return {source.name: (source.experts, *reversed(shape))}
+    if isinstance(source, StackedRows):
+        return {name: (source.experts, shape[0] // len(source.names), *shape[1:]) for name in source.names}
     if isinstance(source, Transposed):
         return {name: form[::-1] for name, form in published_shapes(source.rows, shape).items()}
     rows: dict[str, int] = {}
@@ -128,11 +139,14 @@ def bind(template: Template, *, layer: int | None, expert: int | None, block: Bl
     """The source of one tensor: its layer and expert named, its block's head counts filled in."""
     pair, half = (None, None) if layer is None else divmod(layer, 2)
     names = tuple(name.format(layer=layer, pair=pair, half=half, expert=expert) for name in template.names)
-    if template.transform in STACKED:
+    if template.transform in (*STACKED, "stacked_rows"):
         assert block is not None
         assert expert is not None
         assert isinstance(block.feed_forward, Moe)
-        (name,), experts = names, block.feed_forward.experts
+        experts = block.feed_forward.experts
+        if template.transform == "stacked_rows":
+            return StackedRows(names, expert, experts)
+        (name,) = names
         return Stacked(name, expert, experts, turns=STACKED[template.transform])
     source = _BINDERS[template.transform](names, block)
     return Transposed(source) if template.transposed else source

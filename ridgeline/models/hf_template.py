@@ -16,7 +16,15 @@ class Template:
     """
 
     transform: Literal[
-        "direct", "gate_up", "grouped_qkv", "packed_qkv", "gated_qkv", "delta_inputs", "stacked", "stacked_turns"
+        "direct",
+        "gate_up",
+        "grouped_qkv",
+        "packed_qkv",
+        "gated_qkv",
+        "delta_inputs",
+        "stacked",
+        "stacked_turns",
+        "stacked_rows",
     ]
     names: tuple[str, ...]
     transposed: bool = False
@@ -60,6 +68,11 @@ def stacked(name: str) -> Template:
 def stacked_turns(name: str) -> Template:
     """The same, gate and up in turn."""
     return Template("stacked_turns", (name,))
+
+
+def stacked_rows(*names: str) -> Template:
+    """One expert of tensors that stack those of a layer, its rows of each below those of the one before."""
+    return Template("stacked_rows", names)
 
 
 def transposed(template: Template) -> Template:

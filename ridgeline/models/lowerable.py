@@ -204,6 +204,9 @@ def _model_faults(model: ModelSpec) -> Iterator[str]:
             if part is not None and limit is not None and not is_gated(part.activation):
                 rule = f"bounds a gate and an up-projection, which activation={part.activation!r} has not"
                 yield f"model.blocks.feed_forward.{name}={limit}: {rule}; leave it out"
+        if isinstance(part, Moe) and part.shared_limit is not None and part.shared_ffn is None:
+            rule = "bounds shared experts, and there are none"
+            yield f"model.blocks.feed_forward.shared_limit={part.shared_limit}: {rule}; leave it out"
         if block.shortcut is not None:
             yield from _trait_faults(block.shortcut, "model.blocks.shortcut")
             if block.norms != "pre":

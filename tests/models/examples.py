@@ -4,6 +4,10 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING
 
+from tests.models.step3p5 import register
+
+register()
+
 DENSE = {
     "vocab_size": 40,
     "hidden_size": 24,
@@ -325,6 +329,31 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "mlp_only_layers": [1, 3],
     },
 }
+EXAMPLES["step3p5"] = {
+    **{name: size for name, size in DENSE.items() if name not in ("rope_theta", "num_key_value_heads")},
+    "model_type": "step3p5",
+    "num_attention_groups": 2,
+    "attention_other_setting": {
+        "attention_type": "sliding_attention", "num_attention_heads": 10, "num_attention_groups": 2, "head_dim": 8,
+    },
+    "layer_types": ["full_attention", *["sliding_attention"] * 3, "full_attention"],
+    "sliding_window": 9,
+    "rope_theta": [500000, *[10000] * 3, 500000],
+    "partial_rotary_factors": [0.5, *[1.0] * 3, 0.5],
+    "rope_scaling": {
+        "rope_type": "llama3", "factor": 2.0, "original_max_position_embeddings": 32, "low_freq_factor": 1.0,
+        "high_freq_factor": 32.0,
+    },
+    "yarn_only_types": ["full_attention"],
+    "moe_layers_enum": "2,3,4",
+    "moe_num_experts": 7,
+    "moe_top_k": 3,
+    "moe_intermediate_size": 12,
+    "share_expert_dim": 14,
+    "moe_router_scaling_factor": 3.0,
+    "swiglu_limits": [0.0, 0.0, 0.0, 7, 7],
+    "swiglu_limits_shared": [0.0, 0.0, 0.0, 0.0, 16],
+}  # fmt: skip
 REMOTE = {name for name in EXAMPLES if EXAMPLES[name]["model_type"] not in CONFIG_MAPPING}
 """Families that transformers has no class for: their own code was published beside their weights."""
 

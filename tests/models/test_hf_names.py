@@ -28,6 +28,7 @@ from ridgeline.models.hf_source import (
     RowSource,
     Source,
     Stacked,
+    StackedRows,
     Transposed,
     published_shapes,
     row_runs,
@@ -105,6 +106,8 @@ def test_gate_and_up_of_an_expert_are_not_swapped(example: str, tmp_path):
                 ours = torch.cat((fused[expert][:, ::2], fused[expert][:, 1::2]), 1).T
                 rows = torch.cat([tensors[source.name][expert].T[turn :: source.turns] for turn in range(source.turns)])
                 assert torch.equal(rows, ours)
+            elif isinstance(source, StackedRows):
+                assert torch.equal(torch.cat([tensors[name][expert] for name in source.names]), fused[expert])
             else:
                 assert torch.equal(assembled(source, tensors), fused[expert])
             checked += 1
@@ -117,6 +120,7 @@ def assembled(source: RowSource, tensors: dict[str, torch.Tensor]) -> torch.Tens
     return torch.cat([tensors[run.tensor][run.start : run.start + run.count] for run in row_runs(source, rows)])
 
 
+BIAS = ".mlp.gate.e_score_correction_bias"
 LIKE_OTHERS = ("deepseek-r1", "deepseek-v2", "deepseek-v2.5", "deepseek-coder-v2-base", "kimi-k2", "glm-4.5", "glm-5")
 """Larger models, named as smaller ones are."""
 ROOT_IN_FILES = {"nemotron_h": "backbone."}
@@ -145,7 +149,9 @@ def test_names_and_shapes_of_every_size(name: str):
     experts = [key for key in state if any(part in key for part in parts)]
     further = tuple(f"model.layers.{spec.num_layers + index}." for index in range(spec.mtp))  # transformers has none
     shapes = {key: shape for key, shape in shapes.items() if not key.startswith(further or ("-",))}
-    elsewhere = (".experts.", ".gate.weight", ".mlp.router.weight", "block_sparse_moe.e_score_correction_bias")
+    for published, own in ((".share_expert.", ".mlp.shared_experts."), (".moe.router_bias", BIAS)):
+        shapes = {key.replace(published, own): shape for key, shape in shapes.items()}
+    elsewhere = (".moe.", ".experts.", ".gate.weight", ".mlp.router.weight", "block_sparse_moe.e_score_correction_bias")
     ours = {key: shape for key, shape in shapes.items() if not any(part in key for part in elsewhere)}
     assert ours == {key: shape for key, shape in state.items() if key not in experts}
     moe_elements = sum(int(np.prod(shape)) for key, shape in shapes.items() if key not in ours)
@@ -156,6 +162,8 @@ def used_by(source: Source) -> list[tuple[str, int | None]]:
     """The tensors a source reads, each whole or one expert of it."""
     if isinstance(source, Stacked):
         return [(source.name, source.expert)]
+    if isinstance(source, StackedRows):
+        return [(name, source.expert) for name in source.names]
     rows = source.rows if isinstance(source, Transposed) else source
     return [(name, None) for name in published_shapes(rows, (source_rows(rows),))]
 
@@ -180,6 +188,11 @@ def test_every_parameter_of_the_table_has_a_source(example: str):
     for fqn, source in hf_sources(spec).items():
         if isinstance(source, Stacked):
             assert published_shapes(source, expected[fqn]) == {source.name: (source.experts, *reversed(expected[fqn]))}
+            continue
+        if isinstance(source, StackedRows):
+            rows, *columns = expected[fqn]
+            each = (source.experts, rows // len(source.names), *columns)
+            assert published_shapes(source, expected[fqn]) == dict.fromkeys(source.names, each)
             continue
         rows, turned = expected[fqn][0], isinstance(source, Transposed)
         runs = row_runs(source.rows if turned else source, rows)

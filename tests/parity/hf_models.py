@@ -11,10 +11,12 @@ import numpy as np
 import torch
 import transformers
 
+from tests.models.step3p5 import register
 from tests.parity.cases.case import SHARED
 from tests.parity.cases.table import CASES
 from tests.parity.ours.model import in_our_layout
 
+register()
 SEQ_LEN = 22
 
 

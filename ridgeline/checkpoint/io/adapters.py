@@ -33,7 +33,7 @@ from ridgeline.checkpoint.published import runs_of
 from ridgeline.core.errors import CheckpointError
 from ridgeline.core.model import ModelSpec
 from ridgeline.models.hf_names import hf_sources
-from ridgeline.models.hf_source import Stacked, Transposed, published_shapes
+from ridgeline.models.hf_source import Stacked, StackedRows, Transposed, published_shapes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -120,8 +120,9 @@ def write_adapter(
             )
         rows: dict[str, list[torch.Tensor]] = {}
         source = sources[fqn]
-        if isinstance(source, Stacked):
-            rule = f"lies in a stack of {source.experts} experts, {source.name}, which PEFT adapts as a whole"
+        if isinstance(source, (Stacked, StackedRows)):
+            stack = source.name if isinstance(source, Stacked) else " and ".join(source.names)
+            rule = f"lies in a stack of {source.experts} experts, {stack}, which PEFT adapts as a whole"
             raise CheckpointError(f"adapter={folder}: {fqn}: {rule}")
         if isinstance(source, Transposed):
             raise CheckpointError(f"adapter={folder}: {fqn}: {TRANSPOSED}")

@@ -34,10 +34,6 @@ class Mlp:
     limit: float | None = trait(None, above=0.0)
     __attrs_post_init__ = check_spec
 
-    def _problems(self) -> Iterator[Problem]:
-        if self.activation == "bounded_swiglu" and self.limit is None:
-            yield Problem("limit", None, "is what activation='bounded_swiglu' is bounded by", "set it, or use 'swiglu'")
-
 
 @frozen(kw_only=True)
 class Moe:
@@ -107,11 +103,6 @@ class Moe:
             yield Problem("group_topk", self.group_topk, f"must be <= groups={self.groups}")
         if self.shared_gate and self.shared_ffn is None:
             yield Problem("shared_gate", True, "needs shared experts to gate", "set shared_ffn")
-        if self.shared_limit is not None and self.shared_ffn is None:
-            yield Problem("shared_limit", self.shared_limit, "needs shared experts to bound", "set shared_ffn")
-        if self.activation == "bounded_swiglu" and self.limit is None and self.shared_limit is None:
-            way_out = "set it, set shared_limit, or use 'swiglu'"
-            yield Problem("limit", None, "is what activation='bounded_swiglu' is bounded by", way_out)
         if self.pad_to_capacity and self.capacity_factor is None:
             yield Problem("pad_to_capacity", True, "needs a capacity", "set capacity_factor")
         elif self.pad_to_capacity and (self.capacity_factor or 0.0) * self.topk > self.experts:

@@ -6,6 +6,7 @@ from typing import Any
 
 import attrs
 
+from ridgeline.core.errors import Problem, SpecError
 from ridgeline.core.model import Block, LatentAttention, Mlp, ModelSpec, Moe, Rope
 from ridgeline.models.families.decoder import DECODER_WEIGHTS, decoder_of, first_feed_forward, mtp_config, mtp_of
 from ridgeline.models.families.latent import LATENT_FIELDS, LATENT_WEIGHTS, latent_config, latent_of
@@ -48,7 +49,9 @@ def _spec_of(hf: Values, rope: Rope) -> ModelSpec:
 
 
 def _config_of(spec: ModelSpec) -> dict[str, Any]:
-    experts = spec.moes[0]
+    experts = next(iter(spec.moes), None)
+    if experts is None:
+        raise SpecError(Problem("family", spec.family, "needs experts beside a layer"))
     config = {name: value for name, value in latent_config(spec).items() if name != "num_hidden_layers"}
     return {
         **config,

@@ -50,6 +50,7 @@ MODULES: Mapping[str, str] = MappingProxyType(
         "qwen3_moe": "qwen3_moe:QWEN3_MOE",
         "qwen3_next": "qwen3_next:QWEN3_NEXT",
         "seed_oss": "seed_oss:SEED_OSS",
+        "step3p5": "step3p5:STEP3P5",
     }
 )
 """Where each family is written down, by Hugging Face's ``model_type``."""
@@ -102,6 +103,7 @@ ARCHITECTURES: Mapping[str, str] = MappingProxyType(
         "Qwen3NextForCausalLM": "qwen3_next",
         "QWenLMHeadModel": "qwen",
         "SeedOssForCausalLM": "seed_oss",
+        "Step3p5ForCausalLM": "step3p5",
     }
 )
 """The family of each class that models are published under."""

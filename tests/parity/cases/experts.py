@@ -6,6 +6,7 @@ from tests.parity.cases.latent import GROUPS
 
 TOP2 = {"num_experts_per_tok": 2}
 NARROW = {"num_experts": 6, "moe_intermediate_size": 28, **TOP2}
+LLAMA3 = {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 8.0}
 CASES = {
     "mixtral": Case({"num_local_experts": 6, "sliding_window": 7, **TOP2}, every_day=DENSE),
     "qwen2_moe": Case({**NARROW, "shared_expert_intermediate_size": 44, "norm_topk_prob": False}),
@@ -36,6 +37,26 @@ CASES = {
         {"num_experts": 6, "moe_topk": 2, "attention_bias": True, "pad_token_id": 0}, every_day=("tp2 ep2",)
     ),
     "minimax_m2": Case({**TOP2, "num_local_experts": 6, "rotary_dim": 6}, every_day=("alone", "tp2 etp2")),
+    "step3p5": Case(
+        {
+            **TOP2,
+            "num_sliding_attention_heads": 6,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+            "sliding_window": 7,
+            "rope_theta": [500.0, 100.0, 100.0, 500.0],
+            "partial_rotary_factors": [0.5, 1.0, 1.0, 0.5],
+            "rope_scaling": {**LLAMA3, "original_max_position_embeddings": 16},
+            "moe_layers_enum": "1,2,3",
+            "n_routed_experts": 6,
+            "moe_intermediate_size": 28,
+            "share_expert_dim": 44,
+            "moe_router_scaling_factor": 1.7,
+            "swiglu_limits": [0.0, 0.0, 0.2, 0.3],  # near enough to bound some
+            "swiglu_limits_shared": [0.2, 0.0, 0.0, 0.4],
+            "pad_token_id": 0,
+        },
+        every_day=("alone", "tp2 ep2"),
+    ),
     "phimoe": Case(
         {
             **TOP2,

@@ -65,6 +65,8 @@ def attention(theirs: dict[str, torch.Tensor], config: Any) -> dict[str, torch.T
             ours[f"self_attention.linear_qkv.{kind}"] = torch.cat(by_group, 1).flatten(0, 1)
     if "self_attn.o_proj.bias" in theirs:
         ours["self_attention.linear_proj.bias"] = theirs["self_attn.o_proj.bias"]
+    if "self_attn.g_proj.weight" in theirs:
+        ours["self_attention.linear_gate.weight"] = theirs["self_attn.g_proj.weight"]
     if "self_attn.sinks" in theirs:
         ours["self_attention.core_attention.softmax_offset"] = theirs["self_attn.sinks"]
     for x, whole in (("q", "query"), ("k", "key")):
