@@ -46,7 +46,6 @@ RUNS: Mapping[str, tuple[object, ...]] = MappingProxyType(
         "comm.tp_overlap": ("none",),
         "optimizer.kernel": ("torch",),
         "objective.kind": ("pretraining",),
-        "adapter": (None,),
     }
 )
 """What this runtime can do of fields that a plan understands whole."""
@@ -161,6 +160,7 @@ def _job_faults(job: Job) -> Iterator[str]:
     if "weight_gradients" in job.comm.moe_overlap:
         rule = "products of experts' weight gradients run before their tokens' gradients leave"
         yield f"comm.moe_overlap={job.comm.moe_overlap}: is planned only, {rule}; leave 'weight_gradients' out"
+    yield from _adapter_faults(job)
     if dropout := getattr(job.objective, "dropout", 0.0):
         yield f"objective.dropout={dropout}: is planned only, training runs without; use 0.0"
 
@@ -180,6 +180,22 @@ def _context_faults(job: Job) -> Iterator[str]:
             yield f"layout.cp={layout.cp}: an indexer chooses among its own part of a sample only; use 1"
         if isinstance(mixer, Attention) and has_modified_scores(mixer):
             yield f"layout.cp={layout.cp}: ALiBi, softcap and sinks have no lowering beside it; use 1"
+
+
+def _adapter_faults(job: Job) -> Iterator[str]:
+    adapter = job.adapter
+    if adapter is None:
+        return
+    if adapter.base != "params":
+        yield f"adapter.base={adapter.base!r}: is planned only, nothing runs it yet; use 'params'"
+    in_experts = [target for target in ("linear_fc1", "linear_fc2") if target in adapter.targets]
+    if job.model.moes and job.layout.etp > 1 and in_experts:
+        rule = "experts' adapters have no lowering where an expert is split"
+        yield f"layout.etp={job.layout.etp}: {rule}; use 1, or leave {' and '.join(in_experts)} out of adapter.targets"
+    mixers = (run.block.mixer for run in job.model.blocks)
+    if job.objective.indexer_loss and any(isinstance(each, LatentAttention) and each.indexer for each in mixers):
+        rule = "an indexer is frozen beside adapters"
+        yield f"objective.indexer_loss={job.objective.indexer_loss}: {rule}; use 0.0"
 
 
 def _model_faults(model: ModelSpec) -> Iterator[str]:

@@ -140,7 +140,7 @@ class _Prepared(NamedTuple):
 
 def _prepared(job: Job) -> _Prepared:
     mesh, stages = mesh_of(job), stages_of(job)
-    held = plan_held(job, mesh=mesh, stages=stages, shards=plan_shards(job.model, job.layout))
+    held = plan_held(job, mesh=mesh, stages=stages, shards=plan_shards(job.model, job.layout, job.adapter))
     parts = {"mesh": mesh, "stages": stages, "held": held}
     work = stage_work(job, stages)
     schedule = schedule_of(job, plan_stage_times(job, **parts, work=work))

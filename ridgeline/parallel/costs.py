@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from ridgeline.core.cluster import Chip
 from ridgeline.core.job import Job
+from ridgeline.parallel.adapters import target_of_op
 from ridgeline.parallel.links import Spread, collective_us, spread_of
 from ridgeline.parallel.mesh import Mesh
 from ridgeline.parallel.ops import Comm, Op
@@ -101,7 +102,7 @@ def _products(op: Op, costs: Costs) -> _Products:
     adapter, chip, width = costs.job.adapter, costs.job.cluster.chip, costs.width
     trained = op.gemms
     if adapter:
-        targeted = op.name.replace("expert_", "linear_") in adapter.targets
+        targeted = target_of_op(op.name) in adapter.targets
         pairs = (((m, k, adapter.rank), (m, adapter.rank, n)) for m, k, n in op.gemms if targeted)
         trained = tuple(product for pair in pairs for product in pair)
     every = (*op.gemms, *trained) if adapter else op.gemms

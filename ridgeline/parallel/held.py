@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ridgeline.core.job import Dpo, Job
 from ridgeline.core.model import ModelSpec
-from ridgeline.parallel.adapters import adapter_of, frozen_bytes
+from ridgeline.parallel.adapters import frozen_bytes
 from ridgeline.parallel.mesh import Mesh
 from ridgeline.parallel.shards import ParamRow, local_shape, stage_rows
 from ridgeline.parallel.stages import StageMap
@@ -76,19 +76,20 @@ def _held(job: Job, mesh: Mesh, stages: StageMap, shards: tuple[ParamRow, ...], 
     buffers = {"dense": 0, "tied": 0, "expert": 0}
     largest = frozen = 0
     for row, layers in stage_rows(shards, stages, stage):
-        if not row.param.trains:
-            continue
         size, role = prod(local_shape(row.shard, mesh)), row.param.role
+        if role == "expert_bias":
+            continue
         experts = max(1, row.param.experts // mesh.ep)
         copies = layers * experts
+        if has_reference and not row.param.low_rank:
+            frozen += size * width * copies
+        if adapter and row.param.frozen:
+            frozen += frozen_bytes(row.param, size, adapter, width=width) * copies
+            continue
         kind = "expert" if row.param.experts else "dense"
         tied = role == "embedding" and has_two_embeddings(job.model, stages)
-        replicated = size if mesh.tp > 1 and (role == "head_norm" or (job.layout.sp and role in SHARED_OVER_TP)) else 0
-        frozen += size * width * copies * has_reference
-        if adapter:
-            frozen += frozen_bytes(row, adapter, mesh, width=width) * copies
-            size, replicated = adapter_of(row, adapter, mesh)
-            tied = False
+        shared_over_tp = role == "head_norm" or (job.layout.sp and role in SHARED_OVER_TP and kind == "dense")
+        replicated = size if mesh.tp > 1 and shared_over_tp else 0
         largest = max(largest, size * experts if job.memory.grouped_experts else size)
         buffers["tied" if tied and shared else kind] += (padded(size, PARAM_ALIGNMENT) if shared else size) * copies
         sizes[kind] += size * copies

@@ -2,7 +2,10 @@
 
 from collections.abc import Iterator
 
+import attrs
+
 from ridgeline.core.job import Job, SelectiveRecompute
+from ridgeline.core.params import block_params, is_target
 
 
 def no_effect(job: Job) -> Iterator[str]:
@@ -16,6 +19,7 @@ def no_effect(job: Job) -> Iterator[str]:
     if job.memory.moe_balance > 1 and layout.ep == 1:
         yield f"memory.moe_balance={job.memory.moe_balance} has no effect with ep=1: a rank holds every expert"
     yield from _idle_overlap(job)
+    yield from _idle_targets(job)
     if job.adapter and job.precision.masters == "low_bits":
         yield "precision.masters='low_bits' saves next to nothing: only adapters have masters"
     if isinstance(recompute, SelectiveRecompute):
@@ -24,6 +28,15 @@ def no_effect(job: Job) -> Iterator[str]:
             needs = "latent_attention" if module == "mla_up_proj" else module
             if needs in ("mlp", "moe", "latent_attention") and needs not in kinds:
                 yield f"memory.recompute.modules: {module!r} has no effect, since no layer holds one"
+
+
+def _idle_targets(job: Job) -> Iterator[str]:
+    if (adapter := job.adapter) is None:
+        return
+    rows = [param for run in job.model.blocks for param in block_params(run.block, job.model)]
+    for target in adapter.targets:
+        if not any(is_target(param, attrs.evolve(adapter, targets=(target,))) for param in rows):
+            yield f"adapter.targets: {target!r} has no effect, since no layer has a linear of that name"
 
 
 def _idle_overlap(job: Job) -> Iterator[str]:

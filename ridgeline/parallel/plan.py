@@ -86,7 +86,7 @@ def plan(job: Job) -> Plan:
     if problems:
         raise PlanError(problems)
     mesh, stages = mesh_of(job), stages_of(job)
-    shards = plan_shards(job.model, job.layout)
+    shards = plan_shards(job.model, job.layout, job.adapter)
     work = stage_work(job, stages)
     held = plan_held(job, mesh=mesh, stages=stages, shards=shards)
     parts = {"mesh": mesh, "stages": stages, "held": held}

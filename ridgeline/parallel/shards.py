@@ -18,16 +18,17 @@ Source:
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import accumulate, product
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import attrs
 
 from ridgeline.core.frozen import frozen
+from ridgeline.core.job import Lora
 from ridgeline.core.layout import Layout
 from ridgeline.core.model import ModelSpec
-from ridgeline.core.params import Param, block_params, fqn_of, outer_params
+from ridgeline.core.params import Param, block_params, fqn_of, outer_params, with_adapters
 from ridgeline.parallel.mesh import ExpertCoords, Mesh, expert_coords, rank_coords
 from ridgeline.parallel.stages import StageMap
 
@@ -124,13 +125,21 @@ def shard_of(param: Param, layout: Layout) -> Shard:
             return Shard(param.shape)
 
 
-def plan_shards(model: ModelSpec, layout: Layout) -> tuple[ParamRow, ...]:
-    """Every parameter of a model and how it lies on the mesh, in model order, equal layers in one row."""
-    outside = [ParamRow(None, param, shard_of(param, layout)) for param in outer_params(model)]
+def plan_shards(model: ModelSpec, layout: Layout, adapter: Lora | None = None) -> tuple[ParamRow, ...]:
+    """Every parameter of a model and of its adapters and how it lies on the mesh, in model order.
+
+    Equal layers are one row.
+    """
+
+    def adapted(params: Iterable[Param]) -> Iterable[Param]:
+        return params if adapter is None else with_adapters(params, adapter)
+
+    outside = [ParamRow(None, param, shard_of(param, layout)) for param in adapted(outer_params(model))]
     rows, first = [row for row in outside if row.param.place != "last"], 0
     for run in model.blocks:
         layers = range(first, first + run.count)
-        rows += [ParamRow(layers, param, shard_of(param, layout)) for param in block_params(run.block, model)]
+        params = adapted(block_params(run.block, model))
+        rows += [ParamRow(layers, param, shard_of(param, layout)) for param in params]
         first = layers.stop
     return (*rows, *(row for row in outside if row.param.place == "last"))
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ridgeline.core.job import FullRecompute, Job, SelectiveRecompute
 from ridgeline.core.model import Block
+from ridgeline.parallel.adapters import adapted
 from ridgeline.parallel.ops import Op, Sizes, block_ops, deferred, embedding_ops, head_ops, kept, mtp_ops, sizes_of
 from ridgeline.parallel.stages import StageMap
 
@@ -65,14 +66,21 @@ class StageWork(NamedTuple):
 
 def stage_work(job: Job, stages: StageMap) -> tuple[StageWork, ...]:
     """The work of every stage, in model order."""
-    sizes = sizes_of(job)
-    ops = {block: block_ops(block, sizes) for block in {run.block for run in job.model.blocks}}
+    sizes, adapter = sizes_of(job), job.adapter
+
+    def trained(ops: tuple[Op, ...]) -> tuple[Op, ...]:
+        return ops if adapter is None else tuple([adapted(op, adapter, sizes) for op in ops])
+
+    ops = {block: trained(block_ops(block, sizes)) for block in {run.block for run in job.model.blocks}}
     last = stages.num_stages - 1
+    after = tuple(
+        run._replace(ops=trained(run.ops)) for run in (*_mtp_runs(job, sizes), Run(head_ops(sizes), 1 + job.model.mtp))
+    )
     return tuple(
         StageWork(
-            before=(Run(embedding_ops(sizes)),) if stage == 0 else (),
+            before=(Run(trained(embedding_ops(sizes))),) if stage == 0 else (),
             layers=layers,
-            after=(*_mtp_runs(job, sizes), Run(head_ops(sizes), 1 + job.model.mtp)) if stage == last else (),
+            after=after if stage == last else (),
         )
         for stage, layers in enumerate(_stage_runs(job, stages, ops))
     )

@@ -127,16 +127,28 @@ def test_memory_that_nothing_runs_yet_is_refused_by_name():
         precision=Precision(params="fp16", grads="fp16"),
         memory=Memory(recompute=recompute, swap_optimizer=True, loss="copied"),
         objective=Dpo(),
-        adapter=Lora(),
+        adapter=Lora(base="nf4"),
     )
     with pytest.raises(LoweringError) as caught:
         check_lowerable(job)
     lines = str(caught.value).splitlines()
     assert [line.split("=")[0].split(":")[0] for line in lines] == [
-        *("precision.params", "precision.grads", "memory.swap_optimizer", "memory.loss", "objective.kind", "adapter"),
+        *("precision.params", "precision.grads", "memory.swap_optimizer", "memory.loss", "objective.kind"),
+        "adapter.base",
         *("memory.recompute", "memory.recompute.modules", "memory.recompute.modules"),
     ]
     assert lines[0] == "precision.params='fp16': is planned only, nothing runs it yet; use 'bf16' or 'fp32'"
+
+
+def test_adapters_of_split_experts_are_refused():
+    """One of attention's linears has one; experts' have none where etp splits them."""
+    layout = {"layout__tp": 2, "layout__sp": True, "layout__etp": 2}
+    job = attrs.evolve(job_of(MODELS["moe"], world_size=2, **layout), adapter=Lora())
+    with pytest.raises(
+        LoweringError, match=r"layout.etp=2: experts' adapters have no lowering .* leave linear_fc1 and"
+    ):
+        check_lowerable(job)
+    check_lowerable(attrs.evolve(job, adapter=Lora(targets=("linear_qkv", "linear_proj"))))
 
 
 def test_window_and_rope_may_differ_from_layer_to_layer():

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from ridgeline.core.job import Comm, FullRecompute, Memory, Precision, Pretraining, SelectiveRecompute
+from ridgeline.core.job import Comm, FullRecompute, Lora, Memory, Precision, Pretraining, SelectiveRecompute
 from ridgeline.parallel.mesh import rank_coords
 from ridgeline.parallel.plan import plan
 from tests.parallel.examples import dense_model, indexed_model, job_of, moe_model
@@ -76,6 +76,18 @@ JOBS = {
         comm=Comm(moe_dispatcher="allgather"),
     ),
     "etp2 tp2 sp": job_of(MOE, **SMALL, layout__etp=2, layout__tp=2, layout__sp=True),
+    "tp2, adapters": job_of(DENSE, **SMALL, layout__tp=2, adapter=Lora(rank=3)),
+    "tp2 sp pp2, adapters": job_of(TIED, **SMALL, layout__tp=2, layout__sp=True, layout__pp=2, adapter=Lora(rank=3)),
+    "tp2 sp, adapters recomputed": job_of(
+        NORMED,
+        **SMALL,
+        layout__tp=2,
+        layout__sp=True,
+        memory=Memory(recompute=FullRecompute()),
+        adapter=Lora(rank=3, targets=("linear_proj", "linear_fc1")),
+    ),
+    "tp2 sp ep2, adapters": job_of(SHARED, **SMALL, layout__tp=2, layout__sp=True, layout__ep=2, adapter=Lora(rank=3)),
+    "tp2 sp, further tokens, adapters": job_of(BALANCED, **SMALL, layout__tp=2, layout__sp=True, adapter=Lora(rank=3)),
     "pp2 ep2, further tokens": job_of(BALANCED, **SMALL, batch__mbs=2, layout__ep=2, layout__pp=2),
     "ep2 tp2 sp, balanced": job_of(BALANCED, **SMALL, batch__mbs=2, layout__ep=2, layout__tp=2, layout__sp=True),
     "ep2 tp2 sp, balanced, moe recomputed": job_of(

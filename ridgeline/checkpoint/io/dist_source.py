@@ -51,6 +51,8 @@ def open_dist(
     model = model or (model_of(record) if record else None)
     if model is None:
         raise CheckpointError(f"checkpoint={folder}: does not say whose weights it holds; name the model: --model")
+    if record and record.job and record.job.adapter:
+        raise CheckpointError(f"checkpoint={folder}: is of a run with adapters, which cannot be merged yet")
     reader = open_checkpoint(folder)
     shapes = {place.key: place.shape for place in (stored(fqn, param) for fqn, param in params_of(model).items())}
     if optimizer:

@@ -44,14 +44,18 @@ def weights_of(init: Init, model: ModelSpec) -> Weights:
 
 
 def load_weights(program: RankProgram, chunks: Sequence[torch.nn.Module], weights: Weights) -> None:
-    """Read a rank's part of a model's weights into its chunks, which may be wrapped."""
+    """Read a rank's part of a model's weights into its chunks, which may be wrapped; adapters stay as they are."""
     for holding, param in held(program, chunks):
+        if holding.owned.local.param.low_rank:
+            continue
         _read(weights, holding, param.detach().view(-1), 0, holding.elements)
 
 
 def _load(built: Built, weights: Weights) -> None:
     load_weights(built.program, built.chunks, weights)
     for holding, slot in masters(built):
+        if holding.owned.local.param.low_rank:
+            continue
         _read(weights, holding, slot.main, slot.start, slot.stop)
 
 

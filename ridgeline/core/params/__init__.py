@@ -5,6 +5,7 @@ keep Megatron's layout: ``linear_qkv`` holds, for each key-value head, its query
 the value; ``linear_fc1`` holds gate, then up.
 """
 
+from ridgeline.core.params.adapters import is_target, target_of, with_adapters
 from ridgeline.core.params.model import (
     block_params,
     fqn_of,
@@ -22,9 +23,12 @@ __all__ = [
     "Role",
     "block_params",
     "fqn_of",
+    "is_target",
     "model_params",
     "mtp_params",
     "num_active_params",
     "num_params",
     "outer_params",
+    "target_of",
+    "with_adapters",
 ]

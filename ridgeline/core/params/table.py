@@ -33,6 +33,8 @@ class Param:
         experts: How many equal tensors this row stands for, one an expert; 0 for a tensor that is no expert's.
         parts: Rows of each part of a tensor whose parts are split one by one; () where it is split as one.
         place: Where it lies.
+        frozen: It stays what it is at first, since adapters train beside it.
+        low_rank: Which of an adapter's two matrices it is, if any.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Param:
     experts: int = 0
     parts: tuple[int, ...] = ()
     place: Place = "layer"
+    frozen: bool = False
+    low_rank: Literal["", "a", "b"] = ""
 
     @property
     def elements(self) -> int:
@@ -50,4 +54,4 @@ class Param:
     @property
     def trains(self) -> bool:
         """Whether it has a gradient."""
-        return self.role != "expert_bias"
+        return self.role != "expert_bias" and not self.frozen

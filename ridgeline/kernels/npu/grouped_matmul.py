@@ -58,6 +58,8 @@ class _GroupedMatmul(torch.autograd.Function):
         x_mk, counts_e, grad_sum_enk, *weights_nk = ctx.saved_tensors
         dy_mn = dy_mn.contiguous()
         dx_mk = _multiply(dy_mn, _matrices(weights_nk), counts_e, grouped=_ROWS)
+        if grad_sum_enk is None and not any(ctx.needs_input_grad[3:]):  # frozen
+            return dx_mk, None, None, *(None for _ in weights_nk)
         if grad_sum_enk is None:
             return dx_mk, None, None, *_multiply(dy_mn.t(), [x_mk], counts_e, grouped=_SUMMED)
         torch.ops.npu.npu_grouped_matmul_add_(

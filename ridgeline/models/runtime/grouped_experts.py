@@ -7,6 +7,7 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from megatron.core.transformer.moe.experts import SequentialMLP
 from torch.nn import functional
 
+from ridgeline.models.runtime.adapters import adapters_of
 from ridgeline.models.runtime.kernels import Kernel
 
 
@@ -51,7 +52,14 @@ class GroupedExperts(SequentialMLP):
         return self._products(scaled, "linear_fc2", counts_e), None
 
     def _products(self, x_mk: torch.Tensor, name: str, counts_e: torch.Tensor) -> torch.Tensor:
-        weights_nk = [getattr(expert, name)() for expert in self.local_experts]
+        linears = [getattr(expert, name) for expert in self.local_experts]
+        output_mn = self._product(x_mk, [linear() for linear in linears], counts_e)
+        if (pairs := adapters_of(linears)) is None:
+            return output_mn
+        low_mr = self._product(x_mk, [a() for a in pairs.a], counts_e)
+        return output_mn + pairs.scale * self._product(low_mr, [b() for b in pairs.b], counts_e)
+
+    def _product(self, x_mk: torch.Tensor, weights_nk: list[torch.Tensor], counts_e: torch.Tensor) -> torch.Tensor:
         if len(weights_nk) == 1:
             return functional.linear(x_mk, weights_nk[0])
         return self.grouped_matmul(x_mk, weights_nk, counts_e)

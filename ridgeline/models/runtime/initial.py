@@ -6,8 +6,9 @@ generator of its own; a rank draws the blocks that its shard meets. One block of
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import MappingProxyType
+from typing import TypeAlias
 
 import attrs
 import torch
@@ -18,6 +19,7 @@ from ridgeline.parallel.shards import Box
 
 BLOCK_ELEMENTS = 1 << 22
 INITIAL = MappingProxyType({"dt_bias": 1.0, "A_log": math.log(8.0), "D": 1.0})
+Draw: TypeAlias = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 SPLIT_BY_COLUMNS: tuple[Role, ...] = ("out", "down")
 
 
@@ -35,6 +37,8 @@ def fill(
     tensor: torch.Tensor, param: Param, fqn: str, boxes: Sequence[Box], *, norm: Norm, seed: int, std: float
 ) -> None:
     """Write a rank's part of a parameter's initial value: norms scale by 1, biases are 0, matrices normal.
+
+    Of an adapter, B is 0 and A as peft has it.
 
     Args:
         tensor: The part, any dtype, any device.
@@ -56,11 +60,14 @@ def fill(
         )
     dim = 1 if param.role in SPLIT_BY_COLUMNS else 0
     tensor.zero_()
+    if param.low_rank == "b":
+        return
     begin = 0
     for box in boxes:
         rows = tensor[begin : begin + box[0][1] - box[0][0]]
         begin += len(rows)
-        for line, values in _lines(fqn, param.shape[dim], param.shape[1 - dim], box[dim], seed=seed, std=std):
+        lines = _lines(fqn, param.shape[dim], param.shape[1 - dim], box[dim], seed=seed, draw=_draw_of(param, std))
+        for line, values in lines:
             part = values[:, slice(*box[1 - dim])]
             rows.narrow(dim, line - box[dim][0], len(part)).copy_(part.t() if dim else part)
 
@@ -80,15 +87,28 @@ def _constant(param: Param, norm: Norm) -> float:
     return 1.0 if scales and not centred else 0.0
 
 
+def _draw_of(param: Param, std: float) -> Draw:
+    """How a matrix's elements are drawn.
+
+    Source:
+        huggingface/peft 0.21, tuners/lora/layer.py, ``reset_lora_parameters``: ``kaiming_uniform_(a=sqrt(5))`` is
+        uniform within one over the root of the inputs.
+    """
+    if param.low_rank == "a":
+        bound = 1 / math.sqrt(param.shape[1])
+        return lambda tensor, generator: tensor.uniform_(-bound, bound, generator=generator)
+    return lambda tensor, generator: tensor.normal_(generator=generator).mul_(std)
+
+
 def _lines(
-    fqn: str, count: int, length: int, wanted: tuple[int, int], *, seed: int, std: float
+    fqn: str, count: int, length: int, wanted: tuple[int, int], *, seed: int, draw: Draw
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """The lines of the whole from ``wanted[0]`` to ``wanted[1]``, piece by piece, each with the index of its first."""
     size = max(1, BLOCK_ELEMENTS // length)
     for begin in range(wanted[0] // size * size, min(wanted[1], count), size):
         end = min(begin + size, count)
         generator = torch.Generator(device="cpu").manual_seed(_key(seed, fqn, begin))
-        values = torch.randn(end - begin, length, generator=generator, device="cpu").mul_(std)
+        values = draw(torch.empty(end - begin, length, device="cpu"), generator)
         line = max(begin, wanted[0])
         yield line, values[line - begin : min(end, wanted[1]) - begin]
 

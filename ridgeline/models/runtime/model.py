@@ -11,6 +11,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from ridgeline.models.megatron import Fields
 from ridgeline.models.program import Owned, RankProgram
+from ridgeline.models.runtime.adapters import add_adapters
 from ridgeline.models.runtime.config import LayerConfig
 from ridgeline.models.runtime.ends import finish_ends
 from ridgeline.models.runtime.initial import fill, initial_std
@@ -98,6 +99,8 @@ def build_chunk(program: RankProgram, chunk: int, config: TransformerConfig, ker
         num_pads=program.num_pads,
     )
     finish_ends(built, model, kernels)
+    if program.job.adapter is not None:
+        add_adapters(built, program.job.adapter)
     return built
 
 

@@ -70,7 +70,7 @@ def train_step(built: Built, microbatches: Iterable[Microbatch], *, step: int) -
     lr = lr_at(step, adam, steps=steps)
     done = update(built.optimizer, lr=lr, weight_decay=adam.weight_decay, clip_grad=adam.clip_grad)
     load = load_of_step(built)
-    if load is not None and not done.skipped:
+    if load is not None and not done.skipped and built.program.job.adapter is None:
         move_expert_biases(built, load)
     return StepResult(
         loss=mean.loss,

@@ -1,6 +1,7 @@
 """One rank of any world, built by Megatron-core without devices or neighbours, and compared with its program."""
 
 import time
+from collections.abc import Iterator
 
 import attrs
 import torch
@@ -73,7 +74,12 @@ def _built(program: RankProgram) -> dict[str, tuple[int, ...]]:
             return {
                 f"chunk {chunk}: {name}": tuple(tensor.shape)
                 for chunk, module in enumerate(chunks)
-                for name, tensor in module.named_parameters()
+                for name, tensor in (*module.named_parameters(), *_moved_by_load(module))
             }
     finally:
         distributed.destroy_process_group()
+
+
+def _moved_by_load(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters that are buffers in Megatron-core, since no gradient moves them."""
+    return ((name, tensor) for name, tensor in module.named_buffers() if name.endswith(".expert_bias"))

@@ -4,9 +4,15 @@ from collections.abc import Iterator
 
 from ridgeline.core.errors import Problem
 from ridgeline.core.job import ConstantLr, Job, WsdLr
+from ridgeline.core.params import block_params, is_target
 
 
 def adapters(job: Job) -> Iterator[Problem]:
+    adapter, model = job.adapter, job.model
+    if adapter and not any(
+        is_target(param, adapter) for run in model.blocks for param in block_params(run.block, model)
+    ):
+        yield Problem("adapter.targets", adapter.targets, "names no linear layer of this model", "name one it has")
     if job.adapter and job.comm.moe_dispatcher == "allgather" and job.model.moes:
         rule = "of experts need tokens sent to them one by one"
         yield Problem("adapter", "lora", rule, "set comm.moe_dispatcher to 'alltoall'")

@@ -108,7 +108,8 @@ def units_of(job: Job) -> Units:
     @cache
     def held_at(shape: Shape, pp: int) -> tuple[Held, ...]:
         there = job_at(job, Point(shape, Scheme(pp), Pipeline(1, None, None)))
-        return plan_held(there, mesh=mesh_of(there), stages=of_kinds, shards=plan_shards(there.model, there.layout))
+        shards = plan_shards(there.model, there.layout, there.adapter)
+        return plan_held(there, mesh=mesh_of(there), stages=of_kinds, shards=shards)
 
     @cache
     def running(shape: Shape, scheme: Scheme) -> Running:
