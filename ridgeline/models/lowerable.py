@@ -50,7 +50,10 @@ RUNS: Mapping[str, tuple[object, ...]] = MappingProxyType(
 )
 """What this runtime can do of fields that a plan understands whole."""
 
-SCHEDULES = ("1f1b", "interleaved_1f1b", "gpipe")
+SCHEDULES = (
+    *("1f1b", "interleaved_1f1b", "gpipe", "zb_h1", "zb_2p", "zb_v", "zb_vpp"),
+    *("dualpipe_v", "dualpipe_v_split"),
+)
 """Those whose actions this runtime carries out."""
 
 ANY = object()
@@ -148,6 +151,9 @@ def _job_faults(job: Job) -> Iterator[str]:
     if job.layout.schedule_name not in SCHEDULES:
         usual = " or ".join(map(repr, SCHEDULES))
         yield f"layout.schedule={job.layout.schedule!r}: is planned only, nothing runs it yet; use {usual}"
+    if job.layout.placement == "v" and job.model.mtp:
+        rule = f"has no lowering beside mtp={job.model.mtp}, whose embedding lies beside the model's on one rank"
+        yield f"layout.schedule={job.layout.schedule!r}: {rule}; use 'zb_h1'"
     for mixer in dict.fromkeys(block.mixer for block in job.model.kinds):
         if isinstance(mixer, Attention) and mixer.qk_norm_over == "layer" and mixer.kv_heads % job.layout.tp:
             rule = f"one norm over all heads has no lowering where kv_heads={mixer.kv_heads} are held more than once"

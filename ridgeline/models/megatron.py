@@ -22,7 +22,6 @@ def transformer_fields(job: Job, stages: StageMap) -> Fields:
     """The TransformerConfig of a job."""
     model, layout, precision = job.model, job.layout, job.precision
     dtype = DTYPES[precision.params]
-    overlapped = layout.vpp > 1 and job.comm.p2p == "overlapped"
     return (
         ("num_layers", model.num_layers),
         ("hidden_size", model.hidden),
@@ -49,15 +48,16 @@ def transformer_fields(job: Job, stages: StageMap) -> Fields:
         ("perform_initialization", False),
         ("tensor_model_parallel_size", layout.tp),
         ("pipeline_model_parallel_size", layout.pp),
-        ("virtual_pipeline_model_parallel_size", layout.vpp if layout.vpp > 1 else None),
+        ("virtual_pipeline_model_parallel_size", layout.chunks if layout.chunks > 1 else None),
+        # In a loop, whatever the placement: upstream numbers layers by it, and modules are told their part otherwise.
         ("pipeline_model_parallel_layout", megatron_layout(stages) if layout.pp > 1 else None),
         ("microbatch_group_size_per_vp_stage", layout.microbatch_group_size or layout.pp),
         *_context_fields(layout),
         ("expert_model_parallel_size", layout.ep),
         ("expert_tensor_parallel_size", layout.etp),
         ("sequence_parallel", layout.sp),
-        ("overlap_p2p_comm", overlapped),
-        ("batch_p2p_comm", not overlapped),
+        ("overlap_p2p_comm", job.comm.p2p == "overlapped"),
+        ("batch_p2p_comm", job.comm.p2p == "batched"),
         # gloo reads a tensor after the call that sends it; only streams order that with giving its memory back.
         ("deallocate_pipeline_outputs", capabilities_of(job.cluster.chip.device).streams),
         ("calculate_per_token_loss", job.objective.per_token),

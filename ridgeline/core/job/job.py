@@ -42,7 +42,7 @@ class Comm:
             weight gradients (``weight_gradients``).
         moe_fb_overlap: Forwards run together with backwards of other microbatches, as pairs of the schedule: each
             computes while the other's tokens are on their way between experts.
-        p2p: Of interleaved schedules, sends and receives overlapped with compute, or batched.
+        p2p: Transfers between stages run beside the compute, or are waited for where they begin (``batched``).
         tp_overlap: Collectives of tp are hidden behind the products they serve: by fused kernels (``mc2``), or products
             cut into slices (``coc``).
     """

@@ -3,8 +3,9 @@
 Legend: ``m`` = rows of all groups, ``e`` = groups (experts), ``k`` = the summed dim, ``n`` = output columns.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,9 +20,17 @@ _ROWS, _SUMMED = 0, 2
 _COUNTS = 1
 _ENDS = 0
 
+Later: TypeAlias = Callable[[Sequence[Tensor], Callable[[], Sequence[Tensor]]], bool]
+"""Takes weights, and what computes their gradients; False when that is to be done at once."""
+
 
 def grouped_matmul(
-    x_mk: Tensor, weights_nk: Sequence[Tensor], counts_e: Tensor, *, grad_sum_enk: Tensor | None = None
+    x_mk: Tensor,
+    weights_nk: Sequence[Tensor],
+    counts_e: Tensor,
+    *,
+    grad_sum_enk: Tensor | None = None,
+    later: Later | None = None,
 ) -> Tensor:
     """As `ridgeline.kernels.reference.grouped_matmul.grouped_matmul`; k and n up to 65535, 2 to 128 groups.
 
@@ -43,13 +52,21 @@ def grouped_matmul(
     if grad_sum_enk is not None:
         refuse_dtypes(op, allowed=(torch.float32,), grad_sum_enk=grad_sum_enk)
         refuse_shape(op, "grad_sum_enk", grad_sum_enk, (groups, *weights_nk[0].shape))
-    return _GroupedMatmul.apply(x_mk, counts_e.to(x_mk.device), grad_sum_enk, *weights_nk)
+    return _GroupedMatmul.apply(x_mk, counts_e.to(x_mk.device), grad_sum_enk, later, *weights_nk)
 
 
 class _GroupedMatmul(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_mk: Tensor, counts_e: Tensor, grad_sum_enk: Tensor | None, *weights_nk: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        x_mk: Tensor,
+        counts_e: Tensor,
+        grad_sum_enk: Tensor | None,
+        later: Later | None,
+        *weights_nk: Tensor,
+    ) -> Tensor:
         ctx.save_for_backward(x_mk, counts_e, grad_sum_enk, *weights_nk)
+        ctx.later = later
         # Transposed operands are views: the kernel reads them by their strides.
         return _multiply(x_mk, _matrices([weight.t() for weight in weights_nk]), counts_e, grouped=_ROWS)
 
@@ -61,7 +78,9 @@ class _GroupedMatmul(torch.autograd.Function):
         if grad_sum_enk is None and not any(ctx.needs_input_grad[3:]):  # frozen
             return dx_mk, None, None, *(None for _ in weights_nk)
         if grad_sum_enk is None:
-            return dx_mk, None, None, *_multiply(dy_mn.t(), [x_mk], counts_e, grouped=_SUMMED)
+            compute = partial(_multiply, dy_mn.t(), [x_mk], counts_e, grouped=_SUMMED)
+            taken = ctx.later is not None and ctx.later(weights_nk, compute)
+            return dx_mk, None, None, None, *(len(weights_nk) * [None] if taken else compute())
         torch.ops.npu.npu_grouped_matmul_add_(
             grad_sum_enk,
             dy_mn,
@@ -72,7 +91,7 @@ class _GroupedMatmul(torch.autograd.Function):
             group_type=_SUMMED,
             group_list_type=_ENDS,
         )
-        return dx_mk, None, None, *(None for _ in weights_nk)
+        return dx_mk, None, None, None, *(None for _ in weights_nk)
 
 
 def _matrices(each: list[Tensor]) -> list[Tensor]:

@@ -12,10 +12,11 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from ridgeline.kernels.device import Device
 from ridgeline.kernels.runtime.load import kernels_here
 from ridgeline.models.program import RankProgram
-from ridgeline.models.runtime.model import build_chunk, build_config, in_precision, initialize, mark, resolved
+from ridgeline.models.runtime.deferring import let_wait
+from ridgeline.models.runtime.model import build_chunks, build_config, in_precision, initialize, mark, resolved
 from ridgeline.models.runtime.rope import RotaryTable
 from ridgeline.models.runtime.sequences import Turn, tables_of
-from ridgeline.parallel.runtime.gradients import wrap_chunks
+from ridgeline.parallel.runtime.gradients import ParallelChunk, wrap_chunks
 from ridgeline.parallel.runtime.groups import process_groups
 from ridgeline.parallel.runtime.optimizer import build_optimizer
 
@@ -34,14 +35,14 @@ class Built:
     """
 
     program: RankProgram
-    chunks: list[DistributedDataParallel]
+    chunks: list[ParallelChunk]
     optimizer: ChainedOptimizer
     config: TransformerConfig
     tables: Mapping[Turn, RotaryTable]
     device: torch.device
 
     @property
-    def by_stage(self) -> dict[int, DistributedDataParallel]:
+    def by_stage(self) -> dict[int, ParallelChunk]:
         """Each chunk by its stage."""
         return {part.stage: chunk for part, chunk in zip(self.program.chunks, self.chunks, strict=True)}
 
@@ -66,11 +67,14 @@ def build(program: RankProgram, device: Device, *, local_rank: int = 0) -> Itera
     with device.bridge(), process_groups(job.layout, world_size=job.cluster.world_size, seed=job.run.seed):
         config = build_config(program)
         with target:
-            bare = [build_chunk(program, chunk, config, kernels) for chunk in range(len(program.chunks))]
+            bare = build_chunks(program, config, kernels)
         initialize(program, bare)
         mark(program, bare)
         ddp = DistributedDataParallelConfig(**resolved(program.ddp))
         chunks = wrap_chunks([in_precision(config, chunk) for chunk in bare], config, ddp)
+        if any(action.kind == "W" for action in program.actions):
+            for chunk in chunks:
+                let_wait(chunk, chunk.deferred)
         optimizer = build_optimizer(chunks, resolved(program.optimizer))
         tables = tables_of(
             job.model,

@@ -35,6 +35,7 @@ class GroupedExperts(SequentialMLP):
     def __init__(self, *args: Any, grouped_matmul: Kernel, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.grouped_matmul = grouped_matmul
+        self.multiply = functional.linear
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  called by position
         self, rows_mh: torch.Tensor, counts_e: torch.Tensor, weights_m: torch.Tensor
@@ -61,5 +62,5 @@ class GroupedExperts(SequentialMLP):
 
     def _product(self, x_mk: torch.Tensor, weights_nk: list[torch.Tensor], counts_e: torch.Tensor) -> torch.Tensor:
         if len(weights_nk) == 1:
-            return functional.linear(x_mk, weights_nk[0])
+            return self.multiply(x_mk, weights_nk[0])
         return self.grouped_matmul(x_mk, weights_nk, counts_e)

@@ -1,6 +1,6 @@
 """One model chunk as Megatron-core's GPTModel, built from a rank's program."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,11 +28,18 @@ class LanguageModel(GPTModel):
     Upstream counts them in the softmax, so that the loss would depend on the padding, and with it on tp.
     """
 
+    head_weight: Callable[[], torch.nn.Parameter] | None = None
+    """Where a tied head's embedding lies in another chunk of its rank, what gives it."""
+
     def __init__(self, *args: Any, num_pads: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.num_pads = num_pads
         if self.mtp_process and self.share_embeddings_and_output_weights:
             self.output_layer.weight = None  # the embedding stands beside it; upstream makes a second one, unused
+
+    def shared_embedding_or_output_weight(self) -> torch.nn.Parameter:
+        """What a tied head reads: the embedding of this chunk, or of another chunk of this rank."""
+        return super().shared_embedding_or_output_weight() if self.head_weight is None else self.head_weight()  # pyright: ignore[reportReturnType]  upstream's hint
 
     def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """The loss of each token, (b, s), from logits (s, b, vocabulary/tp)."""
@@ -80,6 +87,18 @@ def build_config(program: RankProgram, **overrides: Any) -> LayerConfig:
     return LayerConfig(**{**resolved(program.transformer), **overrides})
 
 
+def build_chunks(program: RankProgram, config: TransformerConfig, kernels: Kernels) -> list[LanguageModel]:
+    """This rank's chunks on torch's default device, their weights not yet written."""
+    chunks = [build_chunk(program, chunk, config, kernels) for chunk in range(len(program.chunks))]
+    first, last = chunks[0], chunks[-1]
+    if first is not last and first.pre_process and last.post_process and program.job.model.tied_embeddings:
+        embedding = first.embedding.word_embeddings
+        embedding.weight.shared_embedding = False  # pyright: ignore[reportAttributeAccessIssue]  Megatron's mark of copies
+        last.output_layer.weight = None
+        last.head_weight = lambda: embedding.weight
+    return chunks
+
+
 def build_chunk(program: RankProgram, chunk: int, config: TransformerConfig, kernels: Kernels) -> LanguageModel:
     """One chunk on torch's default device, its weights not yet written."""
     model, layout = program.job.model, program.job.layout
@@ -94,7 +113,7 @@ def build_chunk(program: RankProgram, chunk: int, config: TransformerConfig, ker
         share_embeddings_and_output_weights=model.tied_embeddings,
         # Attention turns queries and keys itself.
         position_embedding_type="learned_absolute" if model.learned_positions else "none",
-        vp_stage=chunk if layout.vpp > 1 else None,
+        vp_stage=chunk if layout.chunks > 1 else None,
         mtp_block_spec=prediction_spec(model, kernels) if part.post_process else None,  # pyright: ignore[reportArgumentType]  upstream's hint
         num_pads=program.num_pads,
     )

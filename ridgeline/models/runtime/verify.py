@@ -12,7 +12,7 @@ from ridgeline.core.errors import LoweringError
 from ridgeline.kernels.device import open_device
 from ridgeline.kernels.runtime.load import load_kernel
 from ridgeline.models.program import RankProgram
-from ridgeline.models.runtime.model import build_chunk, build_config
+from ridgeline.models.runtime.model import build_chunks, build_config
 from ridgeline.parallel.runtime.groups import process_groups
 
 
@@ -70,7 +70,7 @@ def _built(program: RankProgram) -> dict[str, tuple[int, ...]]:
             # Memory comes from torch's default device under this option, not from the one that Megatron-core names.
             config = build_config(program, use_cpu_initialization=True)
             with torch.device("meta"):
-                chunks = [build_chunk(program, chunk, config, kernels) for chunk in range(len(program.chunks))]
+                chunks = build_chunks(program, config, kernels)
             return {
                 f"chunk {chunk}: {name}": tuple(tensor.shape)
                 for chunk, module in enumerate(chunks)

@@ -12,7 +12,8 @@ from megatron.core.utils import get_attr_wrapped_model, get_model_config
 from torch import distributed
 
 from ridgeline.parallel.actions import Action
-from ridgeline.parallel.runtime.gradients import Chunks, before_action, completion_of, finish_gradients
+from ridgeline.parallel.runtime.deferred import Product, carry_out, collecting
+from ridgeline.parallel.runtime.gradients import Chunks, after_action, before_action, completion_of, finish_gradients
 from ridgeline.parallel.runtime.transfers import Input, Transfers, made_by, post, take, wait
 from ridgeline.parallel.traffic import Step
 
@@ -37,6 +38,7 @@ class Run:
         trains: Whether forwards are kept for backwards.
         transfers: Between this rank's actions and others.
         kept: Input and output of each forward whose backward is to come.
+        waiting: Weight gradients of each backward that put them aside.
         reports: Of microbatches.
     """
 
@@ -48,6 +50,7 @@ class Run:
     trains: bool
     transfers: Transfers
     kept: dict[Cell, tuple[torch.Tensor | None, torch.Tensor]] = attrs.field(factory=dict, init=False)
+    waiting: dict[Cell, list[Product]] = attrs.field(factory=dict, init=False)
     reports: dict[int, Any] = attrs.field(factory=dict, init=False)
 
 
@@ -99,12 +102,13 @@ def run_schedule(
         post(run.transfers, made=made, send_to=send_to, receives=step.receives)
         before_action(completion, step.action)
         made, send_to = _carried_out(run, step.action), step.send_to
+        after_action(completion, step.action)
         if made is not None and send_to is None:
             run.transfers.inputs[made_by(step.action)] = made
     post(run.transfers, made=made, send_to=send_to, receives=())
     wait(run.transfers)
     if trains:
-        finish_gradients(completion, whole=whole_gradients)
+        finish_gradients(completion)
     return [run.reports[microbatch] for microbatch in sorted(run.reports)]
 
 
@@ -132,6 +136,11 @@ def _carried_out(run: Run, action: Action) -> torch.Tensor | None:
             return _forward(run, stage, microbatch)
         case "B":
             return _backward(run, stage, microbatch)
+        case "I":
+            with collecting(run.chunks[stage].deferred) as run.waiting[stage, microbatch]:
+                return _backward(run, stage, microbatch)
+        case "W":
+            return carry_out(run.chunks[stage].deferred, run.waiting.pop((stage, microbatch)))
         case _:
             raise AssertionError(action)  # lowering refuses all others
 

@@ -39,12 +39,14 @@ def process_groups(layout: Layout, *, world_size: int, seed: int) -> Iterator[No
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,
-        virtual_pipeline_model_parallel_size=layout.vpp if layout.vpp > 1 else None,
+        virtual_pipeline_model_parallel_size=layout.chunks if layout.chunks > 1 else None,
         context_parallel_size=layout.cp,
         hierarchical_context_parallel_sizes=_parts_of_cp(layout),
         expert_model_parallel_size=layout.ep,
         expert_tensor_parallel_size=layout.etp,
         order=layout.order,
+        # In a V one rank has both ends of the model, and shares their embedding with no other.
+        get_embedding_ranks=(lambda ranks, *_: ranks[:1]) if layout.placement == "v" else None,
         create_gloo_process_groups=False,
     )
     try:

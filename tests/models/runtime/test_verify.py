@@ -17,6 +17,7 @@ QWEN72 = ("qwen2.5-72b", 128, Layout(tp=8, pp=4, vpp=2, sp=True))
 QWEN235 = ("qwen3-235b-a22b", 1024, Layout(tp=4, pp=8, ep=16, sp=True, noop_layers=(0, 95)))
 UNEVEN = ("llama3.1-8b", 8, Layout(tp=2, pp=4, stages=(7, 9, 9, 7)))
 TIED = ("qwen2.5-1.5b", 8, Layout(tp=2, pp=4, vpp=7, noop_layers=()))
+TIED_IN_V = ("qwen2.5-1.5b", 8, Layout(tp=2, pp=2, schedule="zb_v"))
 FEW_KV_HEADS = ("qwen2.5-1.5b", 8, Layout(tp=4, sp=True))
 
 
@@ -40,6 +41,8 @@ def program_of(name, world_size, layout, rank):
         (QWEN235, 1023),
         (UNEVEN, 3),
         (TIED, 7),
+        (TIED_IN_V, 1),
+        (TIED_IN_V, 7),
         (FEW_KV_HEADS, 2),
     ],
 )

@@ -1,7 +1,9 @@
 """A rank carries out the actions of its schedule in order, each on what its maker made, and sums every gradient."""
 
 import math
-from typing import Any
+import weakref
+from functools import partial
+from typing import Any, NamedTuple
 
 from hypothesis import given, settings
 
@@ -9,11 +11,14 @@ from ridgeline.core.layout import Layout
 from ridgeline.kernels.device import open_device
 from ridgeline.parallel.schedule import Schedule, forward_only
 from ridgeline.parallel.schedules.gpipe import gpipe
+from ridgeline.parallel.simulate import peak_in_flight
 from ridgeline.parallel.traffic import steps_of
 from tests.parallel.any_schedule import any_schedule
 from tests.pool import Pool
 
-RUNNABLE = any_schedule().filter(lambda schedule: not any(a.kind in "RIW" for row in schedule.ranks for a in row))
+RUNNABLE = any_schedule().filter(
+    lambda schedule: not any(action.kind == "R" for row in schedule.ranks for action in row)
+)
 
 
 @settings(deadline=None, max_examples=10, database=None)
@@ -21,16 +26,18 @@ RUNNABLE = any_schedule().filter(lambda schedule: not any(a.kind in "RIW" for ro
 def test_any_schedule_is_carried_out(ranks: Pool, schedule: Schedule) -> None:
     """Whatever its order and wherever its stages lie: in a loop, or in a V whose neighbours may share a rank.
 
-    Stage s multiplies by 2 + s, and microbatch m starts as 1 + m, so that all numbers are whole and exact.
+    Stages multiply by 2 or 3, and microbatch m starts as 1 + m, so that all numbers are whole and exact. A rank holds
+    as many activations at a time as the schedule says, to their backward or the weight gradient that waits.
     """
     results = ranks.run(carried_out, schedule.pp, schedule)
-    assert [train for train, _, _ in results] == [list(map(str, actions)) for actions in schedule.ranks]
+    assert [result.trained for result in results] == [list(map(str, actions)) for actions in schedule.ranks]
+    assert tuple(result.most_held for result in results) == peak_in_flight(schedule)
     evaluation = [list(map(str, actions)) for actions in forward_only(schedule).ranks]
-    assert [evaluate for _, evaluate, _ in results] == evaluation
-    product = math.prod(range(2, 2 + schedule.num_stages))
+    assert [result.evaluated for result in results] == evaluation
+    product = math.prod(map(factor_of, range(schedule.num_stages)))
     starts = sum(range(1, 1 + schedule.num_microbatches))
-    gradients = {stage: value for _, _, found in results for stage, value in found.items()}
-    assert gradients == {stage: starts * product // (2 + stage) for stage in range(schedule.num_stages)}
+    gradients = {stage: value for result in results for stage, value in result.gradients.items()}
+    assert gradients == {stage: starts * product // factor_of(stage) for stage in range(schedule.num_stages)}
 
 
 def test_reports_come_in_the_order_of_microbatches(ranks: Pool) -> None:
@@ -38,15 +45,27 @@ def test_reports_come_in_the_order_of_microbatches(ranks: Pool) -> None:
     assert ranks.run(reported, 2, gpipe(pp=2, num_microbatches=3)) == [[], [6.0, 12.0, 18.0]]
 
 
-def carried_out(schedule: Schedule) -> tuple[list[str], list[str], dict[int, int]]:
-    """The actions that this rank runs, in training and in evaluation, and the gradients of its stages."""
+def factor_of(stage: int) -> int:
+    return 2 + stage % 2
+
+
+class CarriedOut(NamedTuple):
+    """The actions that a rank ran, in training and in evaluation, the most activations it held, and its gradients."""
+
+    trained: list[str]
+    evaluated: list[str]
+    most_held: int
+    gradients: dict[int, int]
+
+
+def carried_out(schedule: Schedule) -> CarriedOut:
     with Pipeline(schedule) as pipeline:
         pipeline.run(schedule)
-        trained = list(pipeline.log)
+        trained, most_held = list(pipeline.log), pipeline.most_held
         gradients = {stage: round(chunk.module.factor.main_grad.item()) for stage, chunk in pipeline.chunks.items()}
         pipeline.log.clear()
         pipeline.run(forward_only(schedule))
-        return trained, list(pipeline.log), gradients
+        return CarriedOut(trained, list(pipeline.log), most_held, gradients)
 
 
 def reported(schedule: Schedule) -> list[float]:
@@ -54,11 +73,20 @@ def reported(schedule: Schedule) -> list[float]:
         return pipeline.run(schedule)
 
 
+class Held:
+    """An activation, to be counted."""
+
+
+def weight_gradient(gradient: Any, x: Any, held: Held) -> Any:
+    return ((gradient * x).view(1),)
+
+
 class Pipeline:
     """This rank's stages of a model that multiplies, built as a real one is."""
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule, self.log = schedule, []
+        self.held, self.most_held = weakref.WeakSet(), 0
 
     def __enter__(self) -> Any:
         from contextlib import ExitStack
@@ -86,6 +114,13 @@ class Pipeline:
 
     def __exit__(self, *error: Any) -> None:
         self.stack.close()
+
+    def hold(self) -> Any:
+        """What lives as long as whoever keeps it."""
+        held = Held()
+        self.held.add(held)
+        self.most_held = max(self.most_held, len(self.held))
+        return held
 
     def run(self, schedule: Schedule) -> list[Any]:
         import torch
@@ -118,26 +153,31 @@ def chunk_of(pipeline: Pipeline, config: Any, stage: int) -> Any:
     import torch
     from megatron.core.transformer.module import MegatronModule
 
+    from ridgeline.parallel.runtime.deferred import offer
+
     class Multiply(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Any, factor: Any, microbatch: int) -> Any:
             pipeline.log.append(f"{stage}F{microbatch}")
-            ctx.microbatch = microbatch
+            ctx.microbatch, ctx.held = microbatch, pipeline.hold()
             ctx.save_for_backward(x, factor)
             return x * factor
 
         @staticmethod
         def backward(ctx: Any, *gradients: Any) -> Any:
             x, factor = ctx.saved_tensors
-            pipeline.log.append(f"{stage}B{ctx.microbatch}")
-            return gradients[0] * factor, (gradients[0] * x).view(1), None
+            product = partial(weight_gradient, gradients[0], x, ctx.held)
+            chunk, action = pipeline.chunks[stage], f"{stage}W{ctx.microbatch}"
+            waits = offer(chunk.deferred, (factor,), lambda: (pipeline.log.append(action), product())[1])
+            pipeline.log.append(f"{stage}{'I' if waits else 'B'}{ctx.microbatch}")
+            return gradients[0] * factor, None if waits else product()[0], None
 
     class Chunk(MegatronModule):
         def __init__(self) -> None:
             super().__init__(config)
             self.stage, self.received = stage, None
             self.pre_process, self.share_embeddings_and_output_weights = stage == 0, False
-            self.factor = torch.nn.Parameter(torch.full((1,), 2.0 + stage))
+            self.factor = torch.nn.Parameter(torch.full((1,), float(factor_of(stage))))
 
         def set_input_tensor(self, tensors: Any) -> None:
             self.received = tensors[0]

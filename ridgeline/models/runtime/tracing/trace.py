@@ -52,8 +52,11 @@ def trace_rank(program: RankProgram) -> Trace:
         program: Of that rank, for device npu.
 
     Raises:
-        LoweringError: The program reads a number that no trace has.
+        LoweringError: The program reads a number that no trace has, or splits its backwards.
     """
+    if any(action.kind not in "FB" for action in program.actions):
+        schedule = program.job.layout.schedule
+        raise LoweringError(f"layout.schedule={schedule!r}: a trace follows whole backwards; use '1f1b' or 'gpipe'")
     began = time.process_time()
     live, where = LiveBytes(), Where(program.actions)
     with (

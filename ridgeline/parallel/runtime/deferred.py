@@ -1,0 +1,60 @@
+"""Weight gradients that wait: products put aside in a backward, and carried out later."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, TypeAlias
+
+import attrs
+import torch
+
+Compute: TypeAlias = Callable[[], Sequence[torch.Tensor]]
+"""The gradients of some parameters."""
+
+
+class Product(NamedTuple):
+    """What is put aside: parameters, and what gives a gradient of each."""
+
+    params: tuple[torch.nn.Parameter, ...]
+    compute: Compute
+
+
+@attrs.frozen(eq=False)
+class Deferred:
+    """The products of a chunk that wait.
+
+    Attributes:
+        add: Adds a gradient to those that a parameter has.
+        waiting: A list for each `collecting` about the backward that runs; none where products are not to wait.
+    """
+
+    add: Callable[[torch.nn.Parameter, torch.Tensor], None]
+    waiting: list[list[Product]] = attrs.field(factory=list, init=False)
+
+
+@contextmanager
+def collecting(deferred: Deferred) -> Iterator[list[Product]]:
+    """Let products wait that are offered in this context, in the list it gives."""
+    products: list[Product] = []
+    deferred.waiting.append(products)
+    try:
+        yield products
+    finally:
+        deferred.waiting.pop()
+
+
+def offer(deferred: Deferred, params: Sequence[torch.nn.Parameter], compute: Compute) -> bool:
+    """Put a product aside; False, and it is still to do, where none is to wait."""
+    if not deferred.waiting:
+        return False
+    deferred.waiting[-1].append(Product(tuple(params), compute))
+    return True
+
+
+@torch.no_grad()
+def carry_out(deferred: Deferred, products: list[Product]) -> None:
+    """Compute products and add their gradients, the oldest first; each is let go when it is done."""
+    products.reverse()
+    while products:
+        params, compute = products.pop()
+        for param, gradient in zip(params, compute(), strict=True):
+            deferred.add(param, gradient)
