@@ -179,7 +179,7 @@ def _context_faults(job: Job) -> Iterator[str]:
     if layout.context_degrees[0] > 1 and job.batch.packing == "eod_reset":
         way_out = "use layout.cp_algorithm='ulysses'"
         yield f"batch.packing='eod_reset': keys and values of packed documents do not go round; {way_out}"
-    for mixer in dict.fromkeys(run.block.mixer for run in model.blocks):
+    for mixer in dict.fromkeys(block.mixer for block in model.kinds):
         if isinstance(mixer, (GatedDeltaNet, Mamba2)):
             yield f"layout.cp={layout.cp}: {mixer.kind} runs over its own part of a sample only; use 1"
         if isinstance(mixer, LatentAttention) and mixer.indexer is not None:

@@ -52,6 +52,8 @@ OTHER = {
     "tp2 pp2 to pp4": (job(DENSE, 4, layout__tp=2, layout__pp=2), job(DENSE, 4, layout__pp=4)),
     "dp4 to tp2 dp2": (job(TIED, 4), job(TIED, 4, layout__tp=2)),
     "ep2 to ep1": (job(MOE, 2, layout__ep=2), job(MOE, 1)),
+    "cp2 to one": (job(DENSE, 2, layout__cp=2), job(DENSE, 1)),
+    "one to cp2": (job(DENSE, 1), job(DENSE, 2, layout__cp=2)),
 }
 OTHER_FULL = {
     "two tokens, pp2 to tp2 pp2": (job(AHEAD, 2, layout__pp=2), job(AHEAD, 4, layout__tp=2, layout__pp=2)),

@@ -11,7 +11,7 @@ import pytest
 from ridgeline.core.errors import LoweringError, SpecError
 from ridgeline.core.job import Dpo, FullRecompute, Lora, Memory, Precision
 from ridgeline.core.model import Attention, Block, Mlp, Moe, Repeat
-from ridgeline.models.lowerable import check_lowerable
+from ridgeline.models.lowerable import check_lowerable, lowering_faults
 from ridgeline.models.program import DataSlice, lower
 from ridgeline.parallel.plan import plan
 from tests.parity.small import MLP, MODELS, MOE, job_of
@@ -88,6 +88,26 @@ def test_what_cannot_be_lowered_is_named_at_once():
         "model.blocks.mixer.qk_norm_over=['head', 'layer']: Megatron-core has one way to sum their gradients for all "
         "layers; use one value",
     ]
+
+
+def test_what_cannot_share_samples_is_named_with_a_way_out():
+    faults = {
+        model: lowering_faults(job_of(MODELS[model], layout__cp=2, batch__packing="eod_reset"))
+        for model in ("dense", "latent", "delta", "indexed", "mamba", "biased experts")
+    }
+    packed = (
+        "batch.packing='eod_reset': keys and values of packed documents do not go round; "
+        "use layout.cp_algorithm='ulysses'"
+    )
+    assert {fault for found in faults.values() for fault in found[:1]} == {packed}
+    assert {model: found[1:] for model, found in faults.items()} == {
+        "dense": (),
+        "latent": (),
+        "delta": ("layout.cp=2: gated_delta_net runs over its own part of a sample only; use 1",),
+        "indexed": ("layout.cp=2: an indexer chooses among its own part of a sample only; use 1",),
+        "mamba": ("layout.cp=2: mamba2 runs over its own part of a sample only; use 1",),
+        "biased experts": ("layout.cp=2: ALiBi, softcap and sinks have no lowering beside it; use 1",),
+    }
 
 
 def test_what_only_the_first_stage_does_to_an_embedding_is_refused_beside_multi_token_prediction():

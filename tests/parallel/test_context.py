@@ -1,8 +1,12 @@
-"""A ring of exchanges moves and holds what its two parts do, and lies between them."""
+"""Samples are shared out whole; a ring of exchanges moves and holds what its two parts do, and lies between them."""
+
+from itertools import chain
 
 import attrs
 import pytest
 
+from ridgeline.core.layout import Layout
+from ridgeline.parallel.context import context_pieces
 from ridgeline.parallel.ops import sizes_of
 from ridgeline.parallel.ops.context import Spread, context_comms, kv_kept
 from ridgeline.parallel.plan import plan
@@ -43,3 +47,28 @@ def test_too_few_keys_are_repeated_for_an_exchange_and_all_of_them_where_asked()
 def test_a_sequence_on_one_rank_is_not_sent():
     alone = job_of(MODEL, world_size=1, batch__gbs=1)
     assert not list(context_comms(Spread(q=64, k=16, v=16, kv_heads=4), sizes_of(alone)))
+
+
+@pytest.mark.parametrize(("cp", "ulysses"), [(2, 1), (4, 1), (3, 1), (4, 2), (6, 3), (8, 4), (12, 3)])
+@pytest.mark.parametrize("algorithm", ["ring", "ulysses", "hybrid", "kv_allgather"])
+def test_positions_belong_to_one_rank_and_rings_have_as_much_to_do(cp, ulysses, algorithm):
+    """Every position is one rank's; where keys go round, those that groups of ranks see are as many for each group."""
+    inner = ulysses if algorithm == "hybrid" else 1
+    layout = Layout(cp=cp, cp_algorithm=algorithm, ulysses=inner)
+    positions = [owned(layout, rank, 4 * cp) for rank in range(cp)]
+    assert sorted(chain.from_iterable(positions)) == list(range(4 * cp))
+    assert all(own == sorted(own) and len(own) == 4 for own in positions)
+    if algorithm != "ulysses":
+        groups = [positions[first : first + inner] for first in range(0, cp, inner)]
+        assert len({sum(map(sum, group)) for group in groups}) == 1
+
+
+@pytest.mark.parametrize("cp", [2, 4])
+def test_positions_are_those_of_megatron_core(ranks, cp):
+    """Its own slicing of a batch, for the ring that it has."""
+    theirs = ranks.run("tests.parallel.upstream:positions_of_this_rank", cp, 4 * cp)
+    assert theirs == [owned(Layout(cp=cp), rank, 4 * cp) for rank in range(cp)]
+
+
+def owned(layout: Layout, rank: int, seq_len: int) -> list[int]:
+    return [position for piece in context_pieces(layout, rank, seq_len=seq_len) for position in range(*piece)]

@@ -19,6 +19,7 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer import TransformerConfig
+from megatron.core.utils import get_batch_on_this_cp_rank
 from torch import distributed
 
 from ridgeline.core.job import Job
@@ -339,3 +340,9 @@ def _build_unchecked(job: Job) -> None:
             layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = Norm
         with torch.device("meta"):
             GPTModel(config, spec, 128, job.batch.seq_len, position_embedding_type="rope", vp_stage=vp_stage)
+
+
+def positions_of_this_rank(seq_len: int) -> list[int]:
+    """Which positions of a sample Megatron-core gives a rank when all share it."""
+    batch = {"tokens": torch.arange(seq_len).unsqueeze(0)}
+    return get_batch_on_this_cp_rank(batch, cp_group=distributed.group.WORLD)["tokens"][0].tolist()

@@ -101,6 +101,16 @@ def test_packed_documents_are_as_good_as_apart(ranks, layout, model):
     assert different(ours, whole_gradients([apart.gradients])) == {}
 
 
+def test_packed_documents_of_shared_samples(ranks):
+    """Where heads change places, documents that cp ranks share give the loss and the gradients that all alone give."""
+    lengths, fields = ((9, 15), (1, 20, 3)), {"batch__gbs": 2, "layout__cp": 2, "layout__cp_algorithm": "ulysses"}
+    shared = ranks.run(on_ranks.packed, 2, job_of(PACKED["window"], world_size=2, **fields), lengths)
+    (apart,) = ranks.run(on_ranks.apart, 1, job_of(PACKED["window"], batch__gbs=2), lengths)
+    assert [result.loss for result in shared] == [pytest.approx(apart.loss, rel=1e-5)] * 2
+    ours = whole_gradients(result.gradients for result in shared)
+    assert different(ours, whole_gradients([apart.gradients])) == {}
+
+
 @pytest.mark.parametrize("model", ["tied", "moe", "mamba"])
 def test_bf16_learns(ranks, model):
     """Weights and activations in bf16, masters and gradients in fp32: the loss falls, at first as in fp32."""
@@ -143,7 +153,7 @@ def test_a_process_builds_one_model_after_another(ranks):
 
 
 def test_evaluation_tells_the_loss_and_changes_nothing(ranks):
-    for fields in ({}, {"layout__pp": 2, "layout__vpp": 2}):
+    for fields in ({}, {"layout__pp": 2, "layout__vpp": 2}, {"layout__cp": 2}):
         for result in ranks.run(on_ranks.evaluated, 2, job_of(MODELS["tied"], world_size=2, **fields)):
             assert result["eval"] == pytest.approx(result["train"], rel=1e-6)
             assert result["training"]

@@ -141,13 +141,13 @@ def check_call(
     mask: Mask,
     softcap: float | None = None,
     q_lengths: Sequence[int] | None = None,
+    op: str = "flash_attention",
 ) -> None:
     """Refuse what the kernel cannot take.
 
     Raises:
-        LoweringError: The value, the rule, and what would work.
+        LoweringError: The op, the value, the rule, and what would work.
     """
-    op = "flash_attention"
     refuse_dtypes(op, query=query, key=key, value=value)
     refuse_unless(layout in LAYOUTS, op, "layout", layout, one_of(LAYOUTS))
     dims = 4 if layout in ("BSND", "BNSD") else 3

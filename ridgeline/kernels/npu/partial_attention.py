@@ -19,7 +19,7 @@ def partial_attention(
     """As `ridgeline.kernels.reference.partial_attention.partial_attention`, within the bounds of `flash_attention`."""
     heads = query_sbnd.shape[2]
     query, key, value = (_flat(x) for x in (query_sbnd, key_tbgd, value_tbgv))
-    check_call(query, key, value, layout="SBH", heads=heads, mask=mask)
+    check_call(query, key, value, layout="SBH", heads=heads, mask=mask, op="partial_attention")
     arguments = mask_arguments(mask, device=query.device)
     with torch.no_grad():
         context_sbh, greatest, total, *_ = torch.ops.npu.npu_fusion_attention(
@@ -56,6 +56,7 @@ def partial_attention_grad(
     """
     heads = query_sbnd.shape[2]
     query, key, value, grad, context = (_flat(x) for x in (query_sbnd, key_tbgd, value_tbgv, grad_sbnv, context_sbnv))
+    check_call(query, key, value, layout="SBH", heads=heads, mask=mask, op="partial_attention_grad")
     arguments = mask_arguments(mask, device=query.device)
     lse = lse_bns.unsqueeze(-1).expand(-1, -1, -1, _LANES).contiguous()
     dquery, dkey, dvalue, *_ = torch.ops.npu.npu_fusion_attention_grad(

@@ -61,15 +61,14 @@ def partial_attention_grad(
     Source:
         FlashAttention-2, arXiv 2307.08691, section 3.1.2.
     """
-    heads, kv_heads = query_sbnd.shape[2], key_tbgd.shape[2]
+    kv_heads = key_tbgd.shape[2]
     scores = _scores(query_sbnd, key_tbgd, scale, mask)
     grad, query, context = (_by_group(x, kv_heads, scores.dtype) for x in (grad_sbnv, query_sbnd, context_sbnv))
     key, value = (x.permute(1, 2, 0, 3).unsqueeze(2).to(scores.dtype) for x in (key_tbgd, value_tbgv))
     weights = (scores - lse_bns.unflatten(1, (kv_heads, -1)).unsqueeze(-1)).exp()
     moved = (grad @ value.transpose(-1, -2) - (grad * context).sum(-1, keepdim=True)) * weights * scale
-    dquery = (moved @ key).view(*lse_bns.shape[:2], *query_sbnd.shape[::3]).permute(2, 0, 1, 3)
+    dquery = (moved @ key).flatten(1, 2).permute(2, 0, 1, 3)
     dkey, dvalue = ((x.transpose(-1, -2) @ y).sum(2).permute(2, 0, 1, 3) for x, y in ((moved, query), (weights, grad)))
-    assert dquery.shape[2] == heads
     return dquery.to(query_sbnd.dtype), dkey.to(key_tbgd.dtype), dvalue.to(value_tbgv.dtype)
 
 

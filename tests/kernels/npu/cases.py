@@ -56,6 +56,26 @@ def _attention(**kwargs: Any) -> Case:
     )
 
 
+def _partial(mask: Any) -> Case:
+    return Case(
+        op="partial_attention",
+        kernel="npu_fusion_attention",
+        args=lambda: (fixed(4, 2, 4, 8), fixed(6, 2, 2, 8), fixed(6, 2, 2, 5)),
+        kwargs=lambda: {"scale": 8**-0.5, "mask": mask},
+    )
+
+
+def _partial_grad(mask: Any) -> Case:
+    """With a logarithm of sums that counts keys which are not given."""
+
+    def args() -> tuple[Any, ...]:
+        inputs = fixed(4, 2, 4, 5), fixed(4, 2, 4, 8), fixed(6, 2, 2, 8), fixed(6, 2, 2, 5)
+        return *inputs, fixed(4, 2, 4, 5), fixed(2, 4, 4) * 0.1 + 3
+
+    options = {"scale": 8**-0.5, "mask": mask}
+    return Case(op="partial_attention_grad", kernel="npu_fusion_attention_grad", args=args, kwargs=lambda: options)
+
+
 def _flash(mask: Any, **kwargs: Any) -> Case:
     """Two sequences in BNSD, with fewer queries than keys unless ALiBi stands among the arguments."""
     queries = 7 if "alibi_n" in kwargs else 5
@@ -166,6 +186,11 @@ CASES: Mapping[str, Case] = MappingProxyType(
         "attention window": _attention(window=3),
         "attention packed": _attention(cu_seqlens=torch.tensor([0, 4, 9, 12])),
         "attention packed window": _attention(cu_seqlens=torch.tensor([0, 4, 9, 12]), window=2),
+        "partial attention": _partial(CAUSAL),
+        "partial attention full": _partial(FULL),
+        "partial attention window": _partial(window(3)),
+        "partial attention gradient": _partial_grad(CAUSAL),
+        "partial attention gradient full": _partial_grad(FULL),
         "flash full": _flash(FULL),
         "flash causal": _flash(CAUSAL),
         "flash window": _flash(window(3)),

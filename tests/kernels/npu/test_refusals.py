@@ -9,6 +9,7 @@ import torch
 from torch import zeros
 
 from ridgeline.core.errors import LoweringError
+from ridgeline.kernels.masks import CAUSAL
 from ridgeline.kernels.npu.adamw import adamw
 from ridgeline.kernels.npu.add_rms_norm import add_rms_norm
 from ridgeline.kernels.npu.attention import attention
@@ -20,6 +21,7 @@ from ridgeline.kernels.npu.grouped_matmul import grouped_matmul
 from ridgeline.kernels.npu.lightning_indexer import lightning_indexer
 from ridgeline.kernels.npu.masked_softmax import masked_softmax
 from ridgeline.kernels.npu.matmul_add import matmul_add
+from ridgeline.kernels.npu.partial_attention import partial_attention, partial_attention_grad
 from ridgeline.kernels.npu.permute import permute, permute_by_map, unpermute, unpermute_by_map
 from ridgeline.kernels.npu.rms_norm import rms_norm
 from ridgeline.kernels.npu.rope import rope
@@ -200,6 +202,12 @@ REFUSED: dict[str, Callable[[], Any]] = {
         query_rope_bsnr=half(1, 2, 1, 64),
         key_rope_btr=half(1, 2, 64),
         scale=1.0,
+    ),
+    "op='partial_attention': value_head_dim=16: must be <= head_dim=8; pad queries and keys": lambda: partial_attention(
+        zeros(4, 1, 2, 8), zeros(4, 1, 2, 8), zeros(4, 1, 2, 16), scale=1.0, mask=CAUSAL
+    ),
+    "op='partial_attention_grad': query.dtype=torch.float64: not taken; use bfloat16, float16 or float32": lambda: (
+        partial_attention_grad(*[zeros(4, 1, 2, 8, dtype=WIDE)] * 5, zeros(1, 2, 4), scale=1.0, mask=CAUSAL)
     ),
     "op='attention': t=5: must be s=4 where documents are packed": lambda: attention(
         zeros(4, 1, 2, 8), zeros(5, 1, 2, 8), zeros(5, 1, 2, 8), scale=1.0, cu_seqlens=torch.tensor([0, 4])

@@ -45,6 +45,29 @@ def test_steps_equal_a_cpus(name: str, ranks: Pool, virtual_ranks: list[VirtualP
     assert different(gradients, whole_gradients([truth.gradients])) == {}
 
 
+SHARED = {
+    "ring": ("latent", {}, {"npu::npu_fusion_attention", "npu::npu_fusion_attention_grad"}),
+    "ulysses": ("dense", {"layout__cp_algorithm": "ulysses"}, ATTENTION),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_shared_samples_equal_a_cpus(
+    name: str, ranks: Pool, virtual_ranks: list[VirtualProcess], tmp_path: Path
+) -> None:
+    """Under cp2 parts of attention are torch_npu's kernels, and steps those of one CPU rank."""
+    model, fields, kernels = SHARED[name]
+    (truth,) = ranks.run(on_ranks.train, 1, job_of(TRAINED[model]), STEPS)
+    job = on_npu(job_of(TRAINED[model], world_size=2, layout__cp=2, **fields))
+    results = call_ranks(virtual_ranks, TRAIN, job, STEPS, store=tmp_path / "npu")
+    for ours, executed in results:
+        assert ours.losses == pytest.approx(truth.losses, rel=1e-5)  # fp32, in another order of sums
+        assert ours.grad_norms == pytest.approx(truth.grad_norms, rel=1e-5)
+        assert executed >= kernels
+    gradients = whole_gradients(ours.gradients for ours, _ in results)
+    assert different(gradients, whole_gradients([truth.gradients])) == {}
+
+
 def test_sparse_attention_by_its_kernels(ranks: Pool, virtual_ranks: list[VirtualProcess], tmp_path: Path) -> None:
     """In bf16 and DeepSeek's sizes of a head an indexer and its attention are torch_npu's, and learn as on a CPU."""
     indexer = Indexer(heads=16, head_dim=128, topk=5)

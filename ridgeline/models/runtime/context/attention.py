@@ -1,7 +1,5 @@
 """Attention over a sequence that cp ranks share, as each of them calls it with its own part."""
 
-from typing import Any
-
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import distributed
@@ -32,12 +30,11 @@ def shared_attention(config: LayerConfig, kernels: Kernels, groups: ProcessGroup
 
 
 def _around(group: distributed.ProcessGroup, kernels: Kernels) -> Kernel:
-    """Attention by the ring of a group."""
+    """Attention by the ring of a group: causal, over samples that are one document each."""
 
-    def attend(
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, window: None, cu_seqlens: None, **options: Any
-    ) -> torch.Tensor:
+    def attend(*inputs: torch.Tensor, scale: float, window: int | None, cu_seqlens: None) -> torch.Tensor:
         assert cu_seqlens is None, "lowering refuses packed documents"
-        return ring_attention(query, key, value, kernels=kernels, group=group, **options)
+        # A window is as long as samples, or planning refuses it.
+        return ring_attention(*inputs, scale=scale, kernels=kernels, group=group)
 
     return attend

@@ -13,6 +13,7 @@ Source:
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -125,13 +126,17 @@ class _Exchange(NamedTuple):
 
 
 def _pass_on(sent: torch.Tensor, group: distributed.ProcessGroup, way: int) -> _Exchange:
-    """Send a tensor to the next rank (``way`` = 1) or to the one before (-1), without waiting."""
+    """Send a tensor to the next rank (``way`` = 1) or to the one before (-1), without waiting.
+
+    Where a device carries out calls one after another, ranks that all send first would wait for ever: every other one
+    receives first.
+    """
     size, rank = group.size(), group.rank()
     arriving = torch.empty_like(sent)
-    send = distributed.P2POp(distributed.isend, sent, group=group, group_peer=(rank + way) % size)
-    receive = distributed.P2POp(distributed.irecv, arriving, group=group, group_peer=(rank - way) % size)
-    # In one batch: where calls wait for one another, ranks that all send first would wait for ever.
-    return _Exchange(sent, arriving, distributed.batch_isend_irecv([send, receive]))
+    send = partial(distributed.isend, sent, group=group, group_dst=(rank + way) % size)
+    receive = partial(distributed.irecv, arriving, group=group, group_src=(rank - way) % size)
+    works = [call() for call in ((receive, send) if rank % 2 else (send, receive))]
+    return _Exchange(sent, arriving, [work for work in works if work is not None])
 
 
 def _parted(flat: torch.Tensor, shapes: Sequence[torch.Size]) -> list[torch.Tensor]:
