@@ -62,9 +62,12 @@ def mixer_words(mixer: Mixer) -> str:
 def feed_forward_words(part: FeedForward) -> str:
     """One feed-forward: its kind and sizes."""
     if isinstance(part, Mlp):
-        return f"{part.activation} of {part.ffn_hidden:,}{', biases' if part.bias else ''}"
-    words = f"{part.experts} {part.activation} experts of {part.ffn_hidden:,}, {part.topk} a token"
-    return ", ".join((words, *_moe_traits(part)))
+        words = (f"{part.activation} of {part.ffn_hidden:,}", *(("biases",) if part.bias else ()))
+    else:
+        words = (f"{part.experts} {part.activation} experts of {part.ffn_hidden:,}, {part.topk} a token",)
+        words = (*words, *_moe_traits(part))
+    limits = (("limit", part.limit), ("shared limit", getattr(part, "shared_limit", None)))
+    return ", ".join((*words, *(f"{name} {limit:g}" for name, limit in limits if limit is not None)))
 
 
 def _drawing(model: ModelSpec) -> Iterator[str]:

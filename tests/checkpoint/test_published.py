@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 
 from ridgeline.checkpoint.boxes import slices
 from ridgeline.checkpoint.published import names_fault, placed, plan_files, runs_of
-from ridgeline.models.hf_source import Direct, GateUp, GroupedQkv, RowSource, Stacked, Transposed
+from ridgeline.models.hf_source import (
+    Direct,
+    GateUp,
+    GroupedQkv,
+    RowSource,
+    Stacked,
+    StackedRows,
+    Transposed,
+    published_shapes,
+)
 
 
 @st.composite
@@ -87,6 +96,22 @@ def test_stacked_experts_are_numpys(experts: int, half: int, width: int, turns: 
         indices = start + sum(np.ix_(*(np.arange(n) for n in box.shape))[d] * s for d, s in enumerate(strides))
         made[slices(box)] = published.reshape(-1)[indices]
     assert np.array_equal(made, ours)
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.sampled_from([1, 2]), st.integers(0, 2))
+def test_experts_of_stacked_rows_are_numpys(experts: int, rows: int, width: int, count: int, expert: int) -> None:
+    """An expert's matrix is its slice of each tensor, one below the other."""
+    expert %= experts
+    names = ("gate", "up")[:count]
+    size = experts * rows * width
+    published = {name: np.arange(size).reshape(experts, rows, width) + at * size for at, name in enumerate(names)}
+    source, shape = StackedRows(names, expert, experts), (count * rows, width)
+    assert published_shapes(source, shape) == {name: tensor.shape for name, tensor in published.items()}
+    made = np.full(shape, -1)
+    for name, box, start, strides in placed(source, shape):
+        lines, columns = np.ix_(*map(np.arange, box.shape))
+        made[slices(box)] = published[name].reshape(-1)[start + lines * strides[0] + columns * strides[1]]
+    assert np.array_equal(made, np.concatenate([published[name][expert] for name in names]))
 
 
 @settings(deadline=None)
