@@ -24,6 +24,7 @@ from ridgeline.core.model import (
     GatedDeltaNet,
     Indexer,
     LatentAttention,
+    Llama3Rope,
     LongRope,
     Mamba2,
     Mlp,
@@ -140,6 +141,7 @@ RULES: Mapping[type[Any], Callable[[], dict[str, Any]]] = MappingProxyType(
         Mamba2: lambda: {"heads": st.sampled_from((12, 24)), "groups": st.integers(1, 4)},
         Moe: _experts,
         Block: lambda: {"feed_forward": _any(Mlp) | _any(Moe)},
+        Llama3Rope: lambda: {"low_freq_factor": st.floats(0.1, 4.0), "high_freq_factor": st.floats(4.5, 64.0)},
         LongRope: lambda: {
             name: st.tuples(st.floats(1, 9), st.floats(1, 9)) for name in ("short_factors", "long_factors")
         },
@@ -178,6 +180,8 @@ MIXED = MappingProxyType(
 def _built(cls: type[Any], chosen: dict[str, Any]) -> Any:
     if cls is Attention:
         chosen = {**chosen, "heads": chosen["heads"] * chosen["kv_heads"]}
+    if cls in (Mlp, Moe) and chosen["activation"] == "bounded_swiglu":
+        chosen = {**chosen, "limit": chosen["limit"] or 7.0}
     if cls is Moe and chosen["score"] == "sparsemixer":
         chosen = {**chosen, **MIXED}
     if cls is Moe and chosen["zero_experts"]:

@@ -124,8 +124,8 @@ def literal_choices(annotation: Any) -> tuple[Any, ...]:
 
 @functools.cache
 def item_annotation(annotation: Any) -> Any:
-    """What a ``tuple[X, ...]`` holds; None for any other type."""
-    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is tuple else None
+    """What a ``tuple[X, ...]`` or ``list[X]`` holds; None for any other type."""
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) in (tuple, list) else None
 
 
 def _to_float(value: Any) -> Any:
@@ -154,7 +154,7 @@ def _fits(value: Any, member: Any) -> bool:
     if choices := literal_choices(member):
         return value in choices and not isinstance(value, bool)
     if (item := item_annotation(member)) is not None:
-        return isinstance(value, tuple) and all(type_rule(part, item) is None for part in value)
+        return isinstance(value, typing.get_origin(member)) and all(type_rule(part, item) is None for part in value)
     return isinstance(value, member)
 
 

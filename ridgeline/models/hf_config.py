@@ -110,7 +110,10 @@ def hf_config_of(spec: ModelSpec) -> dict[str, Any]:
                 known = f"known: {', '.join(getattr(kind, 'kind', 'none') for kind in allowed)}"
                 kind = None if layer is None else layer.kind
                 raise SpecError(Problem(f"blocks[{index}].block.{part}.kind", kind, rule, known))
-    config = {"architectures": [family.architectures[0]], "model_type": family.name, **family.config_of(spec)}
+    named = {"architectures": [family.architectures[0]], "model_type": family.name}
+    # A whole head is not what a file that is silent says of a family whose heads turn in part.
+    whole = {} if family.rotary_share in (None, 1.0) else {"partial_rotary_factor": 1.0}
+    config = {**named, **whole, **family.config_of(spec)}
     returned = model_from_hf(config, name=spec.name)
     if returned != spec:
         path, value, back = _first_difference(spec, returned)
@@ -123,12 +126,16 @@ def _first_difference(ours: ModelSpec, theirs: ModelSpec) -> tuple[str, Any, Any
     """Where two models differ: the field's path, its value in the one and in the other."""
     for layer, (one, other) in enumerate(zip(ours.layers(), theirs.layers(), strict=True)):
         if one != other:
-            return _leaf(unstructure(one), unstructure(other), f"layers[{layer}]")
-    return _leaf({**unstructure(ours), "blocks": None}, {**unstructure(theirs), "blocks": None}, "")
+            return _leaf(one, other, f"layers[{layer}]")
+    return _leaf(ours, theirs, "")
 
 
 def _leaf(ours: Any, theirs: Any, path: str) -> tuple[str, Any, Any]:
-    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
-        return path, ours, theirs
-    name = next(name for name in (*ours, *theirs) if ours.get(name) != theirs.get(name))
-    return _leaf(ours.get(name), theirs.get(name), f"{path}.{name}" if path else name)
+    if type(ours) is not type(theirs) or not attrs.has(type(ours)):
+        one, other = (unstructure(part) if attrs.has(type(part)) else part for part in (ours, theirs))
+        return path, one, other
+    names = (
+        field.name for field in attrs.fields(type(ours)) if field.name != "blocks"
+    )  # which are equal layer by layer
+    name = next(name for name in names if getattr(ours, name) != getattr(theirs, name))
+    return _leaf(getattr(ours, name), getattr(theirs, name), f"{path}.{name}" if path else name)

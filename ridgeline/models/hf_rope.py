@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 
 from ridgeline.core.errors import Problem, nearest
+from ridgeline.core.fields import type_rule
 from ridgeline.core.frozen import frozen
 from ridgeline.core.model import DynamicRope, LinearRope, Llama3Rope, LongRope, Rope, RopeScaling, YarnRope
 from ridgeline.models.family import Field, Values, read_fields, require
@@ -70,6 +71,8 @@ _SCALINGS: Mapping[str, _Scaling] = MappingProxyType(
     }
 )
 
+_OF_SCALINGS = frozenset(field.name for scaling in _SCALINGS.values() for field in scaling.fields)
+
 
 def read_rope(
     config: Values, *, base: float, share: float | None = None, interleaved: bool = False
@@ -91,7 +94,13 @@ def read_rope(
     share_field = Field("partial_rotary_factor", float, share or 1.0, minimum=0, only=() if share else (1.0,))
     values, problems = read_fields({**config, **table}, (Field("rope_theta", float, base, minimum=0), share_field))
     problems.extend(_contradictions(config, table, where))
-    name = _kind(table, "rope_type") or _kind(table, "type") or "default"
+    name = _kind(table, "rope_type") or _kind(table, "type")
+    if name is None:
+        said = sorted(_OF_SCALINGS & table.keys())
+        if said:
+            rule = f"the config must give it beside {', '.join(said)}"
+            return None, [*problems, Problem(f"{where}.rope_type", None, rule, "use 'default' for none")]
+        name = "default"
     traits = {"share": values["partial_rotary_factor"], "interleaved": interleaved}
     if name == "default":
         return (None if problems else Rope(base=values["rope_theta"], **traits)), problems
@@ -180,7 +189,10 @@ def _longrope_problems(config: Values, table: Values, original: int) -> Iterator
     """What transformers would read otherwise than LongRoPE's spec says it."""
     if config.get(_ORIGINAL) not in (None, original):
         yield Problem(_ORIGINAL, original, f"contradicts {_ORIGINAL}={config[_ORIGINAL]} beside the table")
-    stretch = config.get("max_position_embeddings", original) / original
+    longest = config.get("max_position_embeddings", original)
+    if type_rule(longest, int) is not None:
+        return  # a fault that is told by its own field
+    stretch = longest / original
     if table.get("factor") is not None and table.get("attention_factor") is None and table["factor"] != stretch:
         rule = f"must be max_position_embeddings/{_ORIGINAL}={stretch:g}"
         yield Problem("factor", table["factor"], rule, "leave it out, or give attention_factor")

@@ -1,5 +1,6 @@
 """Hugging Face configs that are damaged, contradict themselves or say what is not modelled."""
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -66,6 +67,32 @@ def test_what_cannot_be_modelled_is_refused(change: dict[str, Any], message: str
     [
         ("minicpm3", {"scale_emb": None}, "scale_emb=None: the config must give it"),
         ("internlm3", {"bias": False}, "qkv_bias=True: must be bias=False, as transformers wants it"),
+        ("qwen3_next", {"layer_types": []}, "layer_types=[]: must name num_hidden_layers=5 layers"),
+        ("gemma2", {"layer_types": []}, "layer_types=[]: must name num_hidden_layers=5 layers"),
+        ("deepseek_v32", {"indexer_types": []}, "indexer_types=[]: must be all 'full'"),
+        ("deepseek_v32", {"layer_types": [["full"]]}, "layer_types=[['full']]: must be a list, each text"),
+        ("hunyuan", {"moe_topk": ["1"]}, "moe_topk=['1']: must be an integer or a list, each an integer"),
+        ("phi3", {"max_position_embeddings": "64"}, "max_position_embeddings='64': must be an integer"),
+        ("llama", {"rope_scaling": {"factor": 2.0}}, "rope_scaling.rope_type=None: the config must give it beside fac"),
+        ("grok-1", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "is not modelled; known: None"),
+        (
+            "hunyuan_v1_dense",
+            {"rope_scaling": {"type": "dynamic", "factor": 1.0, "alpha": "x"}},
+            "rope_scaling.alpha='x': must be a number",
+        ),
+        (
+            "llama",
+            {
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": 2.0,
+                    "low_freq_factor": 4.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 16,
+                }
+            },
+            "high_freq_factor=4.0: must be > low_freq_factor=4.0",
+        ),
     ],
 )
 def test_what_a_family_cannot_model_is_refused(name: str, change: dict[str, Any], message: str):
@@ -87,6 +114,22 @@ def test_contradictory_layer_types(change: dict[str, Any], message: str):
     """Layer types that do not fit the rest of the config are refused."""
     with pytest.raises(SpecError, match=message):
         model_from_hf({**EXAMPLES["qwen3"], **change})
+
+
+ODD = (None, "", "3", -1, 0, 3, 0.5, True, [], [1], ["a"], [[1]], {}, {"a": 1}, 2**70)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_whatever_a_field_holds_is_read_or_refused(name: str):
+    """A value of any type in any field, or in the table of rotary positions, makes a model or a `SpecError`."""
+    config = EXAMPLES[name]
+    table = config.get("rope_scaling") or {"rope_type": "yarn", "factor": 2.0}
+    inner = {"rope_type", "factor", "alpha", "original_max_position_embeddings", "short_factor", "rope_theta"}
+    changes = [{field.name: odd} for field in family_of(config).fields for odd in ODD]
+    changes += [{"rope_scaling": {**table, field: odd}} for field in inner for odd in ODD]
+    for change in changes:
+        with contextlib.suppress(SpecError):
+            model_from_hf({**config, **change})
 
 
 def test_a_dense_layer_needs_its_width():

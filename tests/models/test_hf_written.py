@@ -152,6 +152,32 @@ def test_what_a_family_cannot_express_is_named():
         assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("family", ["glm", "glm4", "glm4_moe", "qwen3_next"])
+def test_whole_heads_turn_where_a_family_turns_a_part(family: str):
+    """A config without a share would say the family's own: transformers, too, reads the one that is written."""
+    spec = model_from_hf({**EXAMPLES[family], "partial_rotary_factor": 1.0})
+    written = hf_config_of(spec)
+    assert model_from_hf(written, name=spec.name) == spec
+    assert AutoConfig.for_model(**written).rope_parameters["partial_rotary_factor"] == 1.0
+
+
+@pytest.mark.parametrize("kind", ["linear_attention", "full_attention"])
+def test_layers_of_one_kind_alone(kind: str):
+    """Qwen3-Next of a few layers has none of the other kind, whose fields are of no layer."""
+    config = {**EXAMPLES["qwen3_next"], "num_hidden_layers": 2, "layer_types": [kind] * 2}
+    spec = model_from_hf(config)
+    assert model_from_hf(hf_config_of(spec), name=spec.name) == spec
+
+
+@settings(max_examples=50)
+@given(st.none() | st.floats(0.1, 10), st.none() | st.floats(1, 300), st.integers(1, 80))
+def test_scales_of_any_size_are_written(depth: float | None, base: float | None, layers: int):
+    """What MiniCPM's classes divide comes out to the last bit, or nearest where no decimal divides to it."""
+    scales = {"scale_depth": depth, "dim_model_base": base, "num_hidden_layers": layers}
+    spec = model_from_hf({**EXAMPLES["minicpm"], **scales})
+    assert model_from_hf(hf_config_of(spec), name=spec.name) == spec
+
+
 def test_a_z_loss_survives():
     """The z-loss that transformers has no field for is kept in one it does not read."""
     spec = model_from_hf({**EXAMPLES["mixtral"], "router_z_loss_coef": 0.001})

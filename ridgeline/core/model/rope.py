@@ -61,6 +61,11 @@ class Llama3Rope:
     original_max_position: int = at_least(1)
     __attrs_post_init__ = check_spec
 
+    def _problems(self) -> Iterator[Problem]:
+        if self.high_freq_factor <= self.low_freq_factor:
+            rule = f"must be > low_freq_factor={self.low_freq_factor}, for a ramp between the two"
+            yield Problem("high_freq_factor", self.high_freq_factor, rule)
+
 
 @frozen(kw_only=True)
 class LongRope:
@@ -83,6 +88,9 @@ class LongRope:
         if len(self.short_factors) != len(self.long_factors) or not self.short_factors:
             rule = f"must be as many as short_factors={len(self.short_factors)}, one a frequency"
             yield Problem("long_factors", self.long_factors, rule)
+        for name in ("short_factors", "long_factors"):
+            if not all(factor > 0.0 for factor in getattr(self, name)):
+                yield Problem(name, getattr(self, name), "must all be > 0.0: frequencies are divided by them")
 
 
 RopeScaling: TypeAlias = LinearRope | DynamicRope | YarnRope | Llama3Rope | LongRope

@@ -26,13 +26,13 @@ VOCABULARIES = MappingProxyType({64000: False, 125696: True})
 FIRST, LATER = "BaiChuanForCausalLM", "BaichuanForCausalLM"
 FIELDS = (
     *(field for field in DECODER_FIELDS if field.name != "max_position_embeddings"),
-    Field("architectures", list | None, None),
+    Field("architectures", list[str] | None, None),
     Field("intermediate_size", int),
     Field("max_position_embeddings", int | None, None),
     Field("model_max_length", int | None, None),
     Field("z_loss_weight", float | None, None, only=(None, 0.0)),  # of Baichuan 2 alone
     Field("rope_theta", float | None, None, only=(None,)),
-    Field("rope_scaling", dict | None, None, only=(None,)),
+    *(Field(name, dict | None, None, only=(None,)) for name in ("rope_scaling", "rope_parameters")),
 )
 
 

@@ -33,7 +33,7 @@ WINDOW_FIELDS = (
     Field("use_sliding_window", bool, False),
     Field("sliding_window", int | None, None, minimum=0),  # 0 where none slides, in files of transformers 5
     Field("max_window_layers", int, 28, minimum=0),
-    Field("layer_types", list | None, None),
+    Field("layer_types", list[str] | None, None),
 )
 
 _LAYER = "model.layers.{layer}."
@@ -164,10 +164,13 @@ def _first(parts: Iterable[Any], kind: type[P], spec: ModelSpec) -> P:
 
 
 def decoder_config(spec: ModelSpec) -> dict[str, Any]:
-    """The fields of ``decoder_of`` and ``attention_of``."""
-    attention = first_attention(spec)
+    """The fields of ``decoder_of``, and those of ``attention_of`` for the first layer that has one."""
+    return {**shell_config(spec), **attention_config(first_attention(spec))}
+
+
+def attention_config(attention: Attention) -> dict[str, Any]:
+    """The fields of ``attention_of``."""
     return {
-        **shell_config(spec),
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.kv_heads,
         "head_dim": attention.head_dim,

@@ -34,7 +34,7 @@ FIELDS2 = (
     Field("hidden_activation", str, _TANH, only=(_TANH,)),
     Field("query_pre_attn_scalar", int),
     Field("sliding_window", int),
-    Field("layer_types", list | None, None),
+    Field("layer_types", list[str] | None, None),
     Field("final_logit_softcapping", float | None, minimum=0, null_is_value=True),
     Field("attn_logit_softcapping", float | None, minimum=0, null_is_value=True),
 )
@@ -56,7 +56,8 @@ def _spec_of(hf: Values, rope: Rope) -> ModelSpec:
 
 def _spec2_of(hf: Values, rope: Rope) -> ModelSpec:
     layers = hf["num_hidden_layers"]
-    kinds = hf["layer_types"] or [KINDS[(i + 1) % 2] for i in range(layers)]
+    kinds = hf["layer_types"]
+    kinds = [KINDS[(i + 1) % 2] for i in range(layers)] if kinds is None else kinds
     require(len(kinds) == layers, "layer_types", kinds, f"must name num_hidden_layers={layers} layers")
     require(all(kind in KINDS for kind in kinds), "layer_types", kinds, f"must hold only {' and '.join(KINDS)}")
     traits = {"scale": hf["query_pre_attn_scalar"] ** -0.5, "softcap": hf["attn_logit_softcapping"]}

@@ -22,7 +22,7 @@ FIELDS = (
     Field("head_dim", int),
     Field("attention_bias", bool, True, only=(True,)),
     Field("sliding_window", int),
-    Field("layer_types", list),
+    Field("layer_types", list[str]),
     Field("num_local_experts", int, alias="num_experts"),
     Field("num_experts_per_tok", int, alias="experts_per_token"),
     Field("router_aux_loss_coef", float, 0.001, minimum=0),

@@ -34,7 +34,7 @@ FIELDS = (
     Field("num_experts_per_tok", int, 2),
     Field("router_aux_loss_coef", float, 0.001, minimum=0),
     Field("rope_theta", float | None, None, only=(None,)),  # its class always has 10000
-    Field("rope_scaling", dict | None, None, only=(None,)),
+    *(Field(name, dict | None, None, only=(None,)) for name in ("rope_scaling", "rope_parameters")),
 )
 
 

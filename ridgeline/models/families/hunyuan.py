@@ -5,6 +5,7 @@ from typing import Any
 
 import attrs
 
+from ridgeline.core.errors import SpecError
 from ridgeline.core.model import Attention, Block, DynamicRope, Mlp, ModelSpec, Moe, Rope
 from ridgeline.models.families.decoder import (
     DECODER_FIELDS,
@@ -16,7 +17,7 @@ from ridgeline.models.families.decoder import (
     first_feed_forward,
     moe_weights,
 )
-from ridgeline.models.family import Family, Field, Values, require
+from ridgeline.models.family import Family, Field, Values, read_fields, require
 from ridgeline.models.hf_template import direct, gate_up
 
 HUNYUAN_FIELDS = (
@@ -37,10 +38,10 @@ V1_FIELDS = (
 )
 MOE_FIELDS = (
     *V1_FIELDS,
-    Field("num_experts", int | list, 1, alias="num_local_experts"),
-    Field("moe_topk", int | list, 1, alias="num_experts_per_tok"),
-    Field("num_shared_expert", int | list, 1),
-    Field("moe_intermediate_size", int | list | None, None),
+    Field("num_experts", int | list[int], 1, alias="num_local_experts"),
+    Field("moe_topk", int | list[int], 1, alias="num_experts_per_tok"),
+    Field("num_shared_expert", int | list[int], 1),
+    Field("moe_intermediate_size", int | list[int] | None, None),
     Field("moe_layer_num_skipped", int, 0, minimum=0, only=(0,)),
     Field("use_mixed_mlp_moe", bool, True, only=(True,)),
 )
@@ -48,9 +49,12 @@ MOE_FIELDS = (
 
 def hunyuan_attention(hf: Values, rope: Rope, **traits: Any) -> Attention:
     """The attention of a layer, whose positions may be stretched by a constant ``alpha``."""
-    alpha = (hf["rope_parameters"] or hf["rope_scaling"] or {}).get("alpha")
-    if alpha and isinstance(rope.scaling, DynamicRope):
-        rope = attrs.evolve(rope, scaling=attrs.evolve(rope.scaling, alpha=float(alpha)))
+    where = "rope_parameters" if hf["rope_parameters"] else "rope_scaling"
+    values, problems = read_fields(hf[where] or {}, (Field("alpha", float | None, None, minimum=0),))
+    if problems:
+        raise SpecError([problem.under(where) for problem in problems])
+    if values["alpha"] and isinstance(rope.scaling, DynamicRope):
+        rope = attrs.evolve(rope, scaling=attrs.evolve(rope.scaling, alpha=values["alpha"]))
     return attention_of(hf, rope, qkv_bias=hf["attention_bias"], out_bias=hf["attention_bias"], **traits)
 
 

@@ -19,21 +19,22 @@ FIELDS = (
     Field("index_n_heads", int),
     Field("index_head_dim", int),
     Field("index_topk", int),
-    Field("indexer_types", list | None, None),
-    Field("mlp_layer_types", list | None, None),
-    Field("layer_types", list | None, None),
+    Field("indexer_types", list[str] | None, None),
+    Field("mlp_layer_types", list[str] | None, None),
+    Field("layer_types", list[str] | None, None),
 )
 
 
 def _spec_of(hf: Values, rope: Rope, *, interleaved: bool) -> ModelSpec:
     layers, dense = hf["num_hidden_layers"], hf["first_k_dense_replace"]
-    rule = "must be all 'full': indexers that layers share are not modelled"
-    require(set(hf["indexer_types"] or ()) <= {"full"}, "indexer_types", hf["indexer_types"], rule)
+    for name, kind, rule in (
+        ("indexer_types", "full", "must be all 'full': indexers that layers share are not modelled"),
+        ("layer_types", "indexed_attention", "must be all 'indexed_attention'"),
+    ):
+        require(hf[name] is None or set(hf[name]) == {kind}, name, hf[name], rule)
     expected = ["dense"] * dense + ["sparse"] * (layers - dense)
     rule = f"must be what first_k_dense_replace={dense} says"
     require(hf["mlp_layer_types"] in (None, expected), "mlp_layer_types", hf["mlp_layer_types"], rule)
-    kinds = hf["layer_types"]
-    require(set(kinds or ()) <= {"indexed_attention"}, "layer_types", kinds, "must be all 'indexed_attention'")
     sizes = {"heads": hf["index_n_heads"], "head_dim": hf["index_head_dim"], "topk": hf["index_topk"]}
     indexer = Indexer(**sizes, interleaved=interleaved)
     return sigmoid_of(hf, latent_of(hf, rope, indexer=indexer))

@@ -28,7 +28,7 @@ ACTIVATIONS: Mapping[str, Activation] = MappingProxyType({"relu2": "squared_relu
 FIELDS = (
     Field("vocab_size", int),
     Field("hidden_size", int),
-    Field("layers_block_type", list | None, None),
+    Field("layers_block_type", list[str] | None, None),
     Field("hybrid_override_pattern", str | None, None),
     Field("num_hidden_layers", int | None, None),
     Field("max_position_embeddings", int, 4096),

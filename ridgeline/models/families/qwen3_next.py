@@ -8,14 +8,13 @@ from ridgeline.core.model import Attention, Block, GatedDeltaNet, Mlp, ModelSpec
 from ridgeline.models.families.decoder import (
     DECODER_FIELDS,
     SPARSE_WEIGHTS,
+    attention_config,
     attention_of,
-    decoder_config,
     decoder_of,
-    first_attention,
     first_feed_forward,
-    first_mixer,
     mtp_config,
     mtp_of,
+    shell_config,
 )
 from ridgeline.models.families.qwen2_moe import SHARED_WEIGHTS
 from ridgeline.models.families.sparse_steps import SPARSE_FIELDS, feed_forwards_config, feed_forwards_of
@@ -32,7 +31,7 @@ FIELDS = (
     Field("use_sliding_window", bool, False, only=(False,)),
     Field("shared_expert_intermediate_size", int),
     Field("full_attention_interval", int, 4),
-    Field("layer_types", list | None, None),
+    Field("layer_types", list[str] | None, None),
     Field("linear_conv_kernel_dim", int),
     Field("linear_key_head_dim", int),
     Field("linear_value_head_dim", int),
@@ -43,11 +42,17 @@ FIELDS = (
 _PUBLISHED, _ATTENTION = "model.layers.{layer}.", "self_attention."
 _LINEAR = _PUBLISHED + "linear_attn."
 KINDS = ("linear_attention", "full_attention")
+ABSENT = (
+    GatedDeltaNet(key_heads=1, value_heads=1, key_head_dim=1, value_head_dim=1),
+    Attention(heads=1, kv_heads=1, head_dim=8, rope=Rope(share=0.25)),
+)
+"""Whose fields a file gives of a kind of layer that the model has none of, as one of few layers may."""
 
 
 def _layer_types(hf: Values) -> list[str]:
     layers, interval = hf["num_hidden_layers"], hf["full_attention_interval"]
-    kinds = hf["layer_types"] or [KINDS[(i + 1) % interval == 0] for i in range(layers)]
+    kinds = hf["layer_types"]
+    kinds = [KINDS[(i + 1) % interval == 0] for i in range(layers)] if kinds is None else kinds
     require(len(kinds) == layers, "layer_types", kinds, f"must name num_hidden_layers={layers} layers")
     require(all(kind in KINDS for kind in kinds), "layer_types", kinds, f"must hold only {' and '.join(KINDS)}")
     return kinds
@@ -71,12 +76,15 @@ def _spec_of(hf: Values, rope: Rope) -> ModelSpec:
 
 
 def _config_of(spec: ModelSpec) -> dict[str, Any]:
-    attention, linear = first_attention(spec), first_mixer(spec, GatedDeltaNet)
-    kinds = [KINDS[isinstance(block.mixer, Attention)] for block in spec.layers()]
+    mixers = [block.mixer for block in spec.layers()]
+    kinds = [KINDS[isinstance(mixer, Attention)] for mixer in mixers]
+    attention = next(mixer for mixer in (*mixers, *ABSENT) if isinstance(mixer, Attention))
+    linear = next(mixer for mixer in (*mixers, *ABSENT) if isinstance(mixer, GatedDeltaNet))
     if spec.norm != "zero_centred_rms":
         raise SpecError(Problem("norm", spec.norm, "cannot be written as family='qwen3_next'", "use zero_centred_rms"))
     return {
-        **decoder_config(spec),
+        **shell_config(spec),
+        **attention_config(attention),
         **feed_forwards_config(spec),
         "attention_bias": attention.qkv_bias,
         "shared_expert_intermediate_size": first_feed_forward(spec, Moe).shared_ffn,

@@ -25,9 +25,17 @@ def scales_of(hf: Values) -> dict[str, float]:
 
 def scales_config(spec: ModelSpec) -> dict[str, Any]:
     """The fields that ``scales_of`` reads, as short as they were published."""
-    base = spec.logit_scale * spec.hidden
+    base = _numerator(spec.logit_scale, spec.hidden)
     return {
         "scale_emb": spec.embedding_scale,
-        "scale_depth": float(f"{spec.residual_scale * math.sqrt(spec.num_layers):.12g}"),
-        "dim_model_base": round(base) if math.isclose(base, round(base)) else base,
+        "scale_depth": _numerator(spec.residual_scale, math.sqrt(spec.num_layers)),
+        "dim_model_base": int(base) if base.is_integer() else base,
     }
+
+
+def _numerator(quotient: float, divisor: float) -> float:
+    """The shortest decimal whose quotient is this one to the last bit."""
+    product = quotient * divisor
+    near = (product, math.nextafter(product, math.inf), math.nextafter(product, -math.inf))
+    decimals = (float(f"{number:.{digits}g}") for digits in range(1, 18) for number in near)
+    return next((decimal for decimal in decimals if decimal / divisor == quotient), product)

@@ -15,7 +15,7 @@ SPARSE_FIELDS = (
     Field("router_aux_loss_coef", float, 0.001, minimum=0),
     Field("router_z_loss_coef", float, 0.0, minimum=0),
     Field("decoder_sparse_step", int, 1),
-    Field("mlp_only_layers", list | None, None),
+    Field("mlp_only_layers", list[int] | None, None),
 )
 
 

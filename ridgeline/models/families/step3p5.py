@@ -44,26 +44,26 @@ FIELDS = (
     Field("num_sliding_attention_heads", int | None, None),
     Field("attention_other_setting", dict | None, None),
     Field("per_layer_config", dict | None, None),
-    Field("layer_types", list),
-    Field("mtp_layer_types", list | None, None),
+    Field("layer_types", list[str]),
+    Field("mtp_layer_types", list[str] | None, None),
     Field("sliding_window", int | None, None),
-    Field("rope_theta", float | list | None, None, minimum=0),
-    Field("partial_rotary_factors", list | None, None),
+    Field("rope_theta", float | list[float | int] | None, None, minimum=0),
+    Field("partial_rotary_factors", list[float | int] | None, None),
     Field("rope_scaling", dict | None, None),
     Field("rope_parameters", dict | None, None),
     Field("yarn_only_types", list | None, None, only=(None, ["full_attention"])),
     Field("query_pre_attn_scalar", float | None, None),
-    Field("moe_layers_enum", str | list | None, None),
-    Field("mlp_layer_types", list | None, None),
-    Field("mtp_mlp_layer_types", list | None, None),
+    Field("moe_layers_enum", str | list[int] | None, None),
+    Field("mlp_layer_types", list[str] | None, None),
+    Field("mtp_mlp_layer_types", list[str] | None, None),
     Field("n_routed_experts", int, alias="moe_num_experts"),
     Field("num_local_experts", int | None, None),
     Field("num_experts_per_tok", int, alias="moe_top_k"),
     Field("moe_intermediate_size", int),
     Field("share_expert_dim", int, alias="share_expert_dims"),
     Field("moe_router_scaling_factor", float, 1.0, minimum=0),
-    Field("swiglu_limits", list | None, None),
-    Field("swiglu_limits_shared", list | None, None),
+    Field("swiglu_limits", list[float | int] | None, None),
+    Field("swiglu_limits_shared", list[float | int] | None, None),
     Field("num_nextn_predict_layers", int, 0, minimum=0, alias="num_mtp_layers"),
     *(
         Field(name, bool, False, only=(False,))
@@ -125,7 +125,9 @@ def _parts_of(hf: Values) -> tuple[Any, ...]:
     listed = hf["moe_layers_enum"]
     rule = "must say which layers hold experts, since files are read in two ways without"
     require(listed is not None, "moe_layers_enum", None, rule)
-    sparse = {int(layer) for layer in (listed.split(",") if isinstance(listed, str) else listed)}
+    numbers = [number.strip() for number in listed.split(",")] if isinstance(listed, str) else [*map(str, listed)]
+    require(all(map(str.isdecimal, numbers)), "moe_layers_enum", listed, "must hold numbers of layers, by commas")
+    sparse = set(map(int, numbers))
     count = hf["num_hidden_layers"] + hf["num_nextn_predict_layers"]
     return tuple("sparse" if layer in sparse else "dense" for layer in range(count))
 

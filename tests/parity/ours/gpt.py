@@ -21,8 +21,11 @@ ENDS = {
 
 def gpt_names(tensors: dict[str, Any], config: Any) -> dict[str, torch.Tensor]:
     """GPT-2's matrices are transposed, and its queries, keys and values lie by kind, which Bloom's do by head."""
+    head = {} if config.tie_word_embeddings else {"output_layer.weight": tensors["lm_head.weight"]}
     tensors, transposed = below(tensors, "transformer."), config.model_type == "gpt2"
-    ours = {name: tensors[published] for name, names in ENDS.items() for published in names if published in tensors}
+    ours = head | {
+        name: tensors[published] for name, names in ENDS.items() for published in names if published in tensors
+    }
     parts = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
     names = dict(zip(("input_layernorm", "pre_mlp_layernorm"), NORMS[config.model_type], strict=True))
     names |= dict(zip(parts, PARTS[config.model_type], strict=True))

@@ -11,7 +11,8 @@ def mamba_names(tensors: dict[str, Any], config: Any) -> dict[str, torch.Tensor]
     """A model of Mamba2 layers: nothing is laid out otherwise."""
     ends = {"embeddings": "embedding.word_embeddings", "norm_f": "decoder.final_layernorm"}
     ours = {f"{name}.weight": tensors[f"backbone.{published}.weight"] for published, name in ends.items()}
-    ours["output_layer.weight"] = tensors["lm_head.weight"]
+    if not config.tie_word_embeddings:
+        ours["output_layer.weight"] = tensors["lm_head.weight"]
     layers = {name: tensor for name, tensor in tensors.items() if name.startswith("backbone.layers.")}
     return ours | {name.replace("backbone", "decoder", 1): tensor for name, tensor in layers.items()}
 
