@@ -10,7 +10,7 @@ import msgspec
 from ridgeline.core.codec import unstructure
 from ridgeline.core.errors import Problem, SpecError, nearest
 from ridgeline.core.model import ModelSpec, Rope
-from ridgeline.models.families.table import ARCHITECTURES, BORROWED, FAMILIES, MODEL_TYPES
+from ridgeline.models.families.table import ARCHITECTURES, BORROWED, EARLIER, FAMILIES, MODEL_TYPES
 from ridgeline.models.family import Family, read_fields
 from ridgeline.models.hf_rope import read_rope
 
@@ -65,7 +65,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
     if BORROWED.get(str(model_type)) == architecture:
         return FAMILIES[str(model_type)]
     name = ARCHITECTURES[architecture]
-    if model_type is not None and MODEL_TYPES.get(str(model_type)) != name:
+    if model_type not in (None, EARLIER.get(architecture)) and MODEL_TYPES.get(str(model_type)) != name:
         rule = f"contradicts architectures={architecture!r}, which is of {name!r}"
         raise SpecError(Problem("model_type", model_type, rule))
     return FAMILIES[name]

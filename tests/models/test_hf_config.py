@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from ridgeline.core.errors import SpecError
 from ridgeline.core.model import Attention, Mlp, ModelSpec, Rope
 from ridgeline.core.params import model_params
 from ridgeline.models.families.table import ARCHITECTURES, FAMILIES, MODEL_TYPES
@@ -54,6 +55,16 @@ def test_a_config_that_transformers_saved_is_the_same_model(name: str, tmp_path)
     assert ("rope_parameters" in saved) == (name not in ("bloom", "gpt2", "mamba2", "nemotron_h"))
     assert "rope_theta" not in saved
     assert model_from_hf(saved) == model_from_hf(EXAMPLES[name])
+
+
+def test_the_first_files_of_hunyuan_a13b_name_another_type_and_head_size():
+    """They were published before transformers had the class: of model_type hunyuan, with attention_head_dim."""
+    later = {**EXAMPLES["hunyuan_v1_moe"], "architectures": ["HunYuanMoEV1ForCausalLM"], "head_dim": 12}
+    first = {**later, "model_type": "hunyuan", "attention_head_dim": 12}
+    del first["head_dim"]
+    assert model_from_hf(first) == model_from_hf(later)
+    with pytest.raises(SpecError, match="head_dim=12: contradicts attention_head_dim=16"):
+        model_from_hf({**later, "attention_head_dim": 16})
 
 
 def test_llama_without_kv_heads_or_head_dim():

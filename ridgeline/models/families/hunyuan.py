@@ -25,7 +25,7 @@ HUNYUAN_FIELDS = (
     Field("attention_dropout", float, 0.0, minimum=0),  # some files have one, which training here leaves out
     Field("intermediate_size", int),
     Field("num_key_value_heads", int | None, None),
-    Field("head_dim", int | None, None),
+    Field("head_dim", int | None, None, alias="attention_head_dim"),
     Field("attention_bias", bool, False),
     Field("mlp_bias", bool, False, only=(False,)),
     Field("rope_scaling", dict | None, None),

@@ -114,6 +114,9 @@ MODEL_TYPES: Mapping[str, str] = MappingProxyType({**{name: name for name in MOD
 BORROWED: Mapping[str, str] = MappingProxyType({"internlm3": "LlamaForCausalLM"})
 """The class under which transformers saves a ``model_type`` that has none of its own there."""
 
+EARLIER: Mapping[str, str] = MappingProxyType({"HunYuanMoEV1ForCausalLM": "hunyuan"})
+"""The ``model_type`` beside a class in files older than its own one."""
+
 
 class _Families(Mapping[str, Family]):
     def __getitem__(self, name: str) -> Family:

@@ -31,7 +31,8 @@ NO_FLAGS = frozenset(
     (
         *("baichuan-13b", "baichuan2-7b", "baichuan2-13b", "bloom", "gemma", "gemma2", "glm_moe_dsa"),
         *("gpt2", "gpt_oss", "grok-1", "internlm3", "minicpm3", "minimax_m2", "phi3", "phimoe", "plm"),
-        *("hunyuan", "qwen3_next", "longcat_flash", "step3p5", "minicpm-2b-128k", "mamba2", "nemotron_h"),
+        *("hunyuan", "hunyuan_v1_dense", "hunyuan_v1_moe", "qwen3_next", "longcat_flash", "step3p5"),
+        *("minicpm-2b-128k", "mamba2", "nemotron_h"),
         *(f"internlm2.5-{size}" for size in ("1.8b-chat", "7b", "20b", "20b-chat")),
     )
 )
