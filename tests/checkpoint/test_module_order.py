@@ -15,6 +15,7 @@ from tests.pool import Pool
 EVERY_DAY = (
     *("qwen3", "gemma2", "qwen2_moe", "gpt_oss", "deepseek_v3", "deepseek_v32", "longcat_flash", "qwen3_next"),
     "nemotron_h",
+    "step3p5",
 )
 
 

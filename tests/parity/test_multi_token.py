@@ -54,11 +54,12 @@ def test_losses_and_gradients_are_those_of_the_paper(ranks, name, layout):
     assert different(whole_gradients(result.gradients for result, _ in results), truth) == {}
 
 
-def test_the_main_model_stays_as_it_is(ranks):
+@pytest.mark.parametrize("name", MODELS)
+def test_the_main_model_stays_as_it_is(ranks, name):
     """The same logits and loss without it; with a weight of 0, the same gradients."""
-    fields = {"batch__gbs": 2, "objective__mtp_loss": 0.0}
-    ((ours, _),) = ranks.run(multi_token.compute_masked, 1, job_of(PLAIN, **fields), LENGTHS, 4)
-    without = attrs.evolve(PLAIN, mtp=0)
+    fields, model = {"batch__gbs": 2, "objective__mtp_loss": 0.0}, MODELS[name]
+    ((ours, _),) = ranks.run(multi_token.compute_masked, 1, job_of(model, **fields), LENGTHS, 4)
+    without = attrs.evolve(model, mtp=0)
     ((truth, none),) = ranks.run(multi_token.compute_masked, 1, job_of(without, **fields), LENGTHS, 4)
     assert none == ()
     assert ours.loss == truth.loss
