@@ -163,9 +163,6 @@ def _job_faults(job: Job) -> Iterator[str]:
         if value not in able:
             told = getattr(value, "kind", value)
             yield f"{path}={told!r}: is planned only, nothing runs it yet; use {' or '.join(map(repr, able))}"
-    if "weight_gradients" in job.comm.moe_overlap:
-        rule = "products of experts' weight gradients run before their tokens' gradients leave"
-        yield f"comm.moe_overlap={job.comm.moe_overlap}: is planned only, {rule}; leave 'weight_gradients' out"
     yield from _adapter_faults(job)
     if dropout := getattr(job.objective, "dropout", 0.0):
         yield f"objective.dropout={dropout}: is planned only, training runs without; use 0.0"

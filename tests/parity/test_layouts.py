@@ -59,6 +59,7 @@ LAYOUTS = {
     "tp2 sp etp2": (2, {"layout__tp": 2, "layout__sp": True, "layout__etp": 2}),
     "tp2 sp ep2 etp2": (4, {"layout__tp": 2, "layout__sp": True, "layout__ep": 2, "layout__etp": 2}),
     "tp2 sp ep2 dp2": (4, {"layout__tp": 2, "layout__sp": True, "layout__ep": 2}),
+    "ep2 alltoall, weight gradients beside": (2, {"layout__ep": 2, "comm__moe_overlap": ("weight_gradients",)}),
     "ep2 alltoall, shared beside": (2, {"layout__ep": 2, "comm__moe_overlap": ("shared_experts",)}),
     "ep2 allgather, all beside": (
         2,

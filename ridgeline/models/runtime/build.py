@@ -72,7 +72,7 @@ def build(program: RankProgram, device: Device, *, local_rank: int = 0) -> Itera
         mark(program, bare)
         ddp = DistributedDataParallelConfig(**resolved(program.ddp))
         chunks = wrap_chunks([in_precision(config, chunk) for chunk in bare], config, ddp)
-        if any(action.kind == "W" for action in program.actions):
+        if any(action.kind == "W" for action in program.actions) or "weight_gradients" in job.comm.moe_overlap:
             for chunk in chunks:
                 let_wait(chunk, chunk.deferred)
         optimizer = build_optimizer(chunks, resolved(program.optimizer))

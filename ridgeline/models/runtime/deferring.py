@@ -3,7 +3,7 @@
 Legend: ``m`` = rows, ``k`` = inputs, ``n`` = outputs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -13,10 +13,12 @@ from megatron.core.tensor_parallel.layers import (
     ColumnParallelLinear,
     LinearWithGradAccumulationAndAsyncCommunication,
     RowParallelLinear,
+    linear_with_frozen_weight,
     linear_with_grad_accumulation_and_async_allreduce,
 )
 from torch import distributed
 
+from ridgeline.models.runtime.experts import ExpertLayer
 from ridgeline.models.runtime.grouped_experts import GroupedExperts
 from ridgeline.models.runtime.linears import ReplicatedLinear
 from ridgeline.parallel.runtime.deferred import Deferred, offer
@@ -33,6 +35,8 @@ def let_wait(module: torch.nn.Module, deferred: Deferred) -> None:
             case GroupedExperts():
                 part.multiply = partial(_linear, deferred=deferred, **_ALONE)
                 part.grouped_matmul = partial(_grouped, part.grouped_matmul, deferred=deferred)
+            case ExpertLayer():
+                part.deferred = deferred
             case _:
                 pass
 
@@ -57,6 +61,8 @@ def _linear(
     **unused: Any,
 ) -> torch.Tensor:
     """As Megatron-core's function of this signature."""
+    if not weight.requires_grad:
+        return linear_with_frozen_weight(input, weight, bias, False, allreduce_dgrad, sequence_parallel, tp_group)
     if not isinstance(weight, torch.nn.Parameter):  # made of one, to which its gradient flows on
         return linear_with_grad_accumulation_and_async_allreduce(
             input, weight, bias, False, allreduce_dgrad, sequence_parallel, tp_group=tp_group
@@ -64,8 +70,11 @@ def _linear(
     return _Linear.apply(input, weight, bias, allreduce_dgrad, sequence_parallel, tp_group, deferred)  # pyright: ignore[reportReturnType]
 
 
-def _grouped(kernel: Any, *args: Any, deferred: Deferred) -> torch.Tensor:
-    return kernel(*args, later=partial(offer, deferred))
+def _grouped(
+    kernel: Any, x_mk: torch.Tensor, weights_nk: Sequence[torch.Tensor], counts_e: torch.Tensor, *, deferred: Deferred
+) -> torch.Tensor:
+    later = partial(offer, deferred) if all(weight.requires_grad for weight in weights_nk) else None
+    return kernel(x_mk, weights_nk, counts_e, later=later)
 
 
 class _Linear(torch.autograd.Function):

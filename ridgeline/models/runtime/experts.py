@@ -17,6 +17,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from ridgeline.models.runtime.config import LayerConfig
 from ridgeline.models.runtime.dispatch import dispatcher_of
+from ridgeline.parallel.runtime.deferred import Deferred, LateProducts, carried_out_behind, waiting_from
 
 
 class ExpertLayer(MoELayer):
@@ -37,6 +38,7 @@ class ExpertLayer(MoELayer):
         super().__init__(config, submodules, layer_number, pg_collection)
         groups = pg_collection or get_default_pg_collection()
         self.token_dispatcher = dispatcher_of(config, groups, self.local_expert_indices)
+        self.deferred: Deferred | None = None
 
     def forward(
         self, hidden_states: torch.Tensor, intermediate_tensors: Any = None, padding_mask: Any = None
@@ -56,9 +58,11 @@ class ExpertLayer(MoELayer):
             hidden, weights_ne[:, :experts].contiguous(), taken_ne[:, :experts].contiguous()
         )
         rows, weights = self.dispatch(rows, weights)
+        late = LateProducts(self.deferred) if self.deferred and "weight_gradients" in self.config.moe_overlap else None
+        rows = carried_out_behind(rows, late)
         activated = None if beside is None else _up(beside, hidden)
         output, _ = self.routed_experts_compute(rows, weights)
-        output = self.combine(output)
+        output = self.combine(waiting_from(output, late))
         if beside is not None and activated is not None:
             shared = _down(beside, activated, hidden)
         output = self.postprocess(output, shared)

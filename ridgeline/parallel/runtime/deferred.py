@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import attrs
 import torch
@@ -58,3 +58,55 @@ def carry_out(deferred: Deferred, products: list[Product]) -> None:
         params, compute = products.pop()
         for param, gradient in zip(params, compute(), strict=True):
             deferred.add(param, gradient)
+
+
+@attrs.frozen(eq=False)
+class LateProducts:
+    """The products of a part of one backward, which are carried out behind that part.
+
+    Between two places that a forward marks, in its order: ``carried_out_behind``, ``waiting_from``. Where products wait
+    already, they go on waiting.
+    """
+
+    deferred: Deferred
+    own: list[list[Product]] = attrs.field(factory=list, init=False)
+
+
+def carried_out_behind(tensor: torch.Tensor, late: LateProducts | None) -> torch.Tensor:
+    """Where the backward, having left the part, carries its products out; without any, nothing is changed."""
+    return tensor if late is None else _CarryOut.apply(tensor, late)  # pyright: ignore[reportReturnType]
+
+
+def waiting_from(tensor: torch.Tensor, late: LateProducts | None) -> torch.Tensor:
+    """Where the backward comes into the part."""
+    return tensor if late is None else _Wait.apply(tensor, late)  # pyright: ignore[reportReturnType]
+
+
+class _Wait(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, late: LateProducts) -> torch.Tensor:
+        ctx.late = late
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        late = ctx.late
+        if not late.deferred.waiting:
+            late.own.append([])
+            late.deferred.waiting.append(late.own[0])
+        return gradients[0], None
+
+
+class _CarryOut(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, late: LateProducts) -> torch.Tensor:
+        ctx.late = late
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        late = ctx.late
+        while late.own:
+            late.deferred.waiting.pop()
+            carry_out(late.deferred, late.own.pop())
+        return gradients[0], None

@@ -168,6 +168,8 @@ def _backward(run: Run, stage: int, microbatch: int) -> torch.Tensor | None:
     """What the stage before needs: the gradient of its output."""
     gradient = None if stage == run.last_stage else take(run.transfers, Input(stage, False, microbatch))
     received, output = run.kept.pop((stage, microbatch))
+    if not output.requires_grad:  # all that led to it is frozen
+        return None
     if run.config.deallocate_pipeline_outputs:
         custom_backward(output, gradient)
     else:

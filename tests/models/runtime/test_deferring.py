@@ -70,3 +70,48 @@ def test_products_that_wait_give_the_same_gradients(ranks, model):
         np.testing.assert_array_equal(result["later"][name], gradient, err_msg=name)
     assert result["waited"] <= result["zero"]
     assert [name for name in result["names"] - result["waited"] if not any(word in name for word in AT_ONCE)] == []
+
+
+def backward_of_experts(job):
+    """Collectives and products of experts' weight gradients of one backward, in their order."""
+    import torch
+    from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
+    from torch import distributed
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from ridgeline.kernels.device import open_device
+    from ridgeline.models.program import lower
+    from ridgeline.models.runtime.build import build
+    from ridgeline.models.runtime.step import run_chunk
+    from ridgeline.parallel.plan import plan
+
+    log: list[str] = []
+
+    class Log(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if "alltoall" in func._schema.name:
+                log.append("exchange")
+            elif func._schema.name == "aten::mm" and tuple(result.shape) in shapes:
+                log.append("product")
+            return result
+
+    with build(lower(plan(job), distributed.get_rank()), open_device("cpu")) as built:
+        (chunk,), batch = built.chunks, microbatches(built, 0)[0]
+        MoEAuxLossAutoScaler.set_loss_scale(torch.ones(1))
+        shapes = {tuple(weight.shape) for name, weight in chunk.named_parameters() if "local_experts" in name}
+        loss = run_chunk(built, chunk, batch, labels=batch.labels).sum()
+        with Log():
+            loss.backward()
+    return log
+
+
+def test_experts_products_run_while_gradients_of_tokens_travel(ranks):
+    """All exchanges of a layer's backward have begun before the first product; without the overlap, but the first."""
+    plain = job_of(model_of(MOE), world_size=2, layout__ep=2)
+    late = job_of(model_of(MOE), world_size=2, layout__ep=2, comm__moe_overlap=("weight_gradients",))
+    for log in ranks.run(backward_of_experts, 2, late):
+        assert log == ["exchange"] * 3 + ["product"] * 6
+    for log in ranks.run(backward_of_experts, 2, plain):
+        assert log.index("product") == 1
+        assert sorted(log) == ["exchange"] * 3 + ["product"] * 6
