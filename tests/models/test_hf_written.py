@@ -178,6 +178,14 @@ def test_scales_of_any_size_are_written(depth: float | None, base: float | None,
     assert model_from_hf(hf_config_of(spec), name=spec.name) == spec
 
 
+def test_minicpm3_says_by_how_much_it_is_stretched():
+    """Which its class in transformers 5.20 asks for, and later ones reckon alike."""
+    spec = model_from_hf(EXAMPLES["minicpm3"])
+    written = hf_config_of(spec)
+    assert written["rope_scaling"]["factor"] == 64 / 32
+    assert model_from_hf(written, name=spec.name) == spec
+
+
 def test_a_z_loss_survives():
     """The z-loss that transformers has no field for is kept in one it does not read."""
     spec = model_from_hf({**EXAMPLES["mixtral"], "router_z_loss_coef": 0.001})

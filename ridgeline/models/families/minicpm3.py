@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from ridgeline.core.model import Block, LatentAttention, Mlp, ModelSpec, Rope
-from ridgeline.models.families.decoder import decoder_of, first_feed_forward
+from ridgeline.core.model import Block, LatentAttention, LongRope, Mlp, ModelSpec, Rope
+from ridgeline.models.families.decoder import decoder_of, first_feed_forward, first_mixer
 from ridgeline.models.families.latent import LATENT_FIELDS, LATENT_WEIGHTS, latent_config, latent_of
 from ridgeline.models.families.scaled import SCALE_FIELDS, scales_config, scales_of
 from ridgeline.models.family import Family, Field, Values, require
@@ -28,8 +28,11 @@ def _spec_of(hf: Values, rope: Rope) -> ModelSpec:
 
 
 def _config_of(spec: ModelSpec) -> dict[str, Any]:
-    ffn = first_feed_forward(spec, Mlp).ffn_hidden
-    return {**latent_config(spec), **scales_config(spec), "intermediate_size": ffn, "mlp_bias": False}
+    ffn, scaling = first_feed_forward(spec, Mlp).ffn_hidden, first_mixer(spec, LatentAttention).rope.scaling
+    config = {**latent_config(spec), **scales_config(spec), "intermediate_size": ffn, "mlp_bias": False}
+    if isinstance(scaling, LongRope):  # its class in transformers 5.20 does not work without the factor
+        config["rope_scaling"] |= {"factor": spec.max_position / scaling.original_max_position}
+    return config
 
 
 MINICPM3 = Family(
