@@ -181,8 +181,9 @@ def _context_faults(job: Job) -> Iterator[str]:
             yield f"layout.cp={layout.cp}: {mixer.kind} runs over its own part of a sample only; use 1"
         if isinstance(mixer, LatentAttention) and mixer.indexer is not None:
             yield f"layout.cp={layout.cp}: an indexer chooses among its own part of a sample only; use 1"
-        if isinstance(mixer, Attention) and has_modified_scores(mixer):
-            yield f"layout.cp={layout.cp}: ALiBi, softcap and sinks have no lowering beside it; use 1"
+        if isinstance(mixer, Attention) and has_modified_scores(mixer) and layout.cp_algorithm != "ulysses":
+            rule = "attention with ALiBi, a softcap or sinks is not merged"
+            yield f"layout.cp_algorithm={layout.cp_algorithm!r}: {rule}; use 'ulysses'"
 
 
 def _adapter_faults(job: Job) -> Iterator[str]:

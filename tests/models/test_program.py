@@ -106,7 +106,9 @@ def test_what_cannot_share_samples_is_named_with_a_way_out():
         "delta": ("layout.cp=2: gated_delta_net runs over its own part of a sample only; use 1",),
         "indexed": ("layout.cp=2: an indexer chooses among its own part of a sample only; use 1",),
         "mamba": ("layout.cp=2: mamba2 runs over its own part of a sample only; use 1",),
-        "biased experts": ("layout.cp=2: ALiBi, softcap and sinks have no lowering beside it; use 1",),
+        "biased experts": (
+            "layout.cp_algorithm='ring': attention with ALiBi, a softcap or sinks is not merged; use 'ulysses'",
+        ),
     }
 
 

@@ -101,6 +101,17 @@ def test_packed_documents_are_as_good_as_apart(ranks, layout, model):
     assert different(ours, whole_gradients([apart.gradients])) == {}
 
 
+def test_heads_that_change_places_keep_their_slopes(ranks):
+    """ALiBi's slopes and a soft cap go with the heads, under tp too."""
+    model = model_of(*[MLP] * 2, positions="alibi", softcap=3.0, qk_norm=False)
+    fields = {"layout__cp": 2, "layout__cp_algorithm": "ulysses", "layout__tp": 2}
+    (alone,) = ranks.run(on_ranks.train, 1, job_of(model), 2)
+    shared = ranks.run(on_ranks.train, 4, job_of(model, world_size=4, **fields), 2)
+    assert shared[0].losses == pytest.approx(alone.losses, rel=1e-5)
+    ours = whole_gradients(result.gradients for result in shared)
+    assert different(ours, whole_gradients([alone.gradients])) == {}
+
+
 def test_packed_documents_of_shared_samples(ranks):
     """Where heads change places, documents that cp ranks share give the loss and the gradients that all alone give."""
     lengths, fields = ((9, 15), (1, 20, 3)), {"batch__gbs": 2, "layout__cp": 2, "layout__cp_algorithm": "ulysses"}

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.transformer_config import TransformerConfig
 
 from ridgeline.core.model import Attention
 from ridgeline.kernels.documents import document_lengths
 from ridgeline.kernels.masks import CAUSAL, window
+from ridgeline.models.runtime.config import LayerConfig
+from ridgeline.models.runtime.context.ulysses import exchanging_heads
 from ridgeline.models.runtime.kernels import Kernel
 
 
@@ -22,7 +23,7 @@ class ModifiedCoreAttention(MegatronModule):
 
     def __init__(
         self,
-        config: TransformerConfig,
+        config: LayerConfig,
         *,
         mixer: Attention,
         scale: float,
@@ -33,6 +34,7 @@ class ModifiedCoreAttention(MegatronModule):
         super().__init__(config)
         self.heads = mixer.heads // pg_collection.tp.size()
         self.flash_attention = flash_attention
+        self.cp_group, self.repeats_kv = pg_collection.cp, config.repeat_kv
         self.scale = scale
         self.softcap = mixer.softcap
         self.mask = CAUSAL if mixer.window is None else window(mixer.window)
@@ -52,7 +54,21 @@ class ModifiedCoreAttention(MegatronModule):
         cu_seqlens: torch.Tensor | None,
     ) -> torch.Tensor:
         """The context, (s, b, n*d)."""
-        s, b = query_sbnd.shape[:2]
+        attend = self._of_samples
+        if self.cp_group.size() > 1:
+            attend = exchanging_heads(attend, self.cp_group, repeats_kv=self.repeats_kv)
+        return attend(query_sbnd, key_sbgd, value_sbgd, cu_seqlens=cu_seqlens).flatten(2)
+
+    def _of_samples(
+        self,
+        query_sbnd: torch.Tensor,
+        key_sbgd: torch.Tensor,
+        value_sbgd: torch.Tensor,
+        *,
+        cu_seqlens: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The context, (s, b, n, d), of whole samples: of all heads of this rank, or of its part of them under cp."""
+        s, b, heads, _ = query_sbnd.shape
         inputs, options = (query_sbnd, key_sbgd, value_sbgd), {}
         if cu_seqlens is None:
             layout, inputs = "SBH", tuple(x.flatten(2) for x in inputs)
@@ -60,18 +76,22 @@ class ModifiedCoreAttention(MegatronModule):
             layout, inputs = "TND", tuple(x.transpose(0, 1).flatten(0, 1) for x in inputs)
             lengths = document_lengths(cu_seqlens.tolist(), size=s, samples=b)
             options = {"q_lengths": lengths, "kv_lengths": lengths}
+        first = self.cp_group.rank() * heads
+        own = slice(first, first + heads)
         context = self.flash_attention(
             *inputs,
             layout=layout,
-            heads=self.heads,
+            heads=heads,
             scale=self.scale,
             mask=self.mask,
-            sinks_n=self.softmax_offset,
-            alibi_n=self.slopes,
+            sinks_n=None if self.softmax_offset is None else self.softmax_offset[own],
+            alibi_n=None if self.slopes is None else self.slopes[own],
             softcap=self.softcap,
             **options,
         )
-        return context if cu_seqlens is None else context.unflatten(0, (b, s)).transpose(0, 1).flatten(2)
+        if cu_seqlens is None:
+            return context.unflatten(2, (heads, -1))
+        return context.unflatten(0, (b, s)).transpose(0, 1)
 
 
 def alibi_slopes(heads: int) -> list[float]:
