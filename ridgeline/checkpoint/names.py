@@ -21,8 +21,9 @@ from typing import Literal, TypeAlias
 import attrs
 
 from ridgeline.checkpoint.boxes import Box, Shape
+from ridgeline.core.job import Lora
 from ridgeline.core.model import ModelSpec
-from ridgeline.core.params import Param, Role, fqn_of, model_params
+from ridgeline.core.params import Param, Role, fqn_of, model_params, with_adapters
 
 OptimizerPart: TypeAlias = Literal["fp32_param", "exp_avg", "exp_avg_sq"]
 
@@ -49,6 +50,19 @@ def params_of(model: ModelSpec) -> Mapping[str, Param]:
             fqn_of(layer, param, expert=expert): param
             for layer, param in model_params(model)
             for expert in (range(param.experts) if param.experts else (None,))
+        }
+    )
+
+
+@functools.cache
+def adapted_params(model: ModelSpec, adapter: Lora) -> Mapping[str, Param]:
+    """As ``params_of``, each adapter's two matrices behind the weight that they stand beside."""
+    return MappingProxyType(
+        {
+            fqn_of(layer, each, expert=expert): each
+            for layer, param in model_params(model)
+            for expert in (range(param.experts) if param.experts else (None,))
+            for each in with_adapters((param,), adapter)
         }
     )
 

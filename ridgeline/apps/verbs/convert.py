@@ -31,7 +31,7 @@ def convert(
     output: Path | None = None,
     /,
     *options: LayoutFields,
-    format: Literal["hf", "torch_dist", "classic"] | None = None,
+    format: Literal["hf", "torch_dist", "classic", "peft"] | None = None,
     dtype: Literal["bf16", "fp16", "fp32"] | None = None,
     tokenizer: Path | None = None,
     model: str | None = None,
@@ -54,8 +54,9 @@ def convert(
             MindSpeed-LLM or Megatron-LM.
         output: Folder to make; it appears when it is whole.
         options: Fields of a layout.
-        format: hf, torch_dist (any layout loads it) or classic (a file for each rank). By default classic when a layout
-            or a trait of classic is given, else torch_dist from a Hugging Face folder and hf from the others.
+        format: hf, torch_dist (any layout loads it), classic (a file for each rank) or peft (the adapters of a run
+            alone, which are merged into the others). By default classic when a layout or a trait of classic is given,
+            else torch_dist from a Hugging Face folder and hf from the others.
         dtype: Of the weights; by default as they are.
         tokenizer: To put beside exported weights; by default the job's or the source's.
         model: Whose weights a foreign checkpoint holds: a preset, a job file or a folder with a config.json.
@@ -73,6 +74,15 @@ def convert(
     """
     if output is None and check is None and not verify and not dry_run:
         raise SpecError(Problem("output", None, "is required, a folder to make", "or compare: --check FOLDER"))
+    if format == "peft":
+        given = {"options": options, "dtype": dtype, "adapter": adapter, "check": check}
+        given |= {"optimizer": optimizer, "dry_run": dry_run, "verify": verify, "tokenizer": tokenizer}
+        if unmeant := [name for name, value in given.items() if value]:
+            rule = "is no option of adapters alone"
+            raise SpecError(Problem(f"--{name}", given[name], rule, "leave it out") for name in unmeant)
+        edge("ridgeline.checkpoint.io.convert:export_adapter")(source, output)
+        sys.stdout.write(f"{output}\n")
+        return 0
     if output is not None or dry_run:
         layout = _layout_of(options)
         form = _form(experts=experts, impl=impl, tp_extend_ep=tp_extend_ep, dialect=dialect)

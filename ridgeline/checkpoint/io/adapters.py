@@ -174,11 +174,13 @@ def merged(opened: Opened, adapter: Adapter) -> Opened:
         key = by_name.get(f"{module}.weight")
         if key is None or tensors[key].shape != (b.shape[0], a.shape[1]):
             raise CheckpointError(f"adapter: {module}: {opened.folder} holds no matrix of {b.shape[0]} by {a.shape[1]}")
-        tensors[key] = _merged(tensors[key], a.float() * adapter.scale, b.float())
+        tensors[key] = plus_product(tensors[key], a.float() * adapter.scale, b.float())
     return attrs.evolve(opened, tensors=tensors)
 
 
-def _merged(weight: FileTensor, a: torch.Tensor, b: torch.Tensor) -> FileTensor:
+def plus_product(weight: FileTensor, a: torch.Tensor, b: torch.Tensor) -> FileTensor:
+    """A matrix plus B A, computed for what is read of it."""
+
     def strided(start: int, shape: Shape, strides: Shape) -> torch.Tensor:
         rows, columns = places(start, shape, strides, weight.shape[-1])
         added = b[rows.reshape(-1)] @ a[:, columns.reshape(-1)]

@@ -17,7 +17,8 @@ from typing import BinaryIO
 import attrs
 
 from ridgeline.checkpoint.classic import ClassicForm
-from ridgeline.checkpoint.io.adapters import WEIGHTS, merged, read_adapter
+from ridgeline.checkpoint.io.adapter_runs import pairs_of
+from ridgeline.checkpoint.io.adapters import WEIGHTS, merged, read_adapter, write_adapter
 from ridgeline.checkpoint.io.destinations import (
     Destination,
     Dtype,
@@ -261,6 +262,20 @@ def export_hf(
     chosen = None if tokenizer is None else str(tokenizer)
     wanted = Wanted(format="hf", dtype=dtype, tokenizer=chosen, max_file_bytes=max_file_bytes)
     convert(plan_conversion(checkpoint, wanted), out, progress=progress)
+
+
+def export_adapter(checkpoint: str | Path, out: str | Path) -> None:
+    """Write the adapters of a saved step, or of the latest of a run, in PEFT's format.
+
+    Raises:
+        CheckpointError: The run has none, ``out`` exists, or PEFT has no such adapter.
+    """
+    opened = open_source(checkpoint)
+    job = opened.record.job if opened.record else None
+    if job is None or job.adapter is None:
+        raise CheckpointError(f"source={checkpoint}: holds no adapters; only a run with job.adapter does")
+    pairs = pairs_of(opened, job.adapter)
+    write_adapter(out, opened.model, pairs, alpha=job.adapter.alpha, base=job.init.hf or job.init.checkpoint or "")
 
 
 def _check_optimizer(wanted: Wanted) -> None:

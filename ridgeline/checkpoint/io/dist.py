@@ -148,7 +148,8 @@ def load(folder: str | Path, built: Built) -> Record:
     """
     folder = Path(folder)
     record = together(lambda: open_record(folder), folder)
-    together(lambda: check_resumable(record, built.program.job.model, folder), folder)
+    job = built.program.job
+    together(lambda: check_resumable(record, job.model, folder, adapter=job.adapter), folder)
     reader = together(lambda: _opened(folder), folder)
     together(lambda: _load_tensors(reader, record, built), folder)
     return record

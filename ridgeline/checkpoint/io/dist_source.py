@@ -13,6 +13,7 @@ import torch
 
 from ridgeline.checkpoint.boxes import Box, meeting, whole, within
 from ridgeline.checkpoint.classic_optimizer import MASTER, MOMENTS
+from ridgeline.checkpoint.io.adapter_runs import with_merged_adapters
 from ridgeline.checkpoint.io.classic_training import settings_of
 from ridgeline.checkpoint.io.mapped import FileTensor
 from ridgeline.checkpoint.io.recorded import open_record
@@ -20,7 +21,7 @@ from ridgeline.checkpoint.io.sources import Opened, Training, dtype_faults, unli
 from ridgeline.checkpoint.io.torch_dist.index import Chunk
 from ridgeline.checkpoint.io.torch_dist.reader import Reader, chunk_data, open_checkpoint
 from ridgeline.checkpoint.io.weights import Weights
-from ridgeline.checkpoint.names import optimizer_key, params_of, stored
+from ridgeline.checkpoint.names import adapted_params, optimizer_key, params_of, stored
 from ridgeline.checkpoint.pieces import Buffer, Holder, Piece, row_major
 from ridgeline.checkpoint.published import names_fault
 from ridgeline.checkpoint.record import RECORD, Record, model_of
@@ -36,7 +37,7 @@ TE_NAMES = (
 def open_dist(
     folder: Path, *, model: ModelSpec | None = None, masters: bool = False, optimizer: bool = False
 ) -> Opened:
-    """The weights of a saved step.
+    """The weights of a saved step; those of a run with adapters are merged.
 
     Args:
         folder: Of one step.
@@ -51,10 +52,13 @@ def open_dist(
     model = model or (model_of(record) if record else None)
     if model is None:
         raise CheckpointError(f"checkpoint={folder}: does not say whose weights it holds; name the model: --model")
-    if record and record.job and record.job.adapter:
-        raise CheckpointError(f"checkpoint={folder}: is of a run with adapters, which cannot be merged yet")
+    adapter = record.job.adapter if record and record.job else None
+    if adapter is not None and optimizer:
+        rule = "is of a run with adapters, whose optimizer's state is of them alone"
+        raise CheckpointError(f"checkpoint={folder}: {rule}; leave out --optimizer")
+    params = params_of(model) if adapter is None else adapted_params(model, adapter)
     reader = open_checkpoint(folder)
-    shapes = {place.key: place.shape for place in (stored(fqn, param) for fqn, param in params_of(model).items())}
+    shapes = {place.key: place.shape for place in (stored(fqn, param) for fqn, param in params.items())}
     if optimizer:
         shapes |= dict(_optimizer_shapes(reader, model))
     found: dict[str, list[tuple[str, Chunk, int | None]]] = {}
@@ -79,7 +83,8 @@ def open_dist(
     tensors = {(file, name): tensor for file, held in buffers.items() for name, (_, tensor) in held.items()}
     files = tuple(folder / file for file in buffers)
     training = _training(folder, record, mixed=any(_is_master(key) for key in shapes)) if optimizer else None
-    return Opened("torch_dist", folder, model, holders, tensors, record=record, files=files, training=training)
+    opened = Opened("torch_dist", folder, model, holders, tensors, record=record, files=files, training=training)
+    return opened if adapter is None else with_merged_adapters(opened, adapter)
 
 
 def checkpoint_weights(folder: str | Path, model: ModelSpec) -> Weights:

@@ -8,6 +8,7 @@ import attrs
 from ridgeline.checkpoint.io.folders import latest, saved_steps, write_file
 from ridgeline.checkpoint.record import RECORD, Record, StoredFile, model_changes, model_of, read_record, record_text
 from ridgeline.core.errors import CheckpointError
+from ridgeline.core.job import Lora
 from ridgeline.core.model import ModelSpec
 
 CHECKPOINTS = "checkpoints"
@@ -75,11 +76,14 @@ def write_record(folder: Path, record: Record, *, without: Collection[str] = ())
     write_file(folder / RECORD, record_text(attrs.evolve(record, files=files)).encode())
 
 
-def check_resumable(record: Record, model: ModelSpec, folder: Path) -> None:
-    """Raise unless a checkpoint holds the state of training this model."""
+def check_resumable(record: Record, model: ModelSpec, folder: Path, *, adapter: Lora | None = None) -> None:
+    """Raise unless a checkpoint holds the state of training this model, with such adapters."""
     if record.job is None and not record.optimizer_step:
         rule = "holds weights and no state of a training run"
         raise CheckpointError(f"checkpoint={folder}: {rule}; start from it with init.checkpoint")
+    if (saved := record.job.adapter if record.job else None) != adapter:
+        way_out = "use the job it was saved with, or start from its weights with init.checkpoint"
+        raise CheckpointError(f"checkpoint={folder}: was saved with adapter={saved}, not {adapter}; {way_out}")
     if changes := model_changes(model_of(record), model):
         told = "\n".join(f"  model.{change}" for change in changes)
         raise CheckpointError(

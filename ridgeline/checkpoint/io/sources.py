@@ -19,6 +19,7 @@ from ridgeline.checkpoint.reshard import Source, meetings, sources_of
 from ridgeline.core.errors import CheckpointError, few
 from ridgeline.core.layout import Layout
 from ridgeline.core.model import ModelSpec
+from ridgeline.core.params import Param
 
 Format: TypeAlias = Literal["hf", "torch_dist", "classic"]
 
@@ -103,9 +104,9 @@ def unlike(source: str, model: ModelSpec, faults: Sequence[str]) -> str:
     return "\n".join((f"{source}: does not hold the weights of model={model.name!r}:", *few(faults)))
 
 
-def weights_in(opened: Opened) -> Weights:
-    """An opened folder as one function that reads a box of a parameter."""
-    params = params_of(opened.model)
+def weights_in(opened: Opened, params: Mapping[str, Param] | None = None) -> Weights:
+    """An opened folder as one function that reads a box of a parameter, by default of the model's."""
+    params = params_of(opened.model) if params is None else params
 
     def read(fqn: str, box: Box, out: torch.Tensor) -> None:
         place = stored(fqn, params[fqn])
