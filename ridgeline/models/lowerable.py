@@ -50,11 +50,8 @@ RUNS: Mapping[str, tuple[object, ...]] = MappingProxyType(
 )
 """What this runtime can do of fields that a plan understands whole."""
 
-SCHEDULES = (
-    *("1f1b", "interleaved_1f1b", "gpipe", "zb_h1", "zb_2p", "zb_v", "zb_vpp"),
-    *("dualpipe_v", "dualpipe_v_split"),
-)
-"""Those whose actions this runtime carries out."""
+PLANNED_ONLY = ("seq1f1b",)
+"""Schedules that nothing runs: here, of slices, whose attention would have to see those before."""
 
 ANY = object()
 
@@ -148,9 +145,8 @@ def lowering_faults(job: Job) -> tuple[str, ...]:
 def _job_faults(job: Job) -> Iterator[str]:
     if job.layout.cp > 1:
         yield from _context_faults(job)
-    if job.layout.schedule_name not in SCHEDULES:
-        usual = " or ".join(map(repr, SCHEDULES))
-        yield f"layout.schedule={job.layout.schedule!r}: is planned only, nothing runs it yet; use {usual}"
+    if job.layout.schedule_name in PLANNED_ONLY:
+        yield f"layout.schedule={job.layout.schedule!r}: is planned only, nothing runs it yet; use '1f1b'"
     if job.layout.placement == "v" and job.model.mtp:
         rule = f"has no lowering beside mtp={job.model.mtp}, whose embedding lies beside the model's on one rank"
         yield f"layout.schedule={job.layout.schedule!r}: {rule}; use 'zb_h1'"

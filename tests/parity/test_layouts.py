@@ -136,7 +136,7 @@ CASES = [
     for model in MODELS
     for layout in LAYOUTS
     if not (layout in EXPERTS_ONLY and model in DENSE)
-    if not ("_v" in layout and model in ("ahead", "tied ahead"))
+    if not (layout.endswith(("zb_v", "dualpipe_v", "dualpipe_v_split")) and model in ("ahead", "tied ahead"))
     if not (layout in SPLITS_PAIRS and model in ("shortcut", "shared kv"))
     if not (layout in SHARES_SAMPLES and model in WHOLE_SAMPLES)
     if not (layout in SHARES_SAMPLES and model == "biased experts" and "ulysses" not in layout)  # sinks
