@@ -51,7 +51,7 @@ OWN = Attention(heads=4, kv_heads=2, head_dim=10, qk_norm=True, qk_norm_after_ro
 SHARING = attrs.evolve(OWN, shares_kv=True)
 DELTA = GatedDeltaNet(key_heads=2, value_heads=4, key_head_dim=6, value_head_dim=10)
 BOUNDED = attrs.evolve(MOE, shared_ffn=44, activation="bounded_swiglu", limit=0.2, shared_limit=0.3)
-WIDE = Attention(heads=6, kv_heads=2, head_dim=10, qk_norm=True, gate="head", window=7)
+WIDE = Attention(heads=8, kv_heads=2, head_dim=10, qk_norm=True, gate="head", window=7)
 NARROW = Attention(heads=4, kv_heads=1, head_dim=12, qkv_bias=True, gate="head", rope=Rope(base=500.0, share=0.5))
 GATED = Attention(heads=4, kv_heads=2, head_dim=12, qk_norm=True, gate="element", rope=Rope(share=0.5))
 

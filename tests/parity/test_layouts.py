@@ -109,6 +109,8 @@ ALIKE = ("pp2 zb_2p", "pp2 dualpipe_v", "pp2 cp2 ulysses")
 SHARES_SAMPLES = {name for name in LAYOUTS if "cp" in name}
 WHOLE_SAMPLES = ("delta", "mamba", "indexed", "ahead", "tied ahead")
 """Models that the runtime refuses to train with cp."""
+WINDOWED = ("head gates", "bounded")
+"""Keys that go round a ring do not follow a window."""
 
 EVERY_DAY = {
     *(("dense", name) for name in LAYOUTS if name not in EXPERTS_ONLY and name not in ALIKE),
@@ -140,6 +142,7 @@ CASES = [
     if not (layout in SPLITS_PAIRS and model in ("shortcut", "shared kv"))
     if not (layout in SHARES_SAMPLES and model in WHOLE_SAMPLES)
     if not (layout in SHARES_SAMPLES and model == "biased experts" and "ulysses" not in layout)  # sinks
+    if not (model in WINDOWED and ("ring" in layout or "hybrid" in layout))
     if not (layout in NEEDS_SP and model not in DENSE)
 ]
 
