@@ -2,10 +2,8 @@
 
 from collections.abc import Iterator
 
-import attrs
-
 from ridgeline.core.job import Job, SelectiveRecompute
-from ridgeline.core.params import block_params, is_target
+from ridgeline.core.params import block_params, linear_of
 
 
 def no_effect(job: Job) -> Iterator[str]:
@@ -33,9 +31,10 @@ def no_effect(job: Job) -> Iterator[str]:
 def _idle_targets(job: Job) -> Iterator[str]:
     if (adapter := job.adapter) is None:
         return
-    rows = [param for run in job.model.blocks for param in block_params(run.block, job.model)]
+    blocks = {run.block for run in job.model.blocks}
+    there = {linear_of(param) for block in blocks for param in block_params(block, job.model)}
     for target in adapter.targets:
-        if not any(is_target(param, attrs.evolve(adapter, targets=(target,))) for param in rows):
+        if target not in there:
             yield f"adapter.targets: {target!r} has no effect, since no layer has a linear of that name"
 
 

@@ -2,15 +2,19 @@
 
 from math import prod
 
+import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ridgeline.core.errors import PlanError
 from ridgeline.core.job import Dpo, Lora, Memory
 from ridgeline.parallel.adapters import NF4_BITS
 from ridgeline.parallel.plan import plan
 from ridgeline.parallel.shards import rank_params
 from tests.parallel.examples import dense_model, job_of
+from tests.parity.small import MODELS
+from tests.parity.small import job_of as small_job
 
 LLAMA2_7B = dense_model(layers=32, hidden=4096, ffn=11008, heads=32, kv_heads=32, vocab_size=32000, max_position=4096)
 LINEAR = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
@@ -59,3 +63,12 @@ def test_a_reference_model_holds_weights_alone():
     assert (pair.grads_bytes, pair.optimizer_bytes) == (alone.grads_bytes, alone.optimizer_bytes)
     simpo = job_of(dense_model(), world_size=1, objective=Dpo(loss="simpo"))
     assert plan(simpo).memory[0].params_bytes == alone.params_bytes
+
+
+def test_targets_that_name_no_linear_are_told():
+    """One that some layers have is enough; none is a mistake."""
+    latent = attrs.evolve(MODELS["latent"], mtp=0)
+    said = plan(attrs.evolve(small_job(latent), adapter=Lora())).warnings
+    assert "adapter.targets: 'linear_qkv' has no effect, since no layer has a linear of that name" in said
+    with pytest.raises(PlanError, match=r"adapter.targets=\('linear_qkv',\): names no linear layer of this model"):
+        plan(attrs.evolve(small_job(latent), adapter=Lora(targets=("linear_qkv",))))

@@ -5,7 +5,7 @@ keep Megatron's layout: ``linear_qkv`` holds, for each key-value head, its query
 the value; ``linear_fc1`` holds gate, then up.
 """
 
-from ridgeline.core.params.adapters import is_target, target_of, with_adapters
+from ridgeline.core.params.adapters import is_target, linear_of, target_of, with_adapters
 from ridgeline.core.params.model import (
     block_params,
     fqn_of,
@@ -24,6 +24,7 @@ __all__ = [
     "block_params",
     "fqn_of",
     "is_target",
+    "linear_of",
     "model_params",
     "mtp_params",
     "num_active_params",

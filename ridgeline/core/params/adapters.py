@@ -10,8 +10,6 @@ Source:
 
 from collections.abc import Iterable, Iterator
 
-import attrs
-
 from ridgeline.core.job.training import Lora
 from ridgeline.core.params.table import Param
 
@@ -32,15 +30,20 @@ def with_adapters(params: Iterable[Param], adapter: Lora) -> Iterator[Param]:
         mlp.linear_fc2.lora_B.weight (8, 2) replicated True
     """
     for param in params:
-        yield attrs.evolve(param, frozen=True)
+        yield Param(param.name, param.shape, param.role, param.experts, param.parts, param.place, frozen=True)
         if is_target(param, adapter):
             yield from _pair(param, adapter.rank)
 
 
 def is_target(param: Param, adapter: Lora) -> bool:
     """Whether an adapter stands beside this parameter."""
+    return linear_of(param) in adapter.targets
+
+
+def linear_of(param: Param) -> str:
+    """What a job calls the linear whose weight this is; "" of other parameters."""
     module, _, part = param.name.rpartition(".")
-    return part == "weight" and target_of(module.rpartition(".")[2]) in adapter.targets
+    return target_of(module.rpartition(".")[2]) if part == "weight" else ""
 
 
 def target_of(linear: str) -> str:
