@@ -39,10 +39,10 @@ def test_what_lacks_is_told_where_nothing_fits(capsys):
 
 
 def test_what_only_plans_is_left_out_or_marked(capsys):
-    tokens = (*SMALL, "--tp", "2", "--layout.schedule", "zb_h1", "--json")
+    tokens = (*SMALL, "--tp", "2", "--layout.schedule", "seq1f1b", "--layout.slices", "2", "--json")
     code, _, err = outcome(capsys, *tokens)
     assert code == 2
-    assert "layout.schedule=('zb_h1',): is planned only" in err
+    assert "layout.schedule=('seq1f1b',): is planned only" in err
     code, out, _ = outcome(capsys, *tokens, "--all")
     assert code == 0
     assert json.loads(out)["best"]["lowering_faults"]
