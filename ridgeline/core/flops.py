@@ -76,9 +76,11 @@ def mixer_flops_per_token(mixer: Mixer | None, seq_len: int, convention: Convent
         case LatentAttention():
             positions = attended_positions(mixer, seq_len, convention)
             scores = 2 * positions * mixer.heads * (mixer.qk_head_dim + mixer.v_head_dim)
+            if mixer.indexer is None or mixer.indexer.shared:
+                return scores
             seen = seq_len if convention == "full" else seq_len / 2
             # An indexer scores every position with each of its heads, then weighs the heads.
-            return scores + (2 * seen * mixer.indexer.heads * (mixer.indexer.head_dim + 1) if mixer.indexer else 0.0)
+            return scores + 2 * seen * mixer.indexer.heads * (mixer.indexer.head_dim + 1)
         case GatedDeltaNet():
             return 8 * mixer.value_heads * mixer.key_head_dim * mixer.value_head_dim
         case Mamba2():

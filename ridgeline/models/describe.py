@@ -180,7 +180,9 @@ def _attention_traits(mixer: Attention) -> Iterator[str]:
 
 
 def _latent_traits(mixer: LatentAttention) -> Iterator[str]:
-    if mixer.indexer is not None:
+    if mixer.indexer is not None and mixer.indexer.shared:
+        yield f"{mixer.indexer.topk:,} positions of a layer below"
+    elif mixer.indexer is not None:
         yield f"indexer of {mixer.indexer.heads} heads, {mixer.indexer.topk:,} positions"
     yield from _rope_traits(mixer.rope)
 

@@ -251,11 +251,12 @@ def _attention_faults(model: ModelSpec) -> Iterator[str]:
         if above.shares_kv and (above.kv_heads, above.head_dim) != (below.kv_heads, below.head_dim):
             rule = f"keys and values are shared in the shape, {below.kv_heads} of {below.head_dim}, they are made in"
             yield f"model.blocks.mixer.kv_heads={above.kv_heads}, head_dim={above.head_dim}: {rule}; use that"
-    if any(mixer.shares_kv for mixer in mixers):
-        if any(block.shortcut or block.norms != "pre" for block in model.layers()):
-            yield "model.blocks.mixer.shares_kv=True: has no lowering beside a shortcut or norms='sandwich'; use False"
-        if model.mtp and isinstance(ahead := model.block_ahead.mixer, Attention) and ahead.shares_kv:
-            yield f"model.mtp={model.mtp}: its layer shares keys and values, as the last does; use 0, or a mtp_block"
+    if model.shares_between_layers and any(block.shortcut or block.norms != "pre" for block in model.layers()):
+        path = "shares_kv" if mixers else "indexer.shared"
+        yield f"model.blocks.mixer.{path}=True: has no lowering beside a shortcut or norms='sandwich'; use False"
+    if model.mtp and model.block_ahead.shares_below:
+        rule = "its layer shares what a layer below makes, as the last does"
+        yield f"model.mtp={model.mtp}: {rule}; use 0, or a mtp_block"
 
 
 def _trait_faults(spec: Any, path: str) -> Iterator[str]:

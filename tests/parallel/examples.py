@@ -38,8 +38,8 @@ def moe_model(
     return attrs.evolve(model, blocks=(*first, Repeat(block=sparse, count=layers - dense_layers)))
 
 
-def indexed_model(*, layers: int = 4, topk: int = 8, **fields: Any) -> ModelSpec:
-    """A dense model whose attention sees the positions that an indexer chooses."""
+def indexed_model(*, layers: int = 4, topk: int = 8, shares: bool = False, **fields: Any) -> ModelSpec:
+    """A dense model whose attention sees the positions that an indexer chooses, or ``shares`` with the layer below."""
     mixer = LatentAttention(
         heads=8,
         q_lora_rank=48,
@@ -50,9 +50,11 @@ def indexed_model(*, layers: int = 4, topk: int = 8, **fields: Any) -> ModelSpec
         indexer=Indexer(heads=4, head_dim=32, topk=topk),
     )
     model = dense_model(layers=layers, **fields)
-    return attrs.evolve(
-        model, blocks=tuple(attrs.evolve(run, block=attrs.evolve(run.block, mixer=mixer)) for run in model.blocks)
-    )
+    indexed = [
+        changed(model.blocks[0].block, mixer=changed(mixer, indexer__shared=shares and index % 2 == 1))
+        for index in range(layers)
+    ]
+    return attrs.evolve(model, blocks=tuple(Repeat(block=block, count=1) for block in indexed))
 
 
 def job_of(model: ModelSpec, *, world_size: int = 8, **changes: Any) -> Job:

@@ -121,7 +121,8 @@ def saved_bytes(job: Job) -> int:
             kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
             return tensor
 
-        sequences = sequences_of(program.job.model, batch, device=torch.device("cpu"), dtype=config.params_dtype)
+        where = {"device": torch.device("cpu"), "dtype": config.params_dtype}
+        sequences = sequences_of(program.job.model, batch, pieces=program.data.pieces, **where)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = chunk(
                 input_ids=batch.tokens,

@@ -21,7 +21,7 @@ from ridgeline.core.job import (
 from ridgeline.core.model import GatedDeltaNet
 from ridgeline.parallel.check import check_job, job_problems
 from ridgeline.parallel.no_effect import no_effect
-from tests.parallel.examples import DENSE, MOE, changed, dense_model, job_of, moe_model
+from tests.parallel.examples import DENSE, MOE, changed, dense_model, indexed_model, job_of, moe_model
 
 SPARSE_BLOCK = MOE.blocks[0].block
 
@@ -270,6 +270,10 @@ SPARSE_BLOCK = MOE.blocks[0].block
                 layout__stages=(1, 3),
             ),
             ["model.blocks.mixer.shares_kv=True: layer 1 has no layer below it on its stage"],
+        ),
+        (
+            job_of(indexed_model(shares=True), layout__pp=2, layout__stages=(1, 3)),
+            ["model.blocks.mixer.indexer.shared=True: layer 1 has no layer below it on its stage"],
         ),
         (
             job_of(

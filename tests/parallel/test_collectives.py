@@ -121,6 +121,7 @@ JOBS = {
     "tp2 sp, indexed, the indexer left alone": job_of(
         INDEXED, **SMALL, layout__tp=2, layout__sp=True, objective__indexer_loss=0.0
     ),
+    "tp2 sp, shared indexers": job_of(indexed_model(layers=2, shares=True), **SMALL, layout__tp=2, layout__sp=True),
     "tp2 sp, indexed, full recompute": job_of(
         INDEXED, **SMALL, layout__tp=2, layout__sp=True, memory=Memory(recompute=FullRecompute(num_layers=1))
     ),

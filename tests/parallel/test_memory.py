@@ -55,6 +55,9 @@ FORWARDS = {
     "indexed, one sample": job_of(INDEXED, world_size=1, **SIZES | {"batch__mbs": 1}),
     "indexed, tp2 sp": job_of(INDEXED, world_size=2, **SIZES, layout__tp=2, layout__sp=True),
     "indexed, left alone": job_of(INDEXED, world_size=1, **SIZES, objective__indexer_loss=0.0),
+    "shared indexers": job_of(
+        indexed_model(topk=24, shares=True, hidden=128, ffn=352, vocab_size=512), world_size=1, **SIZES
+    ),
     "indexed, core_attn": job_of(INDEXED, world_size=1, **SIZES, memory=recomputed("core_attn")),
     "experts recomputed": job_of(MOE, world_size=1, **SIZES, memory=recomputed("moe")),
 }

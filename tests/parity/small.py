@@ -41,6 +41,7 @@ LATENT = LatentAttention(
     heads=4, q_lora_rank=14, kv_lora_rank=18, nope_head_dim=10, rope_head_dim=6, v_head_dim=8, rope=Rope(base=500.0)
 )
 INDEXED = attrs.evolve(LATENT, indexer=Indexer(heads=11, head_dim=9, topk=5))
+SHARED_INDEXED = attrs.evolve(INDEXED, indexer=attrs.evolve(INDEXED.indexer, shared=True))
 ROUTED = attrs.evolve(
     MOE, experts=8, groups=4, group_topk=2, topk=4, score="sigmoid", expert_bias=True, topk_scale=1.5, shared_ffn=44
 )
@@ -77,6 +78,7 @@ MAMBA = Mamba2(heads=4, head_dim=10, state=14, groups=2, conv_kernel=3, bias=Tru
 MODELS = {
     "latent": layers_of((LATENT, MLP), *[(LATENT, ROUTED)] * 3),
     "indexed": layers_of((INDEXED, MLP), *[(INDEXED, ROUTED)] * 3),
+    "shared indexers": layers_of(*[(INDEXED, MLP), (SHARED_INDEXED, ROUTED)] * 2),
     "delta": layers_of(*[(DELTA, MOE), (GATED, MOE)] * 2, norm="zero_centred_rms"),
     "shortcut": layers_of(*[(LATENT, MLP)] * 4, beside=ZERO),
     "shared kv": layers_of(*[(OWN, MLP), (SHARING, MOE)] * 2),

@@ -107,7 +107,7 @@ ALIKE = ("pp2 zb_2p", "pp2 dualpipe_v", "pp2 cp2 ulysses")
 """Those that differ little from others; the order of a schedule's actions is for tests of the executor."""
 
 SHARES_SAMPLES = {name for name in LAYOUTS if "cp" in name}
-WHOLE_SAMPLES = ("delta", "mamba", "indexed", "ahead", "tied ahead")
+WHOLE_SAMPLES = ("delta", "mamba", "indexed", "shared indexers", "ahead", "tied ahead")
 """Models that the runtime refuses to train with cp."""
 WINDOWED = ("head gates", "bounded")
 """Keys that go round a ring do not follow a window."""
@@ -125,6 +125,7 @@ EVERY_DAY = {
     ("mixed", "pp2 vpp2"),
     *(("latent", name) for name in ("tp2 sp", "pp2", "ep2 alltoall")),
     *(("indexed", name) for name in ("tp2 sp", "pp2")),
+    ("shared indexers", "tp2 sp"),
     *(("shortcut", name) for name in ("ep2 alltoall", "ep2 allgather")),
     ("delta", "tp2 sp"),
     *(("ahead", name) for name in ("tp2 sp", "pp2 vpp2")),
@@ -139,7 +140,7 @@ CASES = [
     for layout in LAYOUTS
     if not (layout in EXPERTS_ONLY and model in DENSE)
     if not (layout.endswith(("zb_v", "dualpipe_v", "dualpipe_v_split")) and model in ("ahead", "tied ahead"))
-    if not (layout in SPLITS_PAIRS and model in ("shortcut", "shared kv"))
+    if not (layout in SPLITS_PAIRS and model in ("shortcut", "shared kv", "shared indexers"))
     if not (layout in SHARES_SAMPLES and model in WHOLE_SAMPLES)
     if not (layout in SHARES_SAMPLES and model == "biased experts" and "ulysses" not in layout)  # sinks
     if not (model in WINDOWED and ("ring" in layout or "hybrid" in layout))

@@ -72,7 +72,8 @@ def test_it_is_run_again(ranks, mode):
 
 
 @pytest.mark.parametrize(
-    ("model", "mode"), [("shortcut", "all parts"), ("shortcut", "uniform"), ("shared kv", "uniform")]
+    ("model", "mode"),
+    [("shortcut", "all parts"), ("shortcut", "uniform"), ("shared kv", "uniform"), ("shared indexers", "uniform")],
 )
 def test_gradients_stay_between_layers(ranks, alone, model, mode):
     """Where experts read what the feed-forward reads and join a layer later, where keys and values go to the next."""

@@ -9,7 +9,7 @@ from ridgeline.core.errors import Problem
 from ridgeline.core.fields import at_least, check_spec, real, trait
 from ridgeline.core.frozen import frozen
 from ridgeline.core.model.feed_forwards import FeedForward, Moe
-from ridgeline.core.model.mixers import Indexer, LatentAttention, Mixer
+from ridgeline.core.model.mixers import Attention, Indexer, LatentAttention, Mixer
 
 Norm: TypeAlias = Literal["rms", "zero_centred_rms", "layer"]
 """``zero_centred_rms`` holds its weights as offsets from 1; ``layer`` is a LayerNorm with a bias."""
@@ -35,6 +35,15 @@ class Block:
             yield Problem("mixer", None, "a layer needs a mixer, a feed_forward, or both")
         if self.shortcut is not None and self.feed_forward is None:
             yield Problem("shortcut", self.shortcut.kind, "reads the input of a feed_forward", "set feed_forward")
+
+    @property
+    def shares_below(self) -> bool:
+        """Whether it takes keys and values, or a choice of positions, that a layer below made."""
+        match self.mixer:
+            case Attention(shares_kv=shares) | LatentAttention(indexer=Indexer(shared=shares)):
+                return shares
+            case _:
+                return False
 
 
 @frozen(kw_only=True)
@@ -138,6 +147,11 @@ class ModelSpec:
         mixers = (block.mixer for block in self.kinds)
         found = (mixer.indexer for mixer in mixers if isinstance(mixer, LatentAttention))
         return tuple(dict.fromkeys(indexer for indexer in found if indexer is not None))
+
+    @property
+    def shares_between_layers(self) -> bool:
+        """Whether a layer takes what one below it made."""
+        return any(run.block.shares_below for run in self.blocks)
 
     @property
     def shares_embedding(self) -> bool:

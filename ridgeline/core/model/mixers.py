@@ -57,12 +57,16 @@ class Indexer:
     """DeepSeek-V3.2's lightning indexer: cheap heads score all positions, attention sees the best ``topk`` of them.
 
     The first elements of a head turn as those of attention do, paired by the half layout or ``interleaved``.
+
+    Attributes:
+        shared: Attention sees what the nearest layer below with a choice of its own chose; this one has no weights.
     """
 
     heads: int = at_least(1)
     head_dim: int = at_least(1)
     topk: int = at_least(1)
     interleaved: bool = trait(False)
+    shared: bool = trait(False)
     __attrs_post_init__ = check_spec
 
 

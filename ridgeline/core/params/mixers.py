@@ -63,7 +63,7 @@ def _latent(mixer: LatentAttention, hidden: int) -> Iterator[Param]:
     yield Param(ATTENTION + "linear_kv_down_proj.weight", (kv_latent, hidden), "replicated")
     yield Param(ATTENTION + "linear_kv_up_proj.weight", (kv_width, mixer.kv_lora_rank), "column")
     yield Param(ATTENTION + "kv_layernorm.weight", (mixer.kv_lora_rank,), "norm")
-    if mixer.indexer is not None and mixer.q_lora_rank is not None:
+    if mixer.indexer is not None and not mixer.indexer.shared and mixer.q_lora_rank is not None:
         yield from _indexer(mixer.indexer, hidden, mixer.q_lora_rank)
     yield Param(ATTENTION + "linear_proj.weight", (hidden, mixer.heads * mixer.v_head_dim), "out")
 

@@ -19,7 +19,7 @@ from ridgeline.models.runtime.context.attention import shared_attention
 from ridgeline.models.runtime.head_gates import HeadGates
 from ridgeline.models.runtime.kernels import Kernel, Kernels
 from ridgeline.models.runtime.norms import LaterNorm
-from ridgeline.models.runtime.sequences import HandedKv, Sequences, turn_of
+from ridgeline.models.runtime.sequences import Handed, Sequences, turn_of
 
 
 class CoreAttention(MegatronModule):
@@ -98,11 +98,11 @@ class RotaryAttention(SelfAttention):
             context = (context_sbnd * self.linear_gate(hidden_states).unsqueeze(-1)).flatten(2)
         return self.linear_proj(context)
 
-    def projected(self, hidden_states: torch.Tensor, handed: HandedKv | None) -> tuple[torch.Tensor, ...]:
+    def projected(self, hidden_states: torch.Tensor, handed: Handed | None) -> tuple[torch.Tensor, ...]:
         """Queries, keys and values, (s, b, heads, d) each, and the gate where there is one."""
         query, key, value, *gate = self.get_query_key_value_tensors(hidden_states, output_gate=self.gated)  # pyright: ignore[reportAssignmentType]  split
         if handed is not None:
-            handed.kv_sb2gd = torch.stack((key, value), dim=2)  # pyright: ignore[reportArgumentType]  split, as above
+            handed.shared = torch.stack((key, value), dim=2)  # pyright: ignore[reportArgumentType]  split, as above
         return query, key, value, *gate  # pyright: ignore[reportReturnType]
 
 

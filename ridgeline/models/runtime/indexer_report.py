@@ -33,4 +33,5 @@ def forget_indexer_loss(built: Built) -> None:
 
 def _cores(built: Built) -> Iterator[SparseCoreAttention]:
     for chunk in built.chunks:
-        yield from (module for module in chunk.modules() if isinstance(module, SparseCoreAttention))
+        cores = (module for module in chunk.modules() if isinstance(module, SparseCoreAttention))
+        yield from (core for core in cores if core.indexer is not None)

@@ -34,6 +34,7 @@ from ridgeline.models.runtime.attention import CoreAttention, RotaryAttention
 from ridgeline.models.runtime.delta_net import DeltaNet
 from ridgeline.models.runtime.experts import ExpertLayer, ShortcutLayer
 from ridgeline.models.runtime.grouped_experts import ColumnWeight, GroupedExperts, RowWeight
+from ridgeline.models.runtime.handing import HandingLayer
 from ridgeline.models.runtime.jitter import JitteredExpertLayer
 from ridgeline.models.runtime.kernels import Kernels
 from ridgeline.models.runtime.latent_attention import LatentSelfAttention, latent_scale
@@ -47,7 +48,7 @@ from ridgeline.models.runtime.modified_attention import ModifiedCoreAttention
 from ridgeline.models.runtime.norms import norm_spec
 from ridgeline.models.runtime.residual import SandwichLayer, scaled_add
 from ridgeline.models.runtime.router import ExpertRouter
-from ridgeline.models.runtime.shared_kv import HandingLayer, SharedKvAttention, no_projection
+from ridgeline.models.runtime.shared_kv import SharedKvAttention, no_projection
 from ridgeline.models.runtime.sparse_attention import SparseCoreAttention, SparseLatentAttention
 
 
@@ -80,7 +81,7 @@ def layer_spec(block: Block, model: ModelSpec, kernels: Kernels) -> ModuleSpec:
     if any(other.shortcut for other in model.layers()):
         experts = None if block.shortcut is None else _feed_forward(block.shortcut, kernels)
         return ModuleSpec(module=ShortcutLayer, params={"experts": experts}, submodules=submodules)
-    if any(isinstance(other.mixer, Attention) and other.mixer.shares_kv for other in model.layers()):
+    if model.shares_between_layers:
         return ModuleSpec(module=HandingLayer, submodules=submodules)
     if block.norms == "sandwich":
         params = {"norm": norm, "scale": model.residual_scale}

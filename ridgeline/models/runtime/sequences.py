@@ -33,10 +33,13 @@ class KvCache(Protocol):
 
 
 @attrs.define(eq=False)
-class HandedKv:
-    """Keys and values, (s, b, 2, g, d), as one layer projects them and others share them; None before the first."""
+class Handed:
+    """What one layer makes and others share; None before the first.
 
-    kv_sb2gd: torch.Tensor | None
+    Keys and values, (s, b, 2, g, d), as they are projected, or the positions that an indexer chose, (b, s, k).
+    """
+
+    shared: torch.Tensor | None
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -48,13 +51,13 @@ class Sequences:
         cu_seqlens: Where documents begin and the last one ends, counted over all tokens of all samples, one after
             another: int32, on the host; None when each sample is one document.
         cache: Earlier keys and values; None when training.
-        handed: Where a layer leaves the keys and values that others share, and finds them; None where no layer does.
+        handed: Where a layer leaves what others share, and finds it; None where no layer does.
     """
 
     tables: Mapping[Turn, RotaryTable]
     cu_seqlens: torch.Tensor | None = None
     cache: KvCache | None = None
-    handed: HandedKv | None = None
+    handed: Handed | None = None
 
 
 class Microbatch(Protocol):
@@ -133,7 +136,7 @@ def turns_of(mixer: Mixer | None) -> Iterator[Turn]:
     """All the ways in which a mixer turns heads."""
     if turn := turn_of(mixer):
         yield turn
-    if isinstance(mixer, LatentAttention) and mixer.indexer is not None:
+    if isinstance(mixer, LatentAttention) and mixer.indexer is not None and not mixer.indexer.shared:
         yield indexer_turn(mixer, mixer.indexer)
 
 

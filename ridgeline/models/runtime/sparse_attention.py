@@ -5,9 +5,8 @@ elements of a head that turn, ``v`` = a value head's size, ``k`` = chosen positi
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-import attrs
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.mappings import (
@@ -27,8 +26,15 @@ from ridgeline.models.runtime.latent_attention import LatentSelfAttention, laten
 from ridgeline.models.runtime.sequences import Sequences, each_document
 
 
-@attrs.frozen(eq=False)
-class Chosen:
+class Index(NamedTuple):
+    """Of an indexer: queries and weights of heads of this rank's tokens, keys of all, (s or t, b, ...)."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    weights: torch.Tensor
+
+
+class Chosen(NamedTuple):
     """The positions that each query sees, (b, s, k), and of this rank's tokens their scores; None unless it learns."""
 
     indices_bsk: torch.Tensor
@@ -52,15 +58,16 @@ class SparseLatentAttention(LatentSelfAttention):
         sequences, core = packed_seq_params, self.core_attention
         sizes = (self.mixer.kv_lora_rank, self.mixer.rope_head_dim)
         query_latent = self.query_input(hidden_states)
-        index_query, index_key, index_weights = core.index(hidden_states, query_latent, sequences)
+        index = core.index(hidden_states, query_latent, sequences)
         plain, query_rope = self.queries(query_latent, sequences)
         latent, turned = self.whole(torch.cat(self.latents(hidden_states), dim=-1)).split(sizes, dim=-1)
         latent, key_rope = latent.unsqueeze(2), self.turn(turned.unsqueeze(2), sequences)
         if sequences.cache is not None:
             keys = torch.cat((latent, key_rope), dim=-1)
-            keys, index_key = sequences.cache.extend(self.layer_number, keys, index_key)
+            keys, index_key = sequences.cache.extend(self.layer_number, keys, index.key if index else keys[..., :0])
             latent, key_rope = keys.split(sizes, dim=-1)
-        chosen = core.chosen(index_query, index_key, index_weights, sequences.cu_seqlens)
+            index = index and index._replace(key=index_key)
+        chosen = core.chosen(index, sequences)
         assert self.linear_kv_up_proj.weight is not None
         key_up, value_up = self.linear_kv_up_proj.weight.unflatten(0, (self.heads, -1)).split(self.up_parts, dim=1)
         query = torch.einsum("sbnp,npl->sbnl", plain, key_up)
@@ -74,7 +81,7 @@ class SparseLatentAttention(LatentSelfAttention):
 
 
 class SparseCoreAttention(MegatronModule):
-    """The choice of positions, attention to them, and what the choice learns from attention.
+    """The choice of positions or that of a layer below, attention to them, and what the choice learns from attention.
 
     Attributes:
         lost: The sum over microbatches of a step so far of the indexer's mean loss over this rank's tokens, unweighted.
@@ -93,7 +100,9 @@ class SparseCoreAttention(MegatronModule):
         self.topk, self.scale, self.tp_group = mixer.indexer.topk, latent_scale(mixer), pg_collection.tp
         self.choose, self.attention = kernels["lightning_indexer"], kernels["sparse_attention"]
         self.coefficient = config.dsa_indexer_loss_coeff or 0.0
-        self.indexer = Indexer(config, mixer=mixer, kernels=kernels, pg_collection=pg_collection)
+        self.indexer = None
+        if not mixer.indexer.shared:
+            self.indexer = Indexer(config, mixer=mixer, kernels=kernels, pg_collection=pg_collection)
         self.lost = torch.zeros(())
 
     @property
@@ -101,30 +110,34 @@ class SparseCoreAttention(MegatronModule):
         """Whether this forward is one that an indexer learns from."""
         return self.coefficient > 0 and self.training and torch.is_grad_enabled()
 
-    def index(self, hidden: torch.Tensor, query_latent: torch.Tensor, sequences: Sequences) -> tuple[torch.Tensor, ...]:
-        """As the `Indexer` gives them; it learns from its own loss alone, and its loss changes nothing else."""
+    def index(self, hidden: torch.Tensor, query_latent: torch.Tensor, sequences: Sequences) -> Index | None:
+        """What this layer's own indexer gives; it learns from its own loss alone, and its loss changes nothing else."""
+        if self.indexer is None:
+            return None
         with torch.set_grad_enabled(self.learns):
-            return self.indexer(hidden.detach(), query_latent.detach(), sequences)
+            return Index(*self.indexer(hidden.detach(), query_latent.detach(), sequences))
 
-    def chosen(
-        self, query: torch.Tensor, key: torch.Tensor, weights: torch.Tensor, cu_seqlens: torch.Tensor | None
-    ) -> Chosen:
-        """Under sp each rank chooses for its own tokens, and is told the choice for all.
+    def chosen(self, index: Index | None, sequences: Sequences) -> Chosen:
+        """The choice by an index, handed on to layers that share it; without one, that of a layer below.
 
-        Args:
-            query: Of the indexer, as are key and weights, (s or s/tp, b, ...).
-            key: Of all tokens so far.
-            weights: As the queries.
-            cu_seqlens: Where documents end.
+        Under sp each rank chooses for its own tokens, and is told the choice for all.
         """
+        handed = sequences.handed
+        if index is None:
+            assert handed is not None
+            assert handed.shared is not None, "planning holds a stage to begin with a layer that has its own"
+            return Chosen(handed.shared, None)
+        query, key, weights = index
         begin = self.tp_group.rank() * len(query) if self.config.sequence_parallel else len(key) - len(query)
         tensors_bs = (x.transpose(0, 1) for x in (query, key.squeeze(2), weights))
-        options = {"begin": begin, "topk": min(self.topk, len(key)), "cu_seqlens": cu_seqlens}
+        options = {"begin": begin, "topk": min(self.topk, len(key)), "cu_seqlens": sequences.cu_seqlens}
         with torch.set_grad_enabled(self.learns):
             indices, scores = chosen_of(self.choose, *tensors_bs, **options)
         if self.config.sequence_parallel:
             whole = gather_from_sequence_parallel_region(indices.transpose(0, 1).contiguous(), group=self.tp_group)
-            indices = whole.transpose(0, 1)
+            indices = whole.transpose(0, 1).contiguous()
+        if handed is not None:
+            handed.shared = indices
         return Chosen(indices, scores if self.learns else None)
 
     def forward(

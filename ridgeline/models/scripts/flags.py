@@ -93,6 +93,7 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
     ("mapped", "moe.expert_bias_rate", "moe-router-bias-update-rate="),
     ("mapped", "objective.indexer_loss", "indexer-loss-coeff="),
     ("mapped", "mixer.indexer", "enable-dsa-indexer index-head-dim= index-n-heads* index-topk="),
+    ("mapped", "mixer.indexer.shared", "index-topk-freq= index-skip-topk-offset="),
     ("mapped", "moe.zero_experts", "num-zero-experts="),
     ("mapped", "model.norm", "add-rmsnorm-offset apply-layernorm-1p"),
     ("mapped", "model.embedding_norm", "embed-layernorm"),
@@ -241,7 +242,7 @@ _GROUPS: tuple[tuple[Fate, str, str], ...] = (
         n-hash-layers= moe-router-force-load-balancing moe-router-force-biased= moe-router-topk-limited-devices=
     """),
     ("not expressible", "sparse attention", """
-        index-topk-freq= index-share-for-mtp-iteration index-skip-topk-offset=
+        index-share-for-mtp-iteration
         use-sparse-flash-attn use-fused-lightning-indexer no-use-sparse-c8-indexer use-fused-lightning-indexer-loss
     """),
     ("not expressible", "compressed attention and hyper-connections", """

@@ -48,11 +48,14 @@ def model_of(reader: Reader, layout: Plain) -> Plain:
         model |= _scales(reader, layers, hidden)
     if layers and hidden and heads:
         mixer = _mixer(reader, hidden, heads, POSITIONS[positions])
-        runs = [(moe, len(list(run))) for moe, run in groupby(_moe_layers(reader, layers, layout["noop_layers"]))]
-        parts = {moe: _feed_forward(reader, hidden, moe=moe) for moe in dict.fromkeys(moe for moe, _ in runs)}
+        moes = _moe_layers(reader, layers, layout["noop_layers"])
+        kinds = zip(moes, _shared_choices(reader, len(moes)), strict=True)
+        runs = [(*kind, len(list(run))) for kind, run in groupby(kinds)]
+        parts = {moe: _feed_forward(reader, hidden, moe=moe) for moe in dict.fromkeys(moes)}
         norms = {"norms": "sandwich"} if reader.has("post-norm") else {}
         model["blocks"] = [
-            {"block": {"mixer": mixer, "feed_forward": parts[moe], **norms}, "count": n} for moe, n in runs
+            {"block": {"mixer": _sharing(mixer) if shares else mixer, "feed_forward": parts[moe], **norms}, "count": n}
+            for moe, shares, n in runs
         ]
     return without_none(model)
 
@@ -137,6 +140,18 @@ def _indexer(reader: Reader) -> Plain | None:
         return None
     sizes = {"heads": ("index-n-heads", 64), "head_dim": ("index-head-dim", 128), "topk": ("index-topk", 2048)}
     return {field: reader.integer(flag, default) for field, (flag, default) in sizes.items()}
+
+
+def _shared_choices(reader: Reader, layers: int) -> list[bool]:
+    """For each layer whether its attention sees what the indexer of one below chose."""
+    if not reader.has("enable-dsa-indexer"):
+        return [False] * layers
+    freq, offset = reader.integer("index-topk-freq", 1) or 1, reader.integer("index-skip-topk-offset", 2, minimum=0)
+    return [max(layer - (offset or 0) + 1, 0) % freq > 0 for layer in range(layers)]
+
+
+def _sharing(mixer: Plain) -> Plain:
+    return {**mixer, "indexer": {**mixer["indexer"], "shared": True}}
 
 
 def _scaling(reader: Reader) -> Plain | None:

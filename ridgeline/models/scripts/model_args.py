@@ -74,8 +74,22 @@ def model_flags(job: Job) -> Iterator[tuple[object, ...]]:
             yield "index-head-dim", mixer.indexer.head_dim
             yield "index-topk", mixer.indexer.topk
             yield "indexer-loss-coeff", job.objective.indexer_loss
+            yield from _sharing_flags(model)
     yield from _scale_flags(model, layers=model.num_layers + len(job.layout.noop_layers))
     yield from _feed_forward_flags(job)
+
+
+def _sharing_flags(model: ModelSpec) -> Iterator[tuple[object, ...]]:
+    """How many layers have an indexer of their own before one that shares, and how many share each later one."""
+    shared = [bool(mixer.indexer and mixer.indexer.shared) for mixer in _latent_mixers(model)]
+    if True in shared:
+        first = shared.index(True)
+        yield "index-skip-topk-offset", first
+        yield "index-topk-freq", [*shared[first:], False].index(False) + 1
+
+
+def _latent_mixers(model: ModelSpec) -> list[LatentAttention]:
+    return [block.mixer for block in model.layers() if isinstance(block.mixer, LatentAttention)]
 
 
 def _scale_flags(model: ModelSpec, *, layers: int) -> Iterator[tuple[object, ...]]:

@@ -110,7 +110,7 @@ def sparse_ops(mixer: LatentAttention, indexer: Indexer, sizes: Sizes) -> Iterat
         forward_work_bytes=exchange.forward,
         backward_work_bytes=2 * context + turned + 2 * latents + exchange.backward,
     )
-    if sizes.indexer_learns:
+    if sizes.indexer_learns and not indexer.shared:
         yield _loss_op(mixer, indexer, sizes)
     yield Op(
         "absorb_values",

@@ -35,7 +35,7 @@ def latent_ops(mixer: LatentAttention, sizes: Sizes) -> Iterator[Op]:
         yield _latent_norm("q_layernorm", mixer.q_lora_rank, mixer.q_lora_rank, sizes)
         latent = Saved("q_latent", own * mixer.q_lora_rank * width, for_weight=True)
         yield _up("linear_q_up", mixer.q_lora_rank, heads * mixer.qk_head_dim, latent, sizes)
-    if mixer.indexer is not None and mixer.q_lora_rank is not None:
+    if mixer.indexer is not None and not mixer.indexer.shared and mixer.q_lora_rank is not None:
         yield from indexer_ops(mixer.indexer, sizes, q_lora_rank=mixer.q_lora_rank)
     yield Op("linear_kv_down", gemms=((own, hidden, kv_latent),))
     # The norm's input is a view of the projection, which keeps the rotary part alive with it.

@@ -162,13 +162,18 @@ def neighbours(job: Job) -> Iterator[Problem]:
     for layers in stages_of(job).layers:
         own = [blocks[layer] for layer in layers]
         for index, block in enumerate(own):
-            if isinstance(block.mixer, Attention) and block.mixer.shares_kv and not _made_below(own[:index]):
-                rule = f"layer {layers[index]} has no layer below it on its stage whose keys and values it could share"
-                yield Problem("model.blocks.mixer.shares_kv", True, rule, "set layout.stages to other counts")
+            if block.shares_below and not any(_hands_on(below) for below in own[:index]):
+                what, path = ("keys and values", "shares_kv")
+                if isinstance(block.mixer, LatentAttention):
+                    what, path = ("choice of positions", "indexer.shared")
+                rule = f"layer {layers[index]} has no layer below it on its stage whose {what} it could share"
+                yield Problem(f"model.blocks.mixer.{path}", True, rule, "set layout.stages to other counts")
         if own and own[-1].shortcut is not None:
             rule = f"the experts beside layer {layers[-1]} join after the next layer, which is not on its stage"
             yield Problem("model.blocks.shortcut", own[-1].shortcut.kind, rule, "set layout.stages to other counts")
 
 
-def _made_below(blocks: list[Block]) -> bool:
-    return any(isinstance(block.mixer, Attention) and not block.mixer.shares_kv for block in blocks)
+def _hands_on(block: Block) -> bool:
+    """Whether a layer makes keys and values, or a choice of positions, for those above."""
+    latent = isinstance(block.mixer, LatentAttention) and block.mixer.indexer is not None
+    return (latent or isinstance(block.mixer, Attention)) and not block.shares_below

@@ -96,9 +96,13 @@ def test_greedy_equals_transformers(ranks: Pool, tmp_path: Path, family: str) ->
     assert stopped == tokens[: tokens.index(tokens[4])]
 
 
-def test_shared_keys_and_values_are_remembered(ranks: Pool, tmp_path: Path) -> None:
-    """A layer that takes those of another still has the ones of earlier tokens, turned and normed its own way."""
-    config = {**EXAMPLES["hunyuan"], "vocab_size": 100}
+SHARED_CHOICE = {**EXAMPLES["glm_moe_dsa"], "indexer_types": ["full"] + ["shared"] * 2, "num_hidden_layers": 3}
+
+
+@pytest.mark.parametrize("config", [EXAMPLES["hunyuan"], SHARED_CHOICE], ids=["keys and values", "choice"])
+def test_what_layers_share_is_remembered(ranks: Pool, tmp_path: Path, config: dict[str, Any]) -> None:
+    """A layer that takes what another made still has what it needs of earlier tokens."""
+    config = {**config, "vocab_size": 100}
     generator = torch.Generator().manual_seed(2)
     shapes = hf_shapes(model_from_hf(config))
     tensors = {name: torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()}

@@ -117,6 +117,17 @@ def test_experts_are_placed_as_upstream_places_them():
         assert " ".join(f"{run['block']['feed_forward']['kind']}*{run['count']}" for run in blocks) == kinds
 
 
+def test_layers_share_a_choice_of_positions():
+    """By the rule of GLM-5.2's published launch, which its checkpoints follow too."""
+    latent = "--multi-latent-attention --q-lora-rank 16 --kv-lora-rank 16 --enable-dsa-indexer"
+    imported = imported_of(f"{EXPERTS} {latent} --index-topk-freq 4 --index-skip-topk-offset 3")
+    kinds = [
+        (run["block"]["mixer"]["indexer"].get("shared", False), run["count"])
+        for run in imported.plain["model"]["blocks"]
+    ]
+    assert kinds == [(False, 3), (True, 3), (False, 1), (True, 1)]
+
+
 def test_flags_of_experts_that_contradict():
     """Each is named with what it contradicts."""
     told = imported_of(f"{EXPERTS} --moe-tp-extend-ep").problems

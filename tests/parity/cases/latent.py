@@ -33,6 +33,11 @@ CASES = {
     "deepseek_v3 yarn": Case({**DEEPSEEK, **GROUPS, "q_lora_rank": None, **YARN}, without=NO_HEAD_DIM, every_day=DENSE),
     "deepseek_v32": Case({**DEEPSEEK, **GROUPS, **INDEXER, **YARN}, without=NO_HEAD_DIM),
     "glm_moe_dsa": Case({**DEEPSEEK, **GROUPS, **INDEXER}, without=NO_HEAD_DIM, every_day=("alone",)),
+    "glm_moe_dsa shared indexers": Case(
+        {**DEEPSEEK, **GROUPS, **INDEXER, "index_topk_freq": 2, "index_skip_topk_offset": 1},
+        without=NO_HEAD_DIM,
+        every_day=("pp2",),
+    ),
     "longcat_flash": Case(
         {
             **ATTENTION,
