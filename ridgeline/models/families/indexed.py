@@ -3,7 +3,6 @@
 Layers of GLM-5.2 share a choice (arXiv 2603.12201).
 """
 
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -24,13 +23,13 @@ FIELDS = (
     Field("index_n_heads", int),
     Field("index_head_dim", int),
     Field("index_topk", int),
+    Field("indexer_types", list[str] | None, None),
     Field("mlp_layer_types", list[str] | None, None),
     Field("layer_types", list[str] | None, None),
 )
 GLM_FIELDS = (
     *FIELDS,
     Field("indexer_rope_interleave", bool, True, only=(True,)),
-    Field("indexer_types", list[str] | None, None),
     Field("index_topk_pattern", str | list[str] | None, None),
     Field("index_topk_freq", int, 1, minimum=0),
     Field("index_skip_topk_offset", int, 2, minimum=0),
@@ -50,6 +49,13 @@ def _spec_of(hf: Values, rope: Rope, *, interleaved: bool) -> ModelSpec:
     indexer = Indexer(**sizes, interleaved=interleaved)
     # The classes set head_dim themselves, whatever the file says.
     return sigmoid_of(hf, latent_of({**hf, "head_dim": None}, rope, indexer=indexer))
+
+
+def _deepseek_of(hf: Values, rope: Rope) -> ModelSpec:
+    kinds = hf["indexer_types"]
+    alike = kinds is None or set(kinds) == {"full"}
+    require(alike, "indexer_types", kinds, "must be all 'full': layers of this family share none")
+    return _spec_of(hf, rope, interleaved=False)
 
 
 def _glm_of(hf: Values, rope: Rope) -> ModelSpec:
@@ -140,7 +146,7 @@ DEEPSEEK_V32 = _family(
     "deepseek_v32",
     "DeepseekV32ForCausalLM",
     fields=FIELDS,
-    spec_of=partial(_spec_of, interleaved=False),
+    spec_of=_deepseek_of,
     config_of=_config_of,
 )
 GLM_MOE_DSA = _family("glm_moe_dsa", "GlmMoeDsaForCausalLM", fields=GLM_FIELDS, spec_of=_glm_of, config_of=_glm_config)
