@@ -5,6 +5,7 @@ the tests, which never enters the bridge.
 """
 
 from pathlib import Path
+from typing import Any
 
 import attrs
 import numpy as np
@@ -34,11 +35,11 @@ def tokens() -> torch.Tensor:
     return torch.randint(0, SHARED["vocab_size"], (2, SEQ_LEN + 1), generator=torch.Generator().manual_seed(3))
 
 
-def judge(name: str, folder: Path) -> Judged:
-    """Build a case's model, save it to a folder, and tell what it makes of `tokens`."""
+def judge(name: str, folder: Path, **changes: Any) -> Judged:
+    """Build a case's model, some of its fields changed, save it to a folder, and tell what it makes of `tokens`."""
     case = CASES[name]
     shared = {field: size for field, size in SHARED.items() if field not in case.without}
-    config = transformers.AutoConfig.for_model(name.split()[0], **{**shared, **case.fields})
+    config = transformers.AutoConfig.for_model(name.split()[0], **{**shared, **case.fields, **changes})
     with torch.random.fork_rng():
         torch.manual_seed(11)
         model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
