@@ -8,10 +8,20 @@ import attrs
 
 from ridgeline.core.errors import Problem, SpecError
 from ridgeline.core.model import Block, LatentAttention, Mlp, ModelSpec, Moe, Rope
-from ridgeline.models.families.decoder import DECODER_WEIGHTS, decoder_of, first_feed_forward, mtp_config, mtp_of
+from ridgeline.models.families.decoder import (
+    DECODER_WEIGHTS,
+    decoder_of,
+    first_feed_forward,
+    first_mixer,
+    mtp_config,
+    mtp_of,
+)
 from ridgeline.models.families.latent import LATENT_FIELDS, LATENT_WEIGHTS, latent_config, latent_of
 from ridgeline.models.family import Family, Field, Values, require
 from ridgeline.models.hf_template import Template, direct, gate_up
+
+HEAD_DIM = 64
+"""What transformers turns where a file does not say."""
 
 FIELDS = (
     *(field for field in LATENT_FIELDS if field.name != "num_hidden_layers"),
@@ -23,6 +33,7 @@ FIELDS = (
     Field("moe_topk", int),
     Field("routed_scaling_factor", float, minimum=0),
     Field("qk_head_dim", int | None, None),
+    Field("head_dim", int | None, None),
     Field("num_nextn_predict_layers", int, 0, minimum=0),  # the first files leave out that they hold one
     *(Field(name, bool, True, only=(True,)) for name in ("mla_scale_q_lora", "mla_scale_kv_lora")),
     Field("attention_method", str, "MLA", only=("MLA",)),
@@ -34,6 +45,8 @@ def _spec_of(hf: Values, rope: Rope) -> ModelSpec:
     both = hf["qk_nope_head_dim"] + hf["qk_rope_head_dim"]
     rule = f"must be qk_nope_head_dim+qk_rope_head_dim={both}"
     require(hf["qk_head_dim"] in (None, both), "qk_head_dim", hf["qk_head_dim"], rule)
+    turning = hf["qk_rope_head_dim"]
+    require(hf["head_dim"] in (None, turning), "head_dim", hf["head_dim"], f"must be qk_rope_head_dim={turning}")
     experts = Moe(
         experts=hf["n_routed_experts"],
         zero_experts=hf["zero_expert_num"],
@@ -52,9 +65,11 @@ def _config_of(spec: ModelSpec) -> dict[str, Any]:
     experts = next(iter(spec.moes), None)
     if experts is None:
         raise SpecError(Problem("family", spec.family, "needs experts beside a layer"))
+    turning = first_mixer(spec, LatentAttention).rope_head_dim
     config = {name: value for name, value in latent_config(spec).items() if name != "num_hidden_layers"}
     return {
         **config,
+        **({"head_dim": turning} if turning != HEAD_DIM else {}),
         "num_layers": spec.num_layers // 2,
         "ffn_hidden_size": first_feed_forward(spec, Mlp).ffn_hidden,
         "expert_ffn_hidden_size": experts.ffn_hidden,
