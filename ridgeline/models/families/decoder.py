@@ -83,14 +83,6 @@ SPARSE_WEIGHTS = moe_weights(
 )
 """A decoder with experts, as Qwen's name them."""
 
-BLOCK_SPARSE_WEIGHTS = moe_weights(
-    router="block_sparse_moe.gate.weight",
-    gate="block_sparse_moe.experts.{expert}.w1.weight",
-    up="block_sparse_moe.experts.{expert}.w3.weight",
-    down="block_sparse_moe.experts.{expert}.w2.weight",
-)
-"""The same, as Mixtral's name them."""
-
 _EXPERT, _SHARED, _MTP = _LAYER + "mlp.experts.{expert}.", _LAYER + "mlp.shared_experts.", "mtp."
 
 DEEPSEEK_EXPERTS: Mapping[str, Template] = MappingProxyType(

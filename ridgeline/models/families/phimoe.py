@@ -10,31 +10,28 @@ from typing import Any
 import attrs
 
 from ridgeline.core.model import Block, LongRope, ModelSpec, Moe, Rope
+from ridgeline.models.families.block_sparse import BLOCK_SPARSE_WEIGHTS, EXPERT_FIELDS, experts_config, experts_of
 from ridgeline.models.families.decoder import (
-    BLOCK_SPARSE_WEIGHTS,
     DECODER_FIELDS,
     attention_of,
     decoder_config,
     decoder_of,
     first_attention,
     first_feed_forward,
-    router_losses,
 )
 from ridgeline.models.family import Family, Field, Values, require
 from ridgeline.models.hf_template import direct
 
 FIELDS = (
     *DECODER_FIELDS,
-    Field("intermediate_size", int),
+    *(field for field in EXPERT_FIELDS if field.name != "num_experts_per_tok"),
+    Field("num_experts_per_tok", int, only=(2,)),
     Field("num_key_value_heads", int),
     Field("head_dim", int | None, None),
     Field("attention_bias", bool, False),
     Field("lm_head_bias", bool, False),
     Field("original_max_position_embeddings", int | None, None),
     Field("sliding_window", int | None, None),
-    Field("num_local_experts", int, alias="num_experts"),
-    Field("num_experts_per_tok", int, only=(2,)),
-    Field("router_aux_loss_coef", float, 0.001, minimum=0),
     Field("router_jitter_noise", float, 0.01, minimum=0),
     Field("input_jitter_noise", float, 0.0, minimum=0),
     Field("router_sampling", bool, True),  # ours: the classes always draw in training
@@ -49,13 +46,10 @@ def _spec_of(hf: Values, rope: Rope) -> ModelSpec:
         scales = {"short_mscale": scaling.short_mscale, "long_mscale": scaling.long_mscale}
         for name, scale in scales.items():
             require(scale is not None, f"rope_scaling.{name}", scale, "the config must give it")
-    experts = Moe(
-        experts=hf["num_local_experts"],
-        topk=hf["num_experts_per_tok"],
-        ffn_hidden=hf["intermediate_size"],
+    experts = experts_of(
+        hf,
         score="sparsemixer",
         normalize_topk=False,
-        aux_loss=hf["router_aux_loss_coef"],
         nearness=hf["router_jitter_noise"],
         sampled=hf["router_sampling"],
         input_jitter=hf["input_jitter_noise"],
@@ -75,14 +69,11 @@ def _config_of(spec: ModelSpec) -> dict[str, Any]:
         del config["head_dim"]
     return {
         **config,
-        **router_losses(experts),
-        "intermediate_size": experts.ffn_hidden,
+        **experts_config(experts),
         "attention_bias": attention.qkv_bias,
         "lm_head_bias": spec.head_bias,
         "original_max_position_embeddings": original,
         "sliding_window": attention.window,
-        "num_local_experts": experts.experts,
-        "num_experts_per_tok": experts.topk,
         "router_jitter_noise": experts.nearness,
         "input_jitter_noise": experts.input_jitter,
         **({} if experts.sampled else {"router_sampling": False}),
