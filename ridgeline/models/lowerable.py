@@ -29,6 +29,7 @@ from ridgeline.kernels.model_ops import has_modified_scores
 
 RUNS: Mapping[str, tuple[object, ...]] = MappingProxyType(
     {
+        "layout.cp_algorithm": ("ring", "ulysses", "hybrid"),
         "precision.params": ("bf16", "fp32"),
         "precision.grads": ("fp32", "bf16"),
         "precision.masters": ("fp32",),
@@ -167,8 +168,6 @@ def _job_faults(job: Job) -> Iterator[str]:
 def _context_faults(job: Job) -> Iterator[str]:
     """What has no lowering where cp splits samples."""
     layout, model = job.layout, job.model
-    if layout.cp_algorithm == "kv_allgather":
-        yield "layout.cp_algorithm='kv_allgather': is planned only, nothing runs it yet; use 'ring' or 'ulysses'"
     if layout.context_degrees[0] > 1 and job.batch.packing == "eod_reset":
         way_out = "use layout.cp_algorithm='ulysses'"
         yield f"batch.packing='eod_reset': keys and values of packed documents do not go round; {way_out}"

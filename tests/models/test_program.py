@@ -83,7 +83,7 @@ def test_what_cannot_be_lowered_is_named_at_once():
     with pytest.raises(LoweringError) as caught:
         check_lowerable(job_of(model, layout__cp=2, layout__cp_algorithm="kv_allgather"))
     assert str(caught.value).splitlines() == [
-        "layout.cp_algorithm='kv_allgather': is planned only, nothing runs it yet; use 'ring' or 'ulysses'",
+        "layout.cp_algorithm='kv_allgather': is planned only, nothing runs it yet; use 'ring' or 'ulysses' or 'hybrid'",
         "model.blocks.feed_forward.topk=[2, 3]: Megatron-core has one for all layers; use one value",
         "model.blocks.mixer.qk_norm_over=['head', 'layer']: Megatron-core has one way to sum their gradients for all "
         "layers; use one value",
