@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import msgspec
-
+from ridgeline.core.data_files import read_data
 from ridgeline.core.frozen import frozen
 
 
@@ -51,7 +49,7 @@ def references() -> tuple[Reference, ...]:
     Source:
         Ascend/MindSpeed-LLM@9fc95c62 docs/pytorch/models, and the newest scripts of each row.
     """
-    rows = msgspec.json.decode(Path(__file__).with_suffix(".json").read_bytes())
+    rows = read_data(__file__, ".", "references")
     return tuple(Reference(**{**row, "layout": MappingProxyType(row["layout"])}) for row in rows)
 
 
