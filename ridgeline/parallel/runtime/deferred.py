@@ -82,12 +82,16 @@ def waiting_from(tensor: torch.Tensor, late: LateProducts | None) -> torch.Tenso
     return tensor if late is None else _Wait.apply(tensor, late)  # pyright: ignore[reportReturnType]
 
 
-class _Wait(torch.autograd.Function):
+class _Mark(torch.autograd.Function):
+    """A place in a forward that its backward comes by."""
+
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor, late: LateProducts) -> torch.Tensor:
         ctx.late = late
         return tensor.view_as(tensor)
 
+
+class _Wait(_Mark):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         late = ctx.late
@@ -97,12 +101,7 @@ class _Wait(torch.autograd.Function):
         return gradients[0], None
 
 
-class _CarryOut(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor, late: LateProducts) -> torch.Tensor:
-        ctx.late = late
-        return tensor.view_as(tensor)
-
+class _CarryOut(_Mark):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         late = ctx.late
